@@ -1,0 +1,1 @@
+"""Enhancement engines: arrays and physics, never DICOM."""
