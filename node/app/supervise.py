@@ -1,0 +1,153 @@
+"""The supervisor: one child process a role, started again when it dies, ended in order.
+
+It holds no work and no state. Whatever a child was doing when it died is in the database and the spool, so
+starting it again is all the help it needs. Children get SIGTERM should the supervisor be killed outright.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from node.log import get_logger
+
+log = get_logger()
+
+ROLES: tuple[str, ...] = ("deliver", "enhance", "gather", "receive")
+"""In start order: the door opens last, when everyone behind it is up. They stop in the reverse order."""
+
+_FIRST_WAIT_S = 0.5
+_LONGEST_WAIT_S = 30.0
+_STEADY_S = 60.0
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Ask Linux for SIGTERM when the parent dies, however it dies (prctl(2), PR_SET_PDEATHSIG)."""
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:  # it died before we asked
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stop_on_signals(stop: threading.Event, reload: Callable[[], None] | None = None) -> None:
+    """SIGTERM and SIGINT set ``stop``; SIGHUP calls ``reload``."""
+
+    def ask(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    def again(_number: int, _frame: FrameType | None) -> None:
+        if reload is not None:
+            reload()
+
+    signal.signal(signal.SIGTERM, ask)
+    signal.signal(signal.SIGINT, ask)
+    signal.signal(signal.SIGHUP, again)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Child:
+    role: str
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+    wait_s: float = _FIRST_WAIT_S
+    start_at: float = field(default=0.0)
+
+
+class Supervisor:
+    """Run the roles as children of this process.
+
+    Parameters
+    ----------
+    config
+        Path of config.yaml; children read it themselves.
+    roles
+        Which of :data:`ROLES` to run.
+    drain_s
+        How long the children together may take to end after SIGTERM before they are killed; whatever they
+        still held is in the database.
+    arguments
+        Command line of a child, before its role.
+    """
+
+    def __init__(
+        self,
+        config: Path,
+        roles: Sequence[str] = ROLES,
+        *,
+        drain_s: float = 15.0,
+        arguments: Sequence[str] = (),
+    ) -> None:
+        self._config = config
+        self._children = [_Child(role=r) for r in ROLES if r in roles]
+        self._drain_s = drain_s
+        self._arguments = list(arguments)
+        self.stop = threading.Event()
+        self._reload = threading.Event()
+
+    def run(self) -> int:
+        """Supervise until SIGTERM or SIGINT. Returns the exit status."""
+        stop_on_signals(self.stop, self._reload.set)
+        log.info("node.started", roles=[c.role for c in self._children], pid=os.getpid())
+        while not self.stop.is_set():
+            now = time.monotonic()
+            for child in self._children:
+                self._look_after(child, now)
+            if self._reload.is_set():
+                self._reload.clear()
+                self._signal(signal.SIGHUP)
+            self.stop.wait(0.1)
+        self._end()
+        log.info("node.stopped")
+        return 0
+
+    def _look_after(self, child: _Child, now: float) -> None:
+        if child.process is not None:
+            status = child.process.poll()
+            if status is None:
+                if now - child.started_at > _STEADY_S:
+                    child.wait_s = _FIRST_WAIT_S
+                return
+            log.error("role.died", role=child.role, status=status, again_in_s=child.wait_s)
+            child.process = None
+            child.start_at = now + child.wait_s
+            child.wait_s = min(child.wait_s * 2, _LONGEST_WAIT_S)
+        if now >= child.start_at:
+            command = [
+                sys.executable, "-m", "node", "serve", "--role", child.role,
+                "--config", str(self._config), *self._arguments,
+            ]  # fmt: skip
+            child.process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+            child.started_at = now
+
+    def _signal(self, number: signal.Signals) -> None:
+        for child in self._children:
+            if child.process is not None and child.process.poll() is None:
+                child.process.send_signal(number)
+
+    def _end(self) -> None:
+        # The receiver first: no new association while the others put down what they hold.
+        deadline = time.monotonic() + self._drain_s
+        for child in reversed(self._children):
+            if child.process is not None and child.process.poll() is None:
+                child.process.terminate()
+        for child in reversed(self._children):
+            if child.process is None:
+                continue
+            try:
+                child.process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                log.error("role.killed", role=child.role, after_s=self._drain_s)
+                child.process.kill()
+                child.process.wait()
