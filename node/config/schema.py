@@ -1,0 +1,506 @@
+"""What config.yaml may say: frozen models, one per section.
+
+After parsing, durations are seconds (float), sizes bytes (int). Field descriptions are the documentation
+of the keys: ``luminode config explain`` and docs/configuration.md are made from them. References between
+sections (a rule's engine and destinations) and the order of the rules are checked by
+:mod:`node.config.checks`, which :func:`node.config.load.parse` runs.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_serializer,
+    model_validator,
+)
+
+from node.config.conditions import Condition, parse_when, write_when
+from node.config.values import (
+    UID,
+    AETitle,
+    Duration,
+    Filled,
+    KeptFor,
+    Name,
+    Network,
+    Number,
+    Options,
+    Refused,
+    Size,
+    Text,
+    Truth,
+    Whole,
+    did_you_mean,
+    host_and_port,
+    quote,
+)
+
+RESTART: dict[str, Any] = {"restart": True}
+"""Marks a key whose change takes effect only when the node starts again."""
+
+DEFAULT_SUFFIX = " [LUM]"
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, and an unknown key is a fault."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False, validate_default=False
+    )
+
+
+def _address(value: object) -> object:
+    if isinstance(value, str):
+        host, port = host_and_port(value)
+        return {"host": host, "port": port}
+    return value
+
+
+class HostPort(Section):
+    """Where to listen or to connect."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+Listen: TypeAlias = HostPort
+Address: TypeAlias = Annotated[HostPort, BeforeValidator(_address)]
+
+
+class Peer(Section):
+    """A calling AE title that may associate, optionally pinned to addresses."""
+
+    ae_title: AETitle = Field(description="The AE title by which the peer calls.")
+    addresses: tuple[Network, ...] = Field(
+        default=(),
+        description="IP addresses or CIDR networks that this AE title may call from. Empty: from anywhere. "
+        "AE titles are no authentication: pin every scanner whose address is fixed.",
+    )
+
+    def admits(self, address: str) -> bool:
+        """True if a peer at this IP address may use this AE title."""
+        if not self.addresses:
+            return True
+        try:
+            ip = ipaddress.ip_address(address.partition("%")[0])
+        except ValueError:
+            return False
+        if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+            ip = ip.ipv4_mapped
+        return any(ip in ipaddress.ip_network(each) for each in self.addresses)
+
+
+def _peer(value: object) -> object:
+    return {"ae_title": value} if isinstance(value, str) else value
+
+
+def _which(value: object) -> str:
+    return "any" if isinstance(value, str) else "list"
+
+
+AcceptFrom: TypeAlias = Annotated[
+    Annotated[Literal["any"], Tag("any")]
+    | Annotated[tuple[Annotated[Peer, BeforeValidator(_peer)], ...], Field(min_length=1), Tag("list")],
+    Discriminator(_which),
+]
+TransferSyntaxes: TypeAlias = Annotated[
+    Annotated[Literal["any"], Tag("any")] | Annotated[tuple[UID, ...], Field(min_length=1), Tag("list")],
+    Discriminator(_which),
+]
+
+
+class ServerTLS(Section):
+    """TLS for associations that scanners open (PS3.15 B.12)."""
+
+    certificate: Filled = Field(description="PEM file with the node's certificate, then its chain.")
+    key: Filled = Field(description="PEM file with the node's private key, readable by the node alone.")
+    authorities: Filled | None = Field(
+        default=None,
+        description="PEM file with the authorities that sign the peers' certificates. When given, a peer "
+        "without a certificate of one of them is turned away.",
+    )
+
+
+class ClientTLS(Section):
+    """TLS for associations that the node opens."""
+
+    authorities: Filled = Field(description="PEM file with the authorities that sign the peer's certificate.")
+    certificate: Filled | None = Field(default=None, description="PEM file with the node's own certificate.")
+    key: Filled | None = Field(default=None, description="PEM file with the private key of `certificate`.")
+
+    @model_validator(mode="after")
+    def _pair(self) -> ClientTLS:
+        if (self.certificate is None) != (self.key is None):
+            raise Refused("certificate and key go together", "give both or neither")
+        return self
+
+
+class Timeouts(Section):
+    """How long the receiver waits for a peer."""
+
+    acse: Duration = Field(default=30.0, description="For an association to be asked for or released.")
+    dimse: Duration = Field(default=60.0, description="Between two messages' parts inside one DIMSE message.")
+    network: Duration = Field(default=120.0, description="For an idle association to say anything at all.")
+    pdu: Duration = Field(
+        default=20.0,
+        description="For a PDU to arrive whole once its first byte is here. A peer that drips bytes is cut off.",
+    )
+
+
+class NodeSettings(Section):
+    """The DICOM node that scanners send to."""
+
+    ae_title: AETitle = Field(
+        default="LUMINODE", description="What scanners call us: 1 to 16 characters (PS3.5 6.2, VR AE)."
+    )
+    listen: Address = Field(
+        default=HostPort(host="0.0.0.0", port=11112),  # noqa: S104 - scanners are elsewhere
+        description="Address and port to accept associations on. 0.0.0.0 is every interface; 127.0.0.1 is this "
+        "machine alone. Port 104 is the DICOM well-known port and needs a privilege.",
+        json_schema_extra=RESTART,
+    )
+    accept_from: AcceptFrom = Field(
+        description="Calling AE titles that may send, as a list. An entry is an AE title, or "
+        "{ae_title: CT1, addresses: [10.1.2.3, 10.1.3.0/24]} to pin it to addresses. The word `any` lets "
+        "everybody in: for a trial only.",
+    )
+    require_called_ae: Truth = Field(
+        default=True, description="Turn away associations that call another AE title than `node.ae_title`."
+    )
+    max_associations: Annotated[Whole, Field(ge=1, le=4096)] = Field(
+        default=128,
+        description="Associations served at once; more are rejected as transient, so peers retry.",
+    )
+    max_associations_per_address: Annotated[Whole, Field(ge=1, le=4096)] = Field(
+        default=64, description="Of these, how many from one IP address, half-open connections included."
+    )
+    max_pdu: Annotated[Size, Field(ge=4096, le=4 * 1024 * 1024)] = Field(
+        default=131072,
+        description="Largest P-DATA PDU that we ask for, in bytes (PS3.8 D.1). 0, which means without limit, "
+        "is refused: a peer could then make the node hold anything in memory.",
+    )
+    max_instance: Annotated[Size, Field(ge=1_000_000)] = Field(
+        default=2_000_000_000, description="Largest data set taken in one C-STORE; a larger one is refused."
+    )
+    timeouts: Timeouts = Field(default=Timeouts(), description="How long the receiver waits for a peer.")
+    tls: ServerTLS | None = Field(
+        default=None,
+        description="Take TLS associations only, with these files. Left out: plain TCP.",
+        json_schema_extra=RESTART,
+    )
+    private_classes: tuple[UID, ...] = Field(
+        default=(), description="SOP class UIDs to store besides the standard ones, for vendors' own objects."
+    )
+    transfer_syntaxes: TransferSyntaxes = Field(
+        default="any",
+        description="Transfer syntaxes accepted for storage: `any` that is known, or a list of UIDs. Data is "
+        "stored as it was received.",
+    )
+
+    def peer(self, calling_ae: str, address: str) -> bool:
+        """True if this calling AE title may associate from this IP address."""
+        if self.accept_from == "any":
+            return True
+        title = calling_ae.strip(" ")
+        return any(each.ae_title == title and each.admits(address) for each in self.accept_from)
+
+
+class Keep(Section):
+    """How long finished data stays."""
+
+    received: KeptFor = Field(
+        default=7 * 86400.0, description="Received instances of a series that is finished, or `forever`."
+    )
+    derived: KeptFor = Field(
+        default=30 * 86400.0, description="Derived instances that every destination holds, or `forever`."
+    )
+    provenance: Literal["forever"] = Field(
+        default="forever", description="The provenance is append-only and hash-chained: only `forever`."
+    )
+
+
+def _database(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    if value.startswith("sqlite:///") and len(value) > len("sqlite:///"):
+        return value
+    if value.startswith("postgresql+psycopg://"):
+        return value
+    hint = "write sqlite:///var/luminode.db or postgresql+psycopg://user:${DB_PASSWORD}@host/luminode"
+    if value.startswith(("postgresql:", "postgres:", "postgresql+")):
+        raise Refused("the database URL does not name the driver psycopg", hint)
+    raise Refused("this is no database URL that Luminode knows", hint)
+
+
+class StoreSettings(Section):
+    """Where received bytes, derived bytes and the records are kept."""
+
+    spool: Filled = Field(
+        default="var/spool",
+        description="Folder for received and derived instances. One local filesystem: renames must be atomic. "
+        "A relative path starts at the working directory.",
+        json_schema_extra=RESTART,
+    )
+    database: Annotated[str, BeforeValidator(_database)] = Field(
+        default="sqlite:///var/luminode.db",
+        repr=False,
+        description="sqlite:///FILE (relative) or sqlite:////FILE (absolute) for one host, "
+        "postgresql+psycopg://USER:PASSWORD@HOST/NAME for several. Give the password as ${DB_PASSWORD}.",
+        json_schema_extra=RESTART,
+    )
+    keep: Keep = Field(default=Keep(), description="How long finished data stays. What is unfinished stays.")
+    refuse_below: Size = Field(
+        default=20_000_000_000,
+        description="Free space under which C-STORE answers A700H (out of resources), before the disk is full.",
+    )
+    duplicates: Literal["keep_first", "replace"] = Field(
+        default="keep_first",
+        description="The same SOP instance UID again with other bytes: `keep_first` keeps what is there and "
+        "sets the newcomer aside, `replace` takes the newcomer. Either is recorded. Identical bytes are no event.",
+    )
+
+
+class CloseOn(Section):
+    """Which evidence, besides quiet time, says that a series is complete."""
+
+    count: Truth = Field(
+        default=True, description="The number of instances that the header promises has arrived."
+    )
+    release: Truth = Field(
+        default=True,
+        description="Every association that carried the series was released normally, and geometry is regular "
+        "without gaps. An aborted association is never such evidence.",
+    )
+
+
+class SeriesSettings(Section):
+    """When a series counts as complete, and what a late instance does."""
+
+    quiet_after: Duration = Field(
+        default=30.0, description="Without better evidence: no instance has come for this long."
+    )
+    give_up_after: Duration = Field(
+        default=3600.0, description="Last resort: the series has been open for this long."
+    )
+    settle: Duration = Field(
+        default=1.0,
+        description="After the last association was released, how long to wait for another one to open.",
+    )
+    close_on: CloseOn = Field(
+        default=CloseOn(), description="Stronger evidence, each of which may be turned off."
+    )
+    late: Literal["append", "revise"] = Field(
+        default="append",
+        description="Instances that come after a series was enhanced: `append` computes only the new slices, into "
+        "the same derived series; `revise` makes a complete new series, marked as a revision.",
+    )
+
+
+class EngineSettings(Section):
+    """One way to enhance: an engine of the catalogue with its settings, under a name that rules use."""
+
+    engine: Filled = Field(description="The engine's name in the catalogue, for example ct-nlm.")
+    strength: Annotated[Number, Field(ge=0, le=1)] | None = Field(
+        default=None,
+        description="0 gives the stored pixels back, 1 is the most the engine does. Left out: the engine's own.",
+    )
+    runtime: Literal["auto", "tensorrt", "tensorrt_rtx", "onnx"] = Field(
+        default="auto",
+        description="What runs a learned engine: `auto` is tensorrt, then tensorrt_rtx, then onnx (CPU).",
+    )
+    options: Options = Field(default={}, description="Further settings of this engine, see its card.")
+    description_suffix: Annotated[Text, Field(max_length=32)] = Field(
+        default=DEFAULT_SUFFIX,
+        description="Appended to Series Description; a long description is cut, never this. At most 32 characters.",
+    )
+    series_number_offset: Annotated[Whole, Field(ge=1, le=1_000_000)] = Field(
+        default=1000, description="Added to Series Number, so that the derived series follows its source."
+    )
+    research_mark: Truth = Field(
+        default=True, description="Say in the derived objects that they are not for primary diagnosis alone."
+    )
+    value2: Literal["PRIMARY", "SECONDARY"] = Field(
+        default="PRIMARY",
+        description="Value 2 of Image Type in derived classic CT and MR. SECONDARY is legal, but many hanging "
+        "protocols drop it. Enhanced objects always have PRIMARY (PS3.3 C.8.16.1).",
+    )
+    enhance_vendor_denoised: Truth = Field(
+        default=False,
+        description="Enhance series that the scanner's own deep learning has denoised already.",
+    )
+
+
+class Retry(Section):
+    """How a delivery is tried again."""
+
+    for_: Duration = Field(default=3 * 86400.0, alias="for", description="Give up after this long.")
+    first: Annotated[Duration, Field(gt=0)] = Field(default=5.0, description="Pause after the first failure.")
+    at_most: Annotated[Duration, Field(gt=0)] = Field(
+        default=900.0, description="Longest pause; pauses double up to it, with full jitter."
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Retry:
+        if self.first > self.at_most:
+            raise Refused("`first` is longer than `at_most`", "make `first` the shorter one")
+        return self
+
+
+def _later(what: str) -> BeforeValidator:
+    def check(value: object) -> object:
+        if value is True or (isinstance(value, str) and value.strip().lower() == "true"):
+            raise Refused(f"{what} comes with a later release", "take the line out or write false")
+        return value
+
+    return BeforeValidator(check)
+
+
+class DimseDestination(Section):
+    """A PACS that takes C-STORE."""
+
+    kind: Literal["dimse"] = Field(default="dimse", description="`dimse`: C-STORE to a PACS.")
+    ae_title: AETitle = Field(description="The destination's AE title.")
+    address: Address = Field(description="The destination's host:port.")
+    calling_ae: AETitle | None = Field(
+        default=None, description="The AE title that we call with. Left out: `node.ae_title`."
+    )
+    max_pdu: Annotated[Size, Field(ge=4096, le=4 * 1024 * 1024)] = Field(
+        default=131072, description="Largest PDU that we ask the destination to send, in bytes."
+    )
+    timeout: Annotated[Duration, Field(gt=0)] = Field(
+        default=30.0, description="For connecting, and for the answer to each C-STORE."
+    )
+    retry: Retry = Field(default=Retry(), description="How long and how often a delivery is tried again.")
+    equipment: Literal["standard", "retain"] = Field(
+        default="standard",
+        description="General Equipment of derived objects: `standard` names Luminode as the manufacturer and the "
+        "scanner under contributing equipment; `retain` keeps the scanner's, for a PACS that sorts by it.",
+    )
+    tls: ClientTLS | None = Field(default=None, description="Use TLS with these files. Left out: plain TCP.")
+    forward_originals: Annotated[Truth, _later("forwarding originals")] = Field(
+        default=False, description="Not built yet: only `false`. The scanner sends originals to PACS itself."
+    )
+    commit: Annotated[Truth, _later("storage commitment")] = Field(
+        default=False, description="Not built yet: only `false`. Ask the PACS to commit to what it stored."
+    )
+
+    @property
+    def host(self) -> str:
+        return self.address.host
+
+    @property
+    def port(self) -> int:
+        return self.address.port
+
+
+class FolderDestination(Section):
+    """A folder, written file by file, each complete or absent."""
+
+    kind: Literal["folder"] = Field(default="folder", description="`folder`: files in a folder.")
+    path: Filled = Field(description="The folder; made if absent.")
+    retry: Retry = Field(default=Retry(), description="How long and how often a delivery is tried again.")
+    equipment: Literal["standard", "retain"] = Field(
+        default="standard", description="General Equipment of derived objects, as for `dimse`."
+    )
+
+
+KINDS = ("dimse", "folder")
+LATER_KINDS: Mapping[str, str] = {"dicomweb": "STOW-RS (DICOMweb)", "stow": "STOW-RS (DICOMweb)"}
+
+
+def kind_of(value: object) -> object:
+    """What a destination, as a mapping or a model, says of its kind; None if nothing."""
+    return value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
+
+
+def _known_kind(value: object) -> object:
+    kind = kind_of(value)
+    if kind is None:
+        raise Refused("the destination has no kind", f"add kind: {' or kind: '.join(KINDS)}")
+    if kind in LATER_KINDS:
+        raise Refused(
+            f"destinations of the kind {kind} are not built yet",
+            f"{LATER_KINDS[kind]} comes with a later release; use kind: {' or kind: '.join(KINDS)}",
+        )
+    if kind not in KINDS:
+        raise Refused(
+            f"there is no kind {quote(kind)}",
+            did_you_mean(str(kind), KINDS, f"write kind: {' or kind: '.join(KINDS)}"),
+            wanted=f"write kind: {' or kind: '.join(KINDS)}",
+        )
+    return value
+
+
+Destination: TypeAlias = Annotated[
+    Annotated[
+        Annotated[DimseDestination, Tag("dimse")] | Annotated[FolderDestination, Tag("folder")],
+        Discriminator(kind_of),
+    ],
+    BeforeValidator(_known_kind),
+]
+
+
+class Rule(Section):
+    """Which series are enhanced, how, and where the result goes. Read downwards; the first match wins."""
+
+    name: Annotated[Filled, Field(max_length=64)] = Field(
+        description="What people call the rule; unique. At most 64 characters."
+    )
+    when: Annotated[Mapping[str, Condition], BeforeValidator(parse_when)] = Field(
+        description="`any`, or DICOM keywords with a condition each, all of which must hold."
+    )
+    enhance: Name | None = Field(default=None, description="The entry of `engines:` to enhance with.")
+    send_to: tuple[Name, ...] = Field(
+        default=(), description="The entries of `destinations:` that get the derived series."
+    )
+    ignore: Truth = Field(default=False, description="`true`: do nothing with a series that matches.")
+    strength: Annotated[Number, Field(ge=0, le=1)] | None = Field(
+        default=None, description="Strength for this rule, instead of the engine's."
+    )
+
+    @field_serializer("when")
+    def _when(self, when: Mapping[str, Condition]) -> Any:
+        return write_when(when)
+
+
+class LogSettings(Section):
+    """What the node writes to standard error. Patient data is never part of it."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info",
+        description="info has one line per change of state, warning what a person may want to know.",
+    )
+    format: Literal["console", "json"] = Field(
+        default="console", description="`console` for people, `json` for machines: one object a line."
+    )
+
+
+class Config(Section):
+    """The whole of config.yaml."""
+
+    node: NodeSettings = Field(description="The DICOM node that scanners send to.")
+    store: StoreSettings = Field(default=StoreSettings(), description="Where bytes and records are kept.")
+    series: SeriesSettings = Field(default=SeriesSettings(), description="When a series counts as complete.")
+    engines: dict[Name, EngineSettings] = Field(
+        default={}, description="Ways to enhance, each under a name that rules use."
+    )
+    destinations: dict[Name, Destination] = Field(
+        default={}, description="Where derived series go, each under a name that rules use."
+    )
+    rules: tuple[Rule, ...] = Field(
+        default=(),
+        description="Which series are enhanced. Read downwards, the first match wins; no match: ignored.",
+    )
+    log: LogSettings = Field(default=LogSettings(), description="What the node writes to standard error.")
