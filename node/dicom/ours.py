@@ -12,6 +12,8 @@ from typing import Any, Final
 
 from pydicom.dataset import Dataset
 
+from node import __version__
+
 PRODUCT: Final = "Luminode"
 MANUFACTURER: Final = "Luminode"
 MODEL: Final = "Luminode DICOM node"
@@ -20,6 +22,11 @@ CODE_SCHEME: Final = "99LUMINODE"
 
 UID_PREFIX: Final = "2.25."
 """Root of every UID that we make (PS3.5 B.2). Others use it too: a prefix alone proves nothing."""
+
+IMPLEMENTATION_CLASS_UID: Final = "2.25.76247336559299623844704323935584698132"
+"""Who wrote this file or asked for this association (PS3.7 D.3.3.2, PS3.10 7.1): every release of Luminode."""
+
+IMPLEMENTATION_VERSION_NAME: Final = f"LUMINODE_{__version__}"[:16]
 
 DERIVATION_CODES: Final[dict[str, tuple[str, str]]] = {
     "cnn": ("DLNR", "Deep learning noise reduction"),
