@@ -6,19 +6,18 @@ starting it again is all the help it needs. Children get SIGTERM should the supe
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 
 from node.log import get_logger
+from node.process import stop_on_signals
 
 log = get_logger()
 
@@ -28,32 +27,6 @@ ROLES: tuple[str, ...] = ("deliver", "enhance", "gather", "receive")
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 30.0
 _STEADY_S = 60.0
-_PR_SET_PDEATHSIG = 1
-
-
-def die_with_parent() -> None:
-    """Ask Linux for SIGTERM when the parent dies, however it dies (prctl(2), PR_SET_PDEATHSIG)."""
-    if sys.platform != "linux":
-        return
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent:  # it died before we asked
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-def stop_on_signals(stop: threading.Event, reload: Callable[[], None] | None = None) -> None:
-    """SIGTERM and SIGINT set ``stop``; SIGHUP calls ``reload``."""
-
-    def ask(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
-
-    def again(_number: int, _frame: FrameType | None) -> None:
-        if reload is not None:
-            reload()
-
-    signal.signal(signal.SIGTERM, ask)
-    signal.signal(signal.SIGINT, ask)
-    signal.signal(signal.SIGHUP, again)
 
 
 @dataclass(slots=True, kw_only=True)

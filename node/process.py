@@ -1,0 +1,38 @@
+"""How a process of the node lives and dies: signals, and its tie to its parent."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Ask Linux for SIGTERM when the parent dies, however it dies (prctl(2), PR_SET_PDEATHSIG)."""
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:  # it died before we asked
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stop_on_signals(stop: threading.Event, reload: Callable[[], None] | None = None) -> None:
+    """SIGTERM and SIGINT set ``stop``; SIGHUP calls ``reload``."""
+
+    def ask(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    def again(_number: int, _frame: FrameType | None) -> None:
+        if reload is not None:
+            reload()
+
+    signal.signal(signal.SIGTERM, ask)
+    signal.signal(signal.SIGINT, ask)
+    signal.signal(signal.SIGHUP, again)
