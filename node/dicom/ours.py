@@ -24,7 +24,7 @@ UID_PREFIX: Final = "2.25."
 """Root of every UID that we make (PS3.5 B.2). Others use it too: a prefix alone proves nothing."""
 
 IMPLEMENTATION_CLASS_UID: Final = "2.25.76247336559299623844704323935584698132"
-"""Who wrote this file or asked for this association (PS3.7 D.3.3.2, PS3.10 7.1): every release of Luminode."""
+"""Who wrote this file or asked for this association (PS3.7 D.3.3.2, PS3.10 7.1)."""
 
 IMPLEMENTATION_VERSION_NAME: Final = f"LUMINODE_{__version__}"[:16]
 

@@ -1,0 +1,165 @@
+"""A socket on which nothing waits for ever.
+
+Every wait has an end of its own: to connect, for the peer to take another byte, for an answer. A peer that is
+frozen (SIGSTOP, a hung virtual machine, a full disk under its receiver) keeps acknowledging on the TCP level
+for as long as its kernel has room; pynetdicom's sender was seen to wait for ever there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import struct
+import time
+
+from node.errors import PeerUnreachable
+
+LARGEST_PDU = 1 << 20
+"""No answer to an SCU is longer than this; a longer one is cut before it is allocated."""
+
+
+class Wire:
+    """A connected TCP (or TLS) socket with deadlines.
+
+    Parameters
+    ----------
+    sock
+        Connected; owned from now on.
+    timeout_s
+        How long the peer may take no byte, or give none, before it is given up.
+    """
+
+    def __init__(self, sock: socket.socket, timeout_s: float) -> None:
+        self._sock = sock
+        self._timeout_s = timeout_s
+        self._is_open = True
+
+    def send(self, data: bytes | memoryview, deadline: float) -> None:
+        """Write all of ``data``; ``deadline`` is on the monotonic clock.
+
+        Raises
+        ------
+        PeerUnreachable
+            If the peer takes no byte for the timeout, if the deadline passes, or if the connection breaks.
+        """
+        view = memoryview(data)
+        while view:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise PeerUnreachable("the peer took the data too slowly")
+            self._sock.settimeout(min(self._timeout_s, left))
+            try:
+                view = view[self._sock.send(view) :]
+            except TimeoutError:
+                raise PeerUnreachable("the peer stopped taking data") from None
+            except OSError as error:
+                raise _broken(error) from None
+
+    def receive(self, size: int, deadline: float) -> bytes:
+        """Read exactly ``size`` bytes until ``deadline``.
+
+        Raises
+        ------
+        PeerUnreachable
+            If they do not come, or the connection ends first.
+        """
+        got = bytearray()
+        while len(got) < size:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise PeerUnreachable("no answer")
+            self._sock.settimeout(left)
+            try:
+                piece = self._sock.recv(min(size - len(got), 65536))
+            except TimeoutError:
+                raise PeerUnreachable("no answer") from None
+            except OSError as error:
+                raise _broken(error) from None
+            if not piece:
+                raise PeerUnreachable("the peer closed the connection")
+            got += piece
+        return bytes(got)
+
+    def receive_pdu(self, deadline: float) -> tuple[int, bytes]:
+        """The next PDU: its type and its body without the six-byte header (PS3.8 9.3.1)."""
+        kind, _, length = struct.unpack(">BBL", self.receive(6, deadline))
+        if length > LARGEST_PDU:
+            raise PeerUnreachable("the peer announced an answer of impossible length")
+        return kind, self.receive(length, deadline)
+
+    def close(self, *, drop: bool = False) -> None:
+        """Close; never raises and never waits for the peer.
+
+        ``drop`` resets the connection: what the kernel still holds for a peer that takes nothing is
+        thrown away, and the peer learns that this association is over.
+        """
+        if self._is_open:
+            self._is_open = False
+            with contextlib.suppress(OSError):
+                if drop:
+                    self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                else:
+                    self._sock.shutdown(socket.SHUT_RDWR)
+            with contextlib.suppress(OSError):
+                self._sock.close()
+
+
+def connect(
+    host: str, port: int, timeout_s: float, tls: ssl.SSLContext | None = None, *, server_name: str = ""
+) -> Wire:
+    """Connect within ``timeout_s`` seconds, over all addresses of ``host`` together.
+
+    Raises
+    ------
+    PeerUnreachable
+        If there is no address, nobody listens, nobody answers, or the TLS handshake fails.
+    """
+    deadline = time.monotonic() + timeout_s
+    try:
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        raise PeerUnreachable(
+            f"{host} has no address", hint="Check the address of this destination and the name server."
+        ) from None
+    reason = "nobody answers"
+    for family, kind, protocol, _, address in addresses:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            break
+        sock = socket.socket(family, kind, protocol)
+        try:
+            _prepare(sock, timeout_s)
+            sock.settimeout(left)
+            sock.connect(address)
+            if tls is not None:
+                # The socket's time-out bounds the handshake as a whole.
+                sock = tls.wrap_socket(sock, server_hostname=server_name or host)
+            return Wire(sock, timeout_s)
+        except TimeoutError:
+            reason = "nobody answers"
+        except ssl.SSLError as error:
+            reason = f"the TLS handshake failed ({error.reason or 'closed'})"
+        except OSError as error:
+            reason = _words(error)
+        sock.close()
+    raise PeerUnreachable(f"{host}:{port} cannot be reached: {reason}")
+
+
+def _prepare(sock: socket.socket, timeout_s: float) -> None:
+    # Nagle's algorithm and delayed acknowledgements together cost 40 ms an instance.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: data unacknowledged for this long ends the connection
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1000, int(timeout_s * 1000)))
+
+
+def _broken(error: OSError) -> PeerUnreachable:
+    return PeerUnreachable(f"the connection broke: {_words(error)}")
+
+
+def _words(error: OSError) -> str:
+    if isinstance(error, ConnectionRefusedError):
+        return "nobody listens there"
+    if isinstance(error, (ConnectionResetError, BrokenPipeError)):
+        return "the peer closed it"
+    return (error.strerror or type(error).__name__).lower()
