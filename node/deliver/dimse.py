@@ -1,0 +1,253 @@
+"""A PACS that takes C-STORE: one association for a derived series, one outcome for each instance.
+
+Each SOP class is proposed once for each transfer syntax that we could send it in: as stored, Explicit VR
+Little Endian, and Implicit VR Little Endian, which every DICOM peer must take (PS3.5 10.1). What a peer
+accepts is thus known before anything is sent, and an instance whose stored syntax it refuses is re-encoded
+without loss, never sent as another SOP class.
+"""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from node.config.schema import ClientTLS, DimseDestination
+from node.deliver.destination import DAMAGED, Echo, OnOutcome, Stop, no_answer, refused
+from node.deliver.parcel import Body, MemoryBody, Parcel, ParcelDamaged, ahead, open_parcel
+from node.deliver.pdu import VERIFICATION
+from node.deliver.sender import MOST_CONTEXTS, Context, Peer, Sender, associate
+from node.dicom.status import Status, describe, storage_outcome
+from node.dicom.transcode import transcode
+from node.errors import DeliveryError, InstanceRefused, NodeError, PeerUnreachable
+from node.model import Outcome
+
+FALLBACKS = (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
+"""What an instance is re-encoded to when its own syntax is refused, in order of preference."""
+
+_IN_A_ROW = 3
+"""So many transient refusals (A7xx) on end mean that the peer is full, not that an instance is odd."""
+
+
+class _NoContext(DeliveryError):
+    """The peer took no presentation context in which this instance could be sent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ready:
+    """An instance read, checked and encoded for the context it goes out on."""
+
+    context_id: int
+    body: Body
+
+    def close(self) -> None:
+        self.body.close()
+
+
+def peer_of(settings: DimseDestination, calling_ae: str) -> Peer:
+    """Whom to call, from a destination's settings; ``calling_ae`` is ours where they name none.
+
+    Raises
+    ------
+    PeerUnreachable
+        If its TLS files cannot be read.
+    """
+    return Peer(
+        host=settings.host,
+        port=settings.port,
+        called_ae=settings.ae_title,
+        calling_ae=settings.calling_ae or calling_ae,
+        max_pdu=settings.max_pdu,
+        timeout_s=settings.timeout,
+        tls=_tls(settings.tls) if settings.tls is not None else None,
+    )
+
+
+def _tls(settings: ClientTLS) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_verify_locations(cafile=settings.authorities)
+        if settings.certificate is not None:
+            context.load_cert_chain(settings.certificate, settings.key)
+    except (OSError, ssl.SSLError) as error:
+        raise PeerUnreachable(
+            f"this destination's TLS files cannot be read ({type(error).__name__})",
+            hint="Check `tls` of this destination: PEM files that the node may read, key without passphrase.",
+        ) from None
+    return context
+
+
+def contexts_for(parcels: Iterable[Parcel]) -> dict[str, list[Context]]:
+    """The presentation contexts to propose for each SOP class, fallbacks last."""
+    wanted: dict[str, list[Context]] = {}
+    for parcel in parcels:
+        of_class = wanted.setdefault(parcel.sop_class_uid, [])
+        context = (parcel.sop_class_uid, parcel.transfer_syntax_uid)
+        if context not in of_class:
+            of_class.append(context)
+    for sop_class, of_class in wanted.items():
+        of_class.extend((sop_class, syntax) for syntax in FALLBACKS if (sop_class, syntax) not in of_class)
+    return wanted
+
+
+def associations(parcels: Sequence[Parcel]) -> Iterator[tuple[list[Context], list[Parcel]]]:
+    """Split parcels into as few associations as their presentation contexts need.
+
+    A derived series needs one. Order is kept within an association; a SOP class is never split.
+    """
+    wanted = contexts_for(parcels)
+    groups: list[tuple[list[Context], set[str]]] = []
+    for sop_class, contexts in wanted.items():
+        contexts = contexts[:MOST_CONTEXTS]
+        if not groups or len(groups[-1][0]) + len(contexts) > MOST_CONTEXTS:
+            groups.append(([], set()))
+        groups[-1][0].extend(contexts)
+        groups[-1][1].add(sop_class)
+    for contexts, classes in groups:
+        yield contexts, [p for p in parcels if p.sop_class_uid in classes]
+
+
+class Dimse:
+    """Destination of kind ``dimse``.
+
+    Parameters
+    ----------
+    settings
+        As in config.yaml.
+    calling_ae
+        Our AE title where the settings name none.
+    """
+
+    def __init__(self, settings: DimseDestination, calling_ae: str) -> None:
+        self._settings = settings
+        self._calling_ae = calling_ae
+
+    @property
+    def endpoint(self) -> str:
+        return f"{self._settings.ae_title}@{self._settings.address}"
+
+    def send(
+        self,
+        parcels: Sequence[Parcel],
+        *,
+        on_outcome: OnOutcome,
+        done: Set[str] = frozenset(),
+        stop: Stop = lambda: False,
+    ) -> None:
+        """See :meth:`node.deliver.destination.Destination.send`.
+
+        Raises
+        ------
+        PeerUnreachable, AssociationRejected
+            As :func:`node.deliver.sender.associate`; PeerUnreachable also when the association was lost on
+            the way. The instance under way then has the outcome "no answer".
+        InstanceRefused
+            If the peer said several times on end that it is out of resources.
+        """
+        missing = [p for p in parcels if p.sop_instance_uid not in done]
+        peer = peer_of(self._settings, self._calling_ae)
+        for contexts, group in associations(missing):
+            if stop():
+                return
+            sender = associate(peer, contexts)
+            try:
+                send_over(sender, group, on_outcome, stop)
+            except BaseException:
+                sender.abort()
+                raise
+            sender.release()
+
+    def echo(self) -> Echo:
+        start = time.monotonic()
+        parts: list[tuple[str, float]] = []
+        try:
+            peer = peer_of(self._settings, self._calling_ae)
+            sender = associate(peer, [(VERIFICATION, s) for s in FALLBACKS])
+            parts.append(("associate", time.monotonic() - start))
+            if sender.accepted:
+                asked = time.monotonic()
+                status = sender.echo()
+                parts.append(("echo", time.monotonic() - asked))
+                ok, text = status == 0, f"answers C-ECHO with {describe(status)}"
+            else:
+                # It is there and knows us, which is what was asked.
+                ok, text = True, "accepts associations, though not Verification"
+            sender.release()
+        except NodeError as error:
+            ok, text, hint = False, error.message, error.hint
+        else:
+            hint = ""
+        return Echo(ok=ok, seconds=time.monotonic() - start, text=text, hint=hint, parts=tuple(parts))
+
+
+def send_over(
+    sender: Sender,
+    parcels: Iterable[Parcel],
+    on_outcome: OnOutcome,
+    stop: Stop = lambda: False,
+    wait: Callable[[], None] = lambda: None,
+) -> None:
+    """Send parcels over an association, in order; ``wait()`` is called before each."""
+    in_a_row = 0
+    for parcel, ready in ahead(parcels, lambda p: _prepare(p, sender.accepted)):
+        wait()
+        if stop():
+            return
+        uid = parcel.sop_instance_uid
+        try:
+            prepared = ready()
+        except ParcelDamaged as error:
+            on_outcome(refused(uid, DAMAGED, f"not sent: {error.message}"))
+            continue
+        except _NoContext as error:
+            on_outcome(refused(uid, Status.SOP_CLASS_NOT_SUPPORTED, error.message))
+            continue
+        try:
+            answer = sender.store(prepared.context_id, parcel.sop_class_uid, uid, prepared.body)
+        except PeerUnreachable as error:
+            on_outcome(no_answer(uid, error.message))
+            raise
+        finally:
+            prepared.close()
+        is_done, retryable = storage_outcome(answer.status)
+        on_outcome(
+            Outcome(
+                sop_instance_uid=uid,
+                status=answer.status,
+                done=is_done,
+                retryable=retryable,
+                comment=answer.comment,
+            )
+        )
+        in_a_row = in_a_row + 1 if retryable else 0
+        if in_a_row == _IN_A_ROW:
+            raise InstanceRefused(
+                answer.status,
+                f"the destination refuses one instance after the other ({describe(answer.status)})",
+                retryable=True,
+                hint="It may be out of space.",
+            )
+
+
+def _prepare(parcel: Parcel, accepted: Mapping[Context, int]) -> _Ready:
+    sop_class, stored = parcel.sop_class_uid, parcel.transfer_syntax_uid
+    exact = accepted.get((sop_class, stored))
+    if exact is not None:
+        return _Ready(context_id=exact, body=open_parcel(parcel))
+    others = [(s, accepted[sop_class, s]) for s in FALLBACKS if (sop_class, s) in accepted]
+    if not others:
+        raise _NoContext("the destination accepts no presentation context for this SOP class")
+    open_parcel(parcel).close()  # its digest is of the bytes as stored: check those
+    why = ""
+    for syntax, context_id in others:
+        try:
+            data = transcode(parcel.path, parcel.offset, stored, syntax)
+        except Exception as error:  # whatever a decoder throws concerns this instance alone
+            why = type(error).__name__
+            continue
+        return _Ready(context_id=context_id, body=MemoryBody(data))
+    raise _NoContext(f"it cannot be re-encoded without loss for this destination ({why})")
