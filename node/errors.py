@@ -9,6 +9,7 @@
     │   ├── SchemaTooNew       a newer Luminode wrote this database
     │   └── TransitionRefused  somebody else moved this row first: read again
     ├── ReceiveError           carries the DIMSE status that answers it
+    │   └── HeaderFault        the bytes are no data set, or one beyond the reader's bounds
     ├── SeriesError            permanent: this series cannot be enhanced as it is
     ├── EnhanceError
     │   ├── EngineUnavailable  retry: the runtime or its worker is not there
@@ -107,6 +108,16 @@ class ReceiveError(NodeError):
     def __init__(self, status: int, message: str, *, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.status = status
+
+
+class HeaderFault(ReceiveError):
+    """A data set's header cannot be read: malformed, cut short, or beyond the bounds of the reader.
+
+    The message names tags and lengths, never values: it may be logged.
+    """
+
+    def __init__(self, message: str, *, status: int = 0xC000, hint: str = "") -> None:
+        super().__init__(status, message, hint=hint)
 
 
 class SeriesError(NodeError):
