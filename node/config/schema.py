@@ -8,30 +8,31 @@ sections (a rule's engine and destinations) and the order of the rules are check
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    field_serializer,
-    model_validator,
-)
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_serializer, model_validator
 
-from node.config.conditions import Condition, parse_when, write_when
+from node.config.conditions import Condition
+from node.config.grammar import parse_when, write_when
+from node.config.network import (
+    AcceptFrom,
+    Address,
+    ClientTLS,
+    HostPort,
+    Peer,
+    Section,
+    ServerTLS,
+    TransferSyntaxes,
+)
 from node.config.values import (
     UID,
     AETitle,
+    Database,
     Duration,
     Filled,
     KeptFor,
     Name,
-    Network,
     Number,
     Options,
     Refused,
@@ -40,111 +41,19 @@ from node.config.values import (
     Truth,
     Whole,
     did_you_mean,
-    host_and_port,
     quote,
 )
+
+__all__ = [
+    "ClientTLS", "CloseOn", "Config", "Destination", "DimseDestination", "EngineSettings",
+    "FolderDestination", "HostPort", "Keep", "LogSettings", "NodeSettings", "Peer", "Retry", "Rule",
+    "Section", "SeriesSettings", "ServerTLS", "StoreSettings", "Timeouts",
+]  # fmt: skip
 
 RESTART: dict[str, Any] = {"restart": True}
 """Marks a key whose change takes effect only when the node starts again."""
 
 DEFAULT_SUFFIX = " [LUM]"
-
-
-class Section(BaseModel):
-    """Base of every section: frozen, and an unknown key is a fault."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False, validate_default=False
-    )
-
-
-def _address(value: object) -> object:
-    if isinstance(value, str):
-        host, port = host_and_port(value)
-        return {"host": host, "port": port}
-    return value
-
-
-class HostPort(Section):
-    """Where to listen or to connect."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-Listen: TypeAlias = HostPort
-Address: TypeAlias = Annotated[HostPort, BeforeValidator(_address)]
-
-
-class Peer(Section):
-    """A calling AE title that may associate, optionally pinned to addresses."""
-
-    ae_title: AETitle = Field(description="The AE title by which the peer calls.")
-    addresses: tuple[Network, ...] = Field(
-        default=(),
-        description="IP addresses or CIDR networks that this AE title may call from. Empty: from anywhere. "
-        "AE titles are no authentication: pin every scanner whose address is fixed.",
-    )
-
-    def admits(self, address: str) -> bool:
-        """True if a peer at this IP address may use this AE title."""
-        if not self.addresses:
-            return True
-        try:
-            ip = ipaddress.ip_address(address.partition("%")[0])
-        except ValueError:
-            return False
-        if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
-            ip = ip.ipv4_mapped
-        return any(ip in ipaddress.ip_network(each) for each in self.addresses)
-
-
-def _peer(value: object) -> object:
-    return {"ae_title": value} if isinstance(value, str) else value
-
-
-def _which(value: object) -> str:
-    return "any" if isinstance(value, str) else "list"
-
-
-AcceptFrom: TypeAlias = Annotated[
-    Annotated[Literal["any"], Tag("any")]
-    | Annotated[tuple[Annotated[Peer, BeforeValidator(_peer)], ...], Field(min_length=1), Tag("list")],
-    Discriminator(_which),
-]
-TransferSyntaxes: TypeAlias = Annotated[
-    Annotated[Literal["any"], Tag("any")] | Annotated[tuple[UID, ...], Field(min_length=1), Tag("list")],
-    Discriminator(_which),
-]
-
-
-class ServerTLS(Section):
-    """TLS for associations that scanners open (PS3.15 B.12)."""
-
-    certificate: Filled = Field(description="PEM file with the node's certificate, then its chain.")
-    key: Filled = Field(description="PEM file with the node's private key, readable by the node alone.")
-    authorities: Filled | None = Field(
-        default=None,
-        description="PEM file with the authorities that sign the peers' certificates. When given, a peer "
-        "without a certificate of one of them is turned away.",
-    )
-
-
-class ClientTLS(Section):
-    """TLS for associations that the node opens."""
-
-    authorities: Filled = Field(description="PEM file with the authorities that sign the peer's certificate.")
-    certificate: Filled | None = Field(default=None, description="PEM file with the node's own certificate.")
-    key: Filled | None = Field(default=None, description="PEM file with the private key of `certificate`.")
-
-    @model_validator(mode="after")
-    def _pair(self) -> ClientTLS:
-        if (self.certificate is None) != (self.key is None):
-            raise Refused("certificate and key go together", "give both or neither")
-        return self
 
 
 class Timeouts(Section):
@@ -155,7 +64,7 @@ class Timeouts(Section):
     network: Duration = Field(default=120.0, description="For an idle association to say anything at all.")
     pdu: Duration = Field(
         default=20.0,
-        description="For a PDU to arrive whole once its first byte is here. A peer that drips bytes is cut off.",
+        description="For a PDU to arrive whole after its first byte. A peer that drips bytes is cut off.",
     )
 
 
@@ -167,8 +76,8 @@ class NodeSettings(Section):
     )
     listen: Address = Field(
         default=HostPort(host="0.0.0.0", port=11112),  # noqa: S104 - scanners are elsewhere
-        description="Address and port to accept associations on. 0.0.0.0 is every interface; 127.0.0.1 is this "
-        "machine alone. Port 104 is the DICOM well-known port and needs a privilege.",
+        description="Address and port to accept associations on. 0.0.0.0 is every interface, 127.0.0.1 "
+        "this machine alone. Port 104, the well-known one, needs a privilege.",
         json_schema_extra=RESTART,
     )
     accept_from: AcceptFrom = Field(
@@ -181,7 +90,7 @@ class NodeSettings(Section):
     )
     max_associations: Annotated[Whole, Field(ge=1, le=4096)] = Field(
         default=128,
-        description="Associations served at once; more are rejected as transient, so peers retry.",
+        description="Associations served at once; more are rejected as transient: peers retry.",
     )
     max_associations_per_address: Annotated[Whole, Field(ge=1, le=4096)] = Field(
         default=64, description="Of these, how many from one IP address, half-open connections included."
@@ -231,29 +140,16 @@ class Keep(Section):
     )
 
 
-def _database(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    if value.startswith("sqlite:///") and len(value) > len("sqlite:///"):
-        return value
-    if value.startswith("postgresql+psycopg://"):
-        return value
-    hint = "write sqlite:///var/luminode.db or postgresql+psycopg://user:${DB_PASSWORD}@host/luminode"
-    if value.startswith(("postgresql:", "postgres:", "postgresql+")):
-        raise Refused("the database URL does not name the driver psycopg", hint)
-    raise Refused("this is no database URL that Luminode knows", hint)
-
-
 class StoreSettings(Section):
     """Where received bytes, derived bytes and the records are kept."""
 
     spool: Filled = Field(
         default="var/spool",
-        description="Folder for received and derived instances. One local filesystem: renames must be atomic. "
-        "A relative path starts at the working directory.",
+        description="Folder for received and derived instances. One local filesystem: renames must be "
+        "atomic. A relative path starts at the working directory.",
         json_schema_extra=RESTART,
     )
-    database: Annotated[str, BeforeValidator(_database)] = Field(
+    database: Database = Field(
         default="sqlite:///var/luminode.db",
         repr=False,
         description="sqlite:///FILE (relative) or sqlite:////FILE (absolute) for one host, "
@@ -263,12 +159,13 @@ class StoreSettings(Section):
     keep: Keep = Field(default=Keep(), description="How long finished data stays. What is unfinished stays.")
     refuse_below: Size = Field(
         default=20_000_000_000,
-        description="Free space under which C-STORE answers A700H (out of resources), before the disk is full.",
+        description="Free space under which C-STORE answers A700H (out of resources), ahead of a full disk.",
     )
     duplicates: Literal["keep_first", "replace"] = Field(
         default="keep_first",
         description="The same SOP instance UID again with other bytes: `keep_first` keeps what is there and "
-        "sets the newcomer aside, `replace` takes the newcomer. Either is recorded. Identical bytes are no event.",
+        "sets the newcomer aside, `replace` takes the newcomer. Either is recorded; identical bytes are "
+        "no event.",
     )
 
 
@@ -280,8 +177,8 @@ class CloseOn(Section):
     )
     release: Truth = Field(
         default=True,
-        description="Every association that carried the series was released normally, and geometry is regular "
-        "without gaps. An aborted association is never such evidence.",
+        description="Every association that carried the series was released normally, and geometry is "
+        "regular without gaps. An aborted association is never such evidence.",
     )
 
 
@@ -298,13 +195,11 @@ class SeriesSettings(Section):
         default=1.0,
         description="After the last association was released, how long to wait for another one to open.",
     )
-    close_on: CloseOn = Field(
-        default=CloseOn(), description="Stronger evidence, each of which may be turned off."
-    )
+    close_on: CloseOn = Field(default=CloseOn(), description="Stronger evidence; each may be turned off.")
     late: Literal["append", "revise"] = Field(
         default="append",
-        description="Instances that come after a series was enhanced: `append` computes only the new slices, into "
-        "the same derived series; `revise` makes a complete new series, marked as a revision.",
+        description="Instances that come after a series was enhanced: `append` computes only the new slices, "
+        "into the same derived series; `revise` makes a complete new series, marked as a revision.",
     )
 
 
@@ -314,7 +209,7 @@ class EngineSettings(Section):
     engine: Filled = Field(description="The engine's name in the catalogue, for example ct-nlm.")
     strength: Annotated[Number, Field(ge=0, le=1)] | None = Field(
         default=None,
-        description="0 gives the stored pixels back, 1 is the most the engine does. Left out: the engine's own.",
+        description="0 gives the stored pixels back, 1 is the most it does. Left out: the engine's own.",
     )
     runtime: Literal["auto", "tensorrt", "tensorrt_rtx", "onnx"] = Field(
         default="auto",
@@ -323,7 +218,7 @@ class EngineSettings(Section):
     options: Options = Field(default={}, description="Further settings of this engine, see its card.")
     description_suffix: Annotated[Text, Field(max_length=32)] = Field(
         default=DEFAULT_SUFFIX,
-        description="Appended to Series Description; a long description is cut, never this. At most 32 characters.",
+        description="Appended to Series Description, which is cut to fit 64 characters; this never is.",
     )
     series_number_offset: Annotated[Whole, Field(ge=1, le=1_000_000)] = Field(
         default=1000, description="Added to Series Number, so that the derived series follows its source."
@@ -333,8 +228,8 @@ class EngineSettings(Section):
     )
     value2: Literal["PRIMARY", "SECONDARY"] = Field(
         default="PRIMARY",
-        description="Value 2 of Image Type in derived classic CT and MR. SECONDARY is legal, but many hanging "
-        "protocols drop it. Enhanced objects always have PRIMARY (PS3.3 C.8.16.1).",
+        description="Value 2 of Image Type in derived classic CT and MR. SECONDARY is legal, but many "
+        "hanging protocols drop it. Enhanced objects always have PRIMARY (PS3.3 Table C.8-128).",
     )
     enhance_vendor_denoised: Truth = Field(
         default=False,
@@ -385,8 +280,8 @@ class DimseDestination(Section):
     retry: Retry = Field(default=Retry(), description="How long and how often a delivery is tried again.")
     equipment: Literal["standard", "retain"] = Field(
         default="standard",
-        description="General Equipment of derived objects: `standard` names Luminode as the manufacturer and the "
-        "scanner under contributing equipment; `retain` keeps the scanner's, for a PACS that sorts by it.",
+        description="General Equipment of derived objects: `standard` names Luminode as the manufacturer and "
+        "the scanner as contributing equipment; `retain` keeps the scanner's, for a PACS that sorts by it.",
     )
     tls: ClientTLS | None = Field(default=None, description="Use TLS with these files. Left out: plain TCP.")
     forward_originals: Annotated[Truth, _later("forwarding originals")] = Field(
@@ -417,7 +312,7 @@ class FolderDestination(Section):
 
 
 KINDS = ("dimse", "folder")
-LATER_KINDS: Mapping[str, str] = {"dicomweb": "STOW-RS (DICOMweb)", "stow": "STOW-RS (DICOMweb)"}
+LATER_KINDS = ("dicomweb", "stow")
 
 
 def kind_of(value: object) -> object:
@@ -432,7 +327,7 @@ def _known_kind(value: object) -> object:
     if kind in LATER_KINDS:
         raise Refused(
             f"destinations of the kind {kind} are not built yet",
-            f"{LATER_KINDS[kind]} comes with a later release; use kind: {' or kind: '.join(KINDS)}",
+            f"DICOMweb comes with a later release; use kind: {' or kind: '.join(KINDS)}",
         )
     if kind not in KINDS:
         raise Refused(
@@ -480,7 +375,7 @@ class LogSettings(Section):
 
     level: Literal["debug", "info", "warning", "error"] = Field(
         default="info",
-        description="info has one line per change of state, warning what a person may want to know.",
+        description="info: a line per change of state; warning: what a person may want to know.",
     )
     format: Literal["console", "json"] = Field(
         default="console", description="`console` for people, `json` for machines: one object a line."

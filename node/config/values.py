@@ -198,9 +198,7 @@ def host_and_port(value: object) -> tuple[str, int]:
     elif not _HOST.fullmatch(host) or (host.replace(".", "").isdigit() and not _is_ip(host)):
         raise Refused(f"{quote(host)} is neither a host name nor an IP address", _ADDRESS_HINT)
     if not _WHOLE.fullmatch(port) or not 0 <= int(port) <= 65535:
-        raise Refused(
-            f"{quote(port)} is no port", "a port is a number from 1 to 65535; DICOM likes 104, 11112"
-        )
+        raise Refused(f"{quote(port)} is no port", "a port is a number from 1 to 65535, often 104 or 11112")
     return host, int(port)
 
 
@@ -226,11 +224,8 @@ def network(value: object) -> str:
     except ValueError:
         raise Refused(f"{quote(value)} is no IP address", hint) from None
     one = value.strip().partition("/")[0]
-    raise Refused(
-        f"{quote(value)} names a host and a network at once",
-        f"write {loose}, or {one} for that host",
-        wanted=hint,
-    )
+    either = f"write {loose}, or {one} for that host"
+    raise Refused(f"{quote(value)} names a host and a network at once", either, wanted=hint)
 
 
 def uid(value: object) -> str:
@@ -238,7 +233,7 @@ def uid(value: object) -> str:
     said = value.strip() if isinstance(value, str) else ""
     if len(said) > 64 or not _UID.fullmatch(said):
         raise Refused(
-            f"{quote(value)} is no UID", "a UID has digits and dots, at most 64 characters (PS3.5 9.1)"
+            f"{quote(value)} is no UID", "a UID is digits and dots, at most 64 characters (PS3.5 9.1)"
         )
     return said
 
@@ -250,6 +245,20 @@ def name(value: object) -> str:
     raise Refused(
         f"{quote(value)} is no name", "a name has letters, digits, dots, dashes and underscores, at most 64"
     )
+
+
+def database(value: object) -> str:
+    """A database URL. It may hold a password, so no fault repeats it."""
+    if not isinstance(value, str):
+        raise Refused("this is no database URL", "write sqlite:///var/luminode.db")
+    if value.startswith("sqlite:///") and len(value) > len("sqlite:///"):
+        return value
+    if value.startswith("postgresql+psycopg://"):
+        return value
+    hint = "write sqlite:///var/luminode.db or postgresql+psycopg://user:${DB_PASSWORD}@host/luminode"
+    if value.startswith(("postgresql:", "postgres:", "postgresql+")):
+        raise Refused("the database URL does not name the driver psycopg", hint)
+    raise Refused("this is no database URL that Luminode knows", hint)
 
 
 def natural(value: object) -> object:
@@ -270,11 +279,11 @@ def natural(value: object) -> object:
 
 
 _DURATION_JSON = {"type": ["string", "number"], "pattern": rf"^(0|{_DURATION.pattern})$", "minimum": 0}
+_KEPT_JSON = {**_DURATION_JSON, "pattern": rf"^(0|forever|{_DURATION.pattern})$"}
 _SIZE_JSON = {"type": ["string", "integer"], "pattern": rf"^{_SIZE.pattern}$", "minimum": 0}
-_WORDS = {"type": "string"}
 
 Duration: TypeAlias = Annotated[float, BeforeValidator(duration), WithJsonSchema(_DURATION_JSON)]
-KeptFor: TypeAlias = Annotated[float | None, BeforeValidator(kept_for), WithJsonSchema(_DURATION_JSON)]
+KeptFor: TypeAlias = Annotated[float | None, BeforeValidator(kept_for), WithJsonSchema(_KEPT_JSON)]
 Size: TypeAlias = Annotated[int, BeforeValidator(size), WithJsonSchema(_SIZE_JSON)]
 Whole: TypeAlias = Annotated[int, BeforeValidator(whole)]
 Number: TypeAlias = Annotated[float, BeforeValidator(number)]
@@ -288,3 +297,4 @@ Network: TypeAlias = Annotated[str, BeforeValidator(network)]
 UID: TypeAlias = Annotated[str, BeforeValidator(uid)]
 Name: TypeAlias = Annotated[str, BeforeValidator(name)]
 Options: TypeAlias = Annotated[dict[str, Any], BeforeValidator(natural)]
+Database: TypeAlias = Annotated[str, BeforeValidator(database)]

@@ -1,0 +1,128 @@
+"""The parts of the schema that name peers: addresses, AE titles, TLS files."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    WithJsonSchema,
+    model_validator,
+)
+
+from node.config.values import UID, AETitle, Filled, Network, Refused, host_and_port, quote
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, and an unknown key is a fault."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False, validate_default=False
+    )
+
+
+def _address(value: object) -> object:
+    if isinstance(value, str):
+        host, port = host_and_port(value)
+        return {"host": host, "port": port}
+    return value
+
+
+class HostPort(Section):
+    """Where to listen or to connect."""
+
+    host: str = Field(min_length=1, max_length=253)
+    port: int = Field(ge=0, le=65535)
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+Address: TypeAlias = Annotated[
+    HostPort, BeforeValidator(_address), WithJsonSchema({"type": "string", "pattern": "^.+:[0-9]{1,5}$"})
+]
+
+
+class Peer(Section):
+    """A calling AE title that may associate, optionally pinned to addresses."""
+
+    ae_title: AETitle = Field(description="The AE title by which the peer calls.")
+    addresses: tuple[Network, ...] = Field(
+        default=(),
+        description="IP addresses or CIDR networks that this AE title may call from. Empty: from anywhere. "
+        "AE titles are no authentication: pin every scanner whose address is fixed.",
+    )
+
+    def admits(self, address: str) -> bool:
+        """True if a peer at this IP address may use this AE title."""
+        if not self.addresses:
+            return True
+        try:
+            ip = ipaddress.ip_address(address.partition("%")[0])
+        except ValueError:
+            return False
+        if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+            ip = ip.ipv4_mapped
+        return any(ip in ipaddress.ip_network(each) for each in self.addresses)
+
+
+def _peer(value: object) -> object:
+    return {"ae_title": value} if isinstance(value, str) else value
+
+
+def _any_or_list(value: object) -> object:
+    if isinstance(value, str) and value != "any":
+        raise Refused(
+            f"{quote(value)} is neither `any` nor a list",
+            f"write [{value}]",
+            wanted="`any` or a list in brackets",
+        )
+    return value
+
+
+def _which(value: object) -> str:
+    return "any" if isinstance(value, str) else "list"
+
+
+_Any = Annotated[Literal["any"], Tag("any")]
+_Peers = Annotated[tuple[Annotated[Peer, BeforeValidator(_peer)], ...], Field(min_length=1), Tag("list")]
+_UIDs = Annotated[tuple[UID, ...], Field(min_length=1), Tag("list")]
+
+AcceptFrom: TypeAlias = Annotated[
+    Annotated[_Any | _Peers, Discriminator(_which)], BeforeValidator(_any_or_list)
+]
+TransferSyntaxes: TypeAlias = Annotated[
+    Annotated[_Any | _UIDs, Discriminator(_which)], BeforeValidator(_any_or_list)
+]
+
+
+class ServerTLS(Section):
+    """TLS for associations that scanners open (PS3.15 B.12)."""
+
+    certificate: Filled = Field(description="PEM file with the node's certificate, then its chain.")
+    key: Filled = Field(description="PEM file with the node's private key, readable by the node alone.")
+    authorities: Filled | None = Field(
+        default=None,
+        description="PEM file with the authorities that sign the peers' certificates. When given, a peer "
+        "without a certificate of one of them is turned away.",
+    )
+
+
+class ClientTLS(Section):
+    """TLS for associations that the node opens."""
+
+    authorities: Filled = Field(description="PEM file with the authorities that sign the peer's certificate.")
+    certificate: Filled | None = Field(default=None, description="PEM file with the node's own certificate.")
+    key: Filled | None = Field(default=None, description="PEM file with the private key of `certificate`.")
+
+    @model_validator(mode="after")
+    def _pair(self) -> ClientTLS:
+        if (self.certificate is None) != (self.key is None):
+            raise Refused("certificate and key go together", "give both or neither")
+        return self
