@@ -1,8 +1,9 @@
 """Names of lease owners that tell whether their process still lives.
 
-A lease names ``host/boot/pid/start``. A process of this host whose pid is gone, or whose pid now belongs to a
-process that started at another time, or that ran before the last boot, is dead beyond doubt: its leases are
-taken back at once after a restart, with no wait for their expiry. Owners of other hosts are left to the clock.
+A lease names ``host/boot/pid/start``. A process of this host whose pid is gone, or whose pid now belongs
+to a process that started at another time, or that ran before the last boot, is dead beyond doubt: its
+leases are taken back at once after a restart, with no wait for their expiry. Owners of other hosts are
+left to the clock.
 """
 
 from __future__ import annotations

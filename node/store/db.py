@@ -1,0 +1,189 @@
+"""Connections and transactions: the one place that knows which database is underneath.
+
+SQLite: write-ahead log with ``synchronous=FULL`` (NORMAL may roll a commit back on power loss,
+reliability.md M1); readers take a snapshot, writers ``BEGIN IMMEDIATE`` so that a lock is waited for
+(``busy_timeout``) instead of failing at the first write. PostgreSQL: psycopg 3, ``synchronous_commit``
+on, connections tested before use, statements and locks bounded in time.
+
+Every error of a driver becomes a `StoreError` whose text holds no value of any row.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from node.errors import StoreError
+from node.store.disk import refuse_network_filesystem
+
+BUSY_TIMEOUT_S = 30.0
+CHANNEL = "luminode"
+_RETRY = frozenset({"40001", "40P01"})  # serialization_failure, deadlock_detected: run the whole again
+_AGAIN = 5
+
+T = TypeVar("T")
+
+
+def to_json(value: Any) -> str:
+    """Compact JSON in ASCII, so that no character can upset a database's text type."""
+    return json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+
+
+class Database:
+    """An engine with two kinds of transaction; safe to share between threads, not over a fork.
+
+    Parameters
+    ----------
+    url
+        ``sqlite:///path`` or ``postgresql+psycopg://...``.
+
+    Raises
+    ------
+    StoreError
+        The address is of neither kind, or SQLite would lie on a network file system.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            self.url: URL = make_url(url)
+        except SQLAlchemyError:
+            raise StoreError(
+                "the database's address cannot be read", hint=_ADDRESSES, retryable=False
+            ) from None
+        kind = self.url.get_backend_name()
+        if kind == "sqlite":
+            self.kind: Literal["sqlite", "postgresql"] = "sqlite"
+            self.engine = _sqlite(self.url)
+        elif kind == "postgresql":
+            self.kind = "postgresql"
+            self.engine = _postgresql(self.url)
+        else:
+            raise StoreError(f"{kind} is no database that this node knows", hint=_ADDRESSES, retryable=False)
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that only reads, on one snapshot."""
+        with _typed(), self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that writes; committed durably when the block ends without an exception."""
+        with _typed(), self.engine.connect() as raw:
+            connection = raw.execution_options(luminode_write=True)
+            with connection.begin():
+                yield connection
+                if self.kind == "postgresql":
+                    connection.execute(_NOTIFY)
+
+    def transact(self, work: Callable[[Connection], T]) -> T:
+        """Run ``work`` in a write transaction, again if the database broke a deadlock by ending it."""
+        for again in range(_AGAIN):
+            try:
+                with self.write() as connection:
+                    return work(connection)
+            except StoreError as error:
+                if again == _AGAIN - 1 or getattr(error, "code", "") not in _RETRY:
+                    raise
+        raise AssertionError("unreachable")
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+_ADDRESSES = "use sqlite:///var/luminode.db or postgresql+psycopg://user@host/database"
+_NOTIFY = text(f"SELECT pg_notify('{CHANNEL}', '')")
+
+
+def _sqlite(url: URL) -> Engine:
+    if not url.database or url.database == ":memory:":
+        raise StoreError("a database in memory would forget everything", hint=_ADDRESSES, retryable=False)
+    path = Path(url.database)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    refuse_network_filesystem(path.parent)
+    engine = create_engine(
+        url,
+        hide_parameters=True,
+        json_serializer=to_json,
+        connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False},
+        pool_size=16,
+        max_overflow=112,
+        pool_timeout=BUSY_TIMEOUT_S,
+    )
+
+    @event.listens_for(engine, "connect")
+    def _connected(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # no implicit BEGIN: the driver's is DEFERRED
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout={int(BUSY_TIMEOUT_S * 1000)}")
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=FULL")
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.execute("PRAGMA trusted_schema=OFF")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get("luminode_write", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def _postgresql(url: URL) -> Engine:
+    if url.get_driver_name() != "psycopg":
+        url = url.set(drivername="postgresql+psycopg")
+    engine = create_engine(
+        url,
+        hide_parameters=True,
+        json_serializer=to_json,
+        pool_pre_ping=True,
+        pool_size=8,
+        max_overflow=24,
+        pool_timeout=BUSY_TIMEOUT_S,
+        pool_recycle=1800,
+        connect_args={"connect_timeout": 5, "tcp_user_timeout": 15000, "application_name": "luminode"},
+    )
+
+    @event.listens_for(engine, "connect")
+    def _connected(connection: Any, _record: Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SET synchronous_commit = on; SET statement_timeout = '60s';"
+                " SET lock_timeout = '30s'; SET idle_in_transaction_session_timeout = '120s';"
+                " SET timezone = 'UTC'"
+            )
+        connection.commit()
+
+    return engine
+
+
+@contextmanager
+def _typed() -> Iterator[None]:
+    try:
+        yield
+    except DBAPIError as error:
+        raise _store_error(error) from None
+    except PoolTimeout:
+        raise StoreError("no database connection became free in time") from None
+
+
+def _store_error(error: DBAPIError) -> StoreError:
+    orig = error.orig
+    state = getattr(orig, "sqlstate", None)
+    code = str(state or getattr(orig, "sqlite_errorname", "") or "")
+    # a driver's whole text may quote the row (PostgreSQL's DETAIL): only its primary message is told
+    told = getattr(getattr(orig, "diag", None), "message_primary", None) or (
+        str(orig) if state is None and "sqlite" in type(orig).__module__ else ""
+    )
+    raised = StoreError(f"the database refused: {type(orig).__name__} {code} {told}".strip())
+    raised.code = code  # type: ignore[attr-defined]
+    return raised

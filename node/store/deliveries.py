@@ -1,0 +1,410 @@
+"""The outbox: derived series on their way to destinations, with one outcome per instance."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, func, select, update
+
+from node.errors import StoreError
+from node.model import Delivery, DeliveryState, DerivedSeries, Outcome
+from node.store import events, moves, provenance, rows
+from node.store.db import Database
+from node.store.derived import read_derived
+from node.store.dialect import upsert
+from node.store.tables import DeliveryRow, DerivedInstanceRow, DerivedRow, JobRow, OutcomeRow, SeriesRow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveryDetail:
+    """A delivery with how far it is: ``n_done`` of ``n_instances`` are held by the destination."""
+
+    delivery: Delivery
+    n_instances: int
+    n_done: int
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+class Deliveries:
+    """`Store.deliveries`."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    def claim(
+        self,
+        owner: str,
+        lease_s: float,
+        now: datetime,
+        *,
+        destination: str | None = None,
+        destinations_paused: Collection[str] = (),
+    ) -> Delivery | None:
+        """Take the oldest delivery that is due, of one destination or of all that are not paused."""
+        condition = moves.due(DeliveryRow, DeliveryState.PENDING, DeliveryState.SENDING, now)
+        if destination is not None:
+            condition = condition & (DeliveryRow.destination == destination)
+        if destinations_paused:
+            condition = condition & DeliveryRow.destination.not_in(list(destinations_paused))
+        with self._db.read() as connection:  # the usual case costs no write lock
+            if connection.execute(select(DeliveryRow.id).where(condition).limit(1)).first() is None:
+                return None
+        with self._db.write() as connection:
+            row = moves.claim(connection, DeliveryRow, condition, DeliveryState.SENDING, owner, lease_s, now)
+            return rows.delivery(row) if row is not None else None
+
+    def heartbeat(self, delivery_id: int, owner: str, attempt: int, until: datetime) -> bool:
+        """Extend the lease; False if the delivery is no longer this owner's."""
+        with self._db.write() as connection:
+            return moves.extend(
+                connection, DeliveryRow, delivery_id, DeliveryState.SENDING, owner, attempt,
+                {"lease_until": until},
+            )  # fmt: skip
+
+    def outcomes(self, delivery_id: int) -> dict[str, Outcome]:
+        """The last outcome of every instance that has one, by SOP Instance UID."""
+        with self._db.read() as connection:
+            return _outcomes(connection, delivery_id)
+
+    def record_outcomes(
+        self, delivery_id: int, owner: str, attempt: int, outcomes: Sequence[Outcome]
+    ) -> bool:
+        """Write outcomes as they come; a done instance stays done. False, and nothing written, if the
+        delivery is no longer this owner's."""
+        with self._db.write() as connection:
+            held = moves.extend(
+                connection, DeliveryRow, delivery_id, DeliveryState.SENDING, owner, attempt, {"failure": ""}
+            )
+            if held:
+                _write_outcomes(connection, delivery_id, outcomes)
+            return held
+
+    def finish(
+        self,
+        delivery_id: int,
+        owner: str,
+        attempt: int,
+        at: datetime,
+        body: Mapping[str, Any] | None = None,
+        *,
+        outcomes: Sequence[Outcome] = (),
+    ) -> None:
+        """SENDING -> SENT, with a provenance record, once every instance is done.
+
+        Raises
+        ------
+        TransitionRefused
+            The delivery is no longer this owner's.
+        StoreError
+            Not every instance is done (R36).
+        """
+
+        def work(connection: Connection) -> None:
+            moved = moves.move(
+                connection, DeliveryRow, delivery_id, DeliveryState.SENT,
+                fence=(owner, attempt), values={"finished_at": at, "failure": ""},
+            )  # fmt: skip
+            if not moved and _is_sent(connection, delivery_id, attempt):
+                return  # repeated after a commit whose outcome was unknown
+            moves.must(moved, f"delivery {delivery_id}")
+            _write_outcomes(connection, delivery_id, outcomes)
+            n_instances, n_done = _progress(connection, delivery_id)
+            if n_done != n_instances:
+                raise StoreError(f"only {n_done} of {n_instances} instances are done", retryable=False)
+            _tell(connection, delivery_id, "series.delivered", body or {}, at)
+
+        self._db.transact(work)
+
+    def retry_later(
+        self, delivery_id: int, owner: str, attempt: int, not_before: datetime, failure: str
+    ) -> bool:
+        """SENDING -> PENDING until ``not_before``; False if the delivery is no longer this owner's."""
+        with self._db.write() as connection:
+            return moves.move(
+                connection, DeliveryRow, delivery_id, DeliveryState.PENDING,
+                fence=(owner, attempt), only_from=(DeliveryState.SENDING,),
+                values={"not_before": not_before, "failure": failure},
+            )  # fmt: skip
+
+    def fail(
+        self,
+        delivery_id: int,
+        owner: str,
+        attempt: int,
+        failure: str,
+        at: datetime,
+        body: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """SENDING -> FAILED, for a person; False if the delivery is no longer this owner's."""
+        with self._db.write() as connection:
+            moved = moves.move(
+                connection, DeliveryRow, delivery_id, DeliveryState.FAILED,
+                fence=(owner, attempt), values={"failure": failure, "finished_at": at},
+            )  # fmt: skip
+            if moved:
+                _tell(connection, delivery_id, "delivery.failed", {**(body or {}), "failure": failure}, at)
+            return moved
+
+    def release(self, delivery_id: int, owner: str, attempt: int, at: datetime) -> bool:
+        """Give a delivery back unfinished (SIGTERM): PENDING at once, and the attempt does not count."""
+        with self._db.write() as connection:
+            return moves.move(
+                connection, DeliveryRow, delivery_id, DeliveryState.PENDING,
+                fence=(owner, attempt), only_from=(DeliveryState.SENDING,),
+                values={"attempt": attempt - 1, "not_before": at},
+            )  # fmt: skip
+
+    def requeue_expired(self, now: datetime) -> builtins.list[int]:
+        """SENDING under a lease that ran out -> PENDING; returns their ids. Claiming does not need it."""
+        with self._db.write() as connection:
+            return list(
+                connection.execute(
+                    update(DeliveryRow)
+                    .where(DeliveryRow.state == DeliveryState.SENDING.value, DeliveryRow.lease_until <= now)
+                    .values(state=DeliveryState.PENDING.value, lease_owner="", lease_until=None)
+                    .returning(DeliveryRow.id)
+                ).scalars()
+            )
+
+    def retry(self, delivery_id: int, at: datetime) -> None:
+        """A person's retry: SENT, FAILED or CANCELLED -> PENDING. A delivery that was SENT is sent anew,
+        whole; one that failed goes on with what is missing.
+
+        Raises
+        ------
+        TransitionRefused
+        """
+        with self._db.write() as connection:
+            if _is_sent(connection, delivery_id, None):
+                connection.execute(
+                    update(OutcomeRow)
+                    .where(OutcomeRow.delivery_id == delivery_id)
+                    .values(done=False, retryable=True, comment="sent anew by hand")
+                )
+            moved = moves.move(
+                connection, DeliveryRow, delivery_id, DeliveryState.PENDING,
+                only_from=(DeliveryState.SENT, DeliveryState.FAILED, DeliveryState.CANCELLED),
+                values={"attempt": 0, "not_before": at, "created_at": at, "failure": "", "finished_at": None},
+            )  # fmt: skip
+            moves.must(moved, f"delivery {delivery_id}")
+
+    def cancel(self, delivery_id: int, at: datetime) -> None:
+        """A person's end of a delivery that was not sent.
+
+        Raises
+        ------
+        TransitionRefused
+        """
+        with self._db.write() as connection:
+            moved = moves.move(
+                connection, DeliveryRow, delivery_id, DeliveryState.CANCELLED, values={"finished_at": at}
+            )
+            moves.must(moved, f"delivery {delivery_id}")
+
+    # reading --------------------------------------------------------------------------------------
+
+    def get(self, delivery_id: int) -> Delivery | None:
+        with self._db.read() as connection:
+            row = connection.execute(rows.whole(DeliveryRow).where(DeliveryRow.id == delivery_id)).first()
+            return rows.delivery(row) if row is not None else None
+
+    def detail(self, delivery_id: int) -> DeliveryDetail | None:
+        """A delivery with how far it is."""
+        with self._db.read() as connection:
+            row = connection.execute(rows.whole(DeliveryRow).where(DeliveryRow.id == delivery_id)).first()
+            if row is None:
+                return None
+            n_instances, n_done = _progress(connection, delivery_id)
+            return DeliveryDetail(
+                delivery=rows.delivery(row),
+                n_instances=n_instances,
+                n_done=n_done,
+                started_at=row.started_at,
+                finished_at=row.finished_at,
+            )
+
+    def list(
+        self,
+        states: Collection[DeliveryState] = (),
+        *,
+        destination: str | None = None,
+        derived_id: int | None = None,
+        limit: int = 100,
+        before_id: int | None = None,
+    ) -> builtins.list[Delivery]:
+        """The newest first; ``before_id`` pages on."""
+        statement = rows.whole(DeliveryRow).order_by(DeliveryRow.id.desc()).limit(limit)
+        if states:
+            statement = statement.where(DeliveryRow.state.in_([s.value for s in states]))
+        if destination is not None:
+            statement = statement.where(DeliveryRow.destination == destination)
+        if derived_id is not None:
+            statement = statement.where(DeliveryRow.derived_id == derived_id)
+        if before_id is not None:
+            statement = statement.where(DeliveryRow.id < before_id)
+        with self._db.read() as connection:
+            return [rows.delivery(row) for row in connection.execute(statement)]
+
+    def counts(self) -> dict[tuple[str, DeliveryState], int]:
+        """How many deliveries are in each state, by destination."""
+        with self._db.read() as connection:
+            found = connection.execute(
+                select(DeliveryRow.destination, DeliveryRow.state, func.count()).group_by(
+                    DeliveryRow.destination, DeliveryRow.state
+                )
+            )
+            return {(destination, DeliveryState(state)): n for destination, state, n in found}
+
+    def due_destinations(self, now: datetime) -> builtins.list[str]:
+        """Destinations that have something to send now, the one that waits longest first."""
+        condition = moves.due(DeliveryRow, DeliveryState.PENDING, DeliveryState.SENDING, now)
+        with self._db.read() as connection:
+            return list(
+                connection.execute(
+                    select(DeliveryRow.destination)
+                    .where(condition)
+                    .group_by(DeliveryRow.destination)
+                    .order_by(func.min(DeliveryRow.not_before), DeliveryRow.destination)
+                ).scalars()
+            )
+
+    def derived(self, derived_id: int) -> DerivedSeries | None:
+        """A derived series with its instances, in the order in which they were derived."""
+        return next(iter(self._derived(DerivedRow.id == derived_id)), None)
+
+    def derived_by_series_uid(self, series_uid: str) -> builtins.list[DerivedSeries]:
+        """Derived series of this UID; more than one when late instances were appended to it."""
+        return self._derived(DerivedRow.series_uid == series_uid)
+
+    def derived_of_job(self, job_id: int) -> DerivedSeries | None:
+        """What a job made."""
+        return next(iter(self._derived(DerivedRow.job_id == job_id)), None)
+
+    def derived_of_series(self, source_series_uid: str) -> builtins.list[DerivedSeries]:
+        """All that was derived from a received series, over all generations, senders and jobs."""
+        jobs = (
+            select(JobRow.id)
+            .join(SeriesRow, SeriesRow.id == JobRow.series_id)
+            .where(SeriesRow.series_uid == source_series_uid)
+        )
+        return self._derived(DerivedRow.job_id.in_(jobs))
+
+    def _derived(self, *where: Any) -> builtins.list[DerivedSeries]:
+        with self._db.read() as connection:
+            return read_derived(connection, *where)
+
+
+def _is_sent(connection: Connection, delivery_id: int, attempt: int | None) -> bool:
+    statement = select(DeliveryRow.id).where(
+        DeliveryRow.id == delivery_id, DeliveryRow.state == DeliveryState.SENT.value
+    )
+    if attempt is not None:
+        statement = statement.where(DeliveryRow.attempt == attempt)
+    return connection.execute(statement).first() is not None
+
+
+def _outcomes(connection: Connection, delivery_id: int) -> dict[str, Outcome]:
+    found = connection.execute(
+        select(
+            DerivedInstanceRow.sop_instance_uid,
+            OutcomeRow.status,
+            OutcomeRow.done,
+            OutcomeRow.retryable,
+            OutcomeRow.comment,
+        )
+        .join(DerivedInstanceRow, DerivedInstanceRow.id == OutcomeRow.instance_id)
+        .where(OutcomeRow.delivery_id == delivery_id)
+        .order_by(OutcomeRow.instance_id)
+    )
+    return {row.sop_instance_uid: Outcome(**row._mapping) for row in found}
+
+
+def _write_outcomes(connection: Connection, delivery_id: int, outcomes: Sequence[Outcome]) -> None:
+    if not outcomes:
+        return
+    ids = rows.pairs(
+        connection.execute(
+            select(DerivedInstanceRow.sop_instance_uid, DerivedInstanceRow.id)
+            .join(DeliveryRow, DeliveryRow.derived_id == DerivedInstanceRow.derived_id)
+            .where(DeliveryRow.id == delivery_id)
+        ).all()
+    )
+    statement = upsert(connection, OutcomeRow)
+    connection.execute(
+        statement.on_conflict_do_update(
+            index_elements=["delivery_id", "instance_id"],
+            set_={name: statement.excluded[name] for name in ("status", "done", "retryable", "comment")},
+            where=OutcomeRow.done.is_(False),
+        ),
+        [
+            {
+                "delivery_id": delivery_id,
+                "instance_id": ids[one.sop_instance_uid],
+                "status": one.status,
+                "done": one.done,
+                "retryable": one.retryable,
+                "comment": rows.clean(one.comment, 200),
+            }
+            for one in outcomes
+            if one.sop_instance_uid in ids
+        ],
+    )
+
+
+def _progress(connection: Connection, delivery_id: int) -> tuple[int, int]:
+    n_instances = connection.execute(
+        select(func.count())
+        .select_from(DerivedInstanceRow)
+        .join(DeliveryRow, DeliveryRow.derived_id == DerivedInstanceRow.derived_id)
+        .where(DeliveryRow.id == delivery_id)
+    ).scalar_one()
+    n_done = connection.execute(
+        select(func.count())
+        .select_from(OutcomeRow)
+        .where(OutcomeRow.delivery_id == delivery_id, OutcomeRow.done)
+    ).scalar_one()
+    return n_instances, n_done
+
+
+def _tell(connection: Connection, delivery_id: int, kind: str, body: Mapping[str, Any], at: datetime) -> None:
+    """Compact: how many instances got which status, and by name only those that did not get 0000H. Which
+    instances these were is in the record of the derivation."""
+    row = connection.execute(
+        select(
+            DeliveryRow.destination,
+            DeliveryRow.attempt,
+            DerivedRow.id,
+            DerivedRow.study_uid,
+            DerivedRow.series_uid,
+            SeriesRow.series_uid.label("source_series"),
+            SeriesRow.id.label("series_id"),
+        )
+        .join(DerivedRow, DerivedRow.id == DeliveryRow.derived_id)
+        .join(JobRow, JobRow.id == DerivedRow.job_id)
+        .join(SeriesRow, SeriesRow.id == JobRow.series_id)
+        .where(DeliveryRow.id == delivery_id)
+    ).one()
+    outcomes = _outcomes(connection, delivery_id)
+    statuses: dict[str, int] = {}
+    for one in outcomes.values():
+        name = "none" if one.status < 0 else f"{one.status:04X}H"
+        statuses[name] = statuses.get(name, 0) + 1
+    document = {
+        **body,
+        "delivery": delivery_id,
+        "derived": row.id,
+        "destination": row.destination,
+        "attempt": row.attempt,
+        "derived_series": row.series_uid,
+        "statuses": dict(sorted(statuses.items())),
+        "exceptions": [[uid, one.status] for uid, one in outcomes.items() if one.status != 0][:100],
+    }
+    provenance.append(connection, kind, (row.study_uid, row.source_series, row.series_uid), document, at)
+    if kind == "delivery.failed":
+        told = {"delivery": delivery_id, "destination": row.destination, "failure": body.get("failure", "")}
+        events.add(connection, "error", kind, told, at, series_id=row.series_id)

@@ -1,0 +1,478 @@
+"""The queue of enhancements: claimed by lease, kept by heartbeat, fenced by owner and attempt."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, delete, func, insert, select, update
+
+from node.errors import StoreError
+from node.model import DeliveryState, DerivedInstance, Job, JobState
+from node.store import events, moves, provenance, rows
+from node.store.db import Database
+from node.store.dialect import upsert
+from node.store.spool import Spool
+from node.store.tables import (
+    DeliveryRow,
+    DerivedInstanceRow,
+    DerivedRow,
+    InstanceRow,
+    JobRow,
+    SeriesRow,
+    TrashRow,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewJob:
+    """A job to be queued. ``destinations`` maps each destination's name to its settings as they are now
+    (its kind included): what is queued goes there whatever becomes of config.yaml (R37)."""
+
+    rule: str
+    engine: str
+    params: Mapping[str, Any]
+    destinations: Mapping[str, Mapping[str, Any]]
+    derivation_key: str
+    only_after_generation: int = 0
+    revision: int = 1
+    not_before: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewDerived:
+    """A derived series whose instances lie, published and synced, in the spool's derived area."""
+
+    study_uid: str
+    series_uid: str
+    number: int
+    description: str
+    instances: Sequence[DerivedInstance] = field(default_factory=tuple)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobDetail:
+    """A job with what a person asks about it. ``progress`` is what the last heartbeat told."""
+
+    job: Job
+    progress: Mapping[str, Any]
+    settings: Mapping[str, Mapping[str, Any]]
+    started_at: datetime | None
+    finished_at: datetime | None
+    derived_id: int | None
+
+
+class Jobs:
+    """`Store.jobs`."""
+
+    def __init__(self, database: Database, spool: Spool) -> None:
+        self._db = database
+        self._spool = spool
+
+    def claim(
+        self, owner: str, lease_s: float, now: datetime, *, exclude_engines: Collection[str] = ()
+    ) -> Job | None:
+        """Take the oldest job that is due: QUEUED and ``not_before`` <= now, or RUNNING under a lease
+        that ran out. Its attempt is counted up; exactly one claimer gets it.
+
+        Parameters
+        ----------
+        owner
+            Names the worker; unique among all processes and threads that live.
+        lease_s
+            Seconds until another may take over, unless `heartbeat` extends it.
+        exclude_engines
+            Entries of ``engines:`` not to be taken now.
+        """
+        condition = moves.due(JobRow, JobState.QUEUED, JobState.RUNNING, now)
+        if exclude_engines:
+            condition = condition & JobRow.engine.not_in(list(exclude_engines))
+        if not self._any(condition):  # the usual case costs no write lock
+            return None
+        with self._db.write() as connection:
+            row = moves.claim(connection, JobRow, condition, JobState.RUNNING, owner, lease_s, now)
+            return rows.job(row) if row is not None else None
+
+    def heartbeat(
+        self,
+        job_id: int,
+        owner: str,
+        attempt: int,
+        until: datetime,
+        progress: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """Extend the lease and tell the progress; False if the job is no longer this owner's."""
+        values: dict[str, Any] = {"lease_until": until}
+        if progress is not None:
+            values["progress"] = dict(progress)
+        with self._db.write() as connection:
+            return moves.extend(connection, JobRow, job_id, JobState.RUNNING, owner, attempt, values)
+
+    def finish(
+        self,
+        job_id: int,
+        owner: str,
+        attempt: int,
+        derived: NewDerived,
+        body: Mapping[str, Any],
+        at: datetime,
+        *,
+        deliveries: Sequence[tuple[str, Mapping[str, Any]]] | None = None,
+    ) -> int:
+        """RUNNING -> DONE with all that follows from it, in one transaction; returns the derived id.
+
+        Derived series and instances, one delivery per destination (the outbox) and a provenance record
+        are written together or not at all. Repeating the call, as after a commit whose outcome is
+        unknown, or finishing a job that was run again, adds nothing twice.
+
+        Parameters
+        ----------
+        body
+            Provenance: engine, card, weights, versions, device, timings, figures. The store adds the
+            digests of source and derived instances.
+        deliveries
+            (destination, settings); None for those that the job was queued with.
+
+        Raises
+        ------
+        TransitionRefused
+            The job is no longer this owner's: whatever was computed is not to be used.
+        StoreError
+            A derived file is not in the spool; the job stays as it is.
+        """
+
+        def work(connection: Connection) -> int:
+            done = connection.execute(
+                select(DerivedRow.id)
+                .join(JobRow, JobRow.id == DerivedRow.job_id)
+                .where(JobRow.id == job_id, JobRow.state == JobState.DONE.value, JobRow.attempt == attempt)
+            ).scalar_one_or_none()
+            if done is not None:
+                return done
+            moved = moves.move(
+                connection, JobRow, job_id, JobState.DONE,
+                fence=(owner, attempt), values={"finished_at": at, "failure": ""},
+            )  # fmt: skip
+            moves.must(moved, f"job {job_id}")
+            for one in derived.instances:
+                if not self._spool.exists(one.path):
+                    raise StoreError("a derived file vanished from the spool before it was recorded")
+            job = connection.execute(rows.whole(JobRow).where(JobRow.id == job_id)).one()
+            derived_id = _write_derived(connection, job_id, derived, at)
+            wanted = list(job.destinations.items()) if deliveries is None else list(deliveries)
+            _write_deliveries(connection, derived_id, wanted, at)
+            _tell(connection, job, derived, derived_id, [d for d, _ in wanted], body, at)
+            return derived_id
+
+        return self._db.transact(work)
+
+    def fail(
+        self,
+        job_id: int,
+        owner: str,
+        attempt: int,
+        failure: str,
+        state: JobState,
+        at: datetime,
+        *,
+        not_before: datetime | None = None,
+        body: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """End an attempt without a result: RUNNING -> QUEUED (again at ``not_before``), HELD or FAILED.
+
+        ``failure`` is one sentence without patient data. A provenance record is written for HELD and
+        FAILED. False if the job is no longer this owner's.
+        """
+        values: dict[str, Any] = {"failure": failure}
+        if state is JobState.QUEUED:
+            values["not_before"] = not_before or at
+        else:
+            values["finished_at"] = at
+        with self._db.write() as connection:
+            moved = moves.move(
+                connection, JobRow, job_id, state,
+                fence=(owner, attempt), only_from=(JobState.RUNNING,), values=values,
+            )  # fmt: skip
+            if moved and state is not JobState.QUEUED:
+                _tell_failure(connection, job_id, state, failure, body or {}, at)
+            return moved
+
+    def release(self, job_id: int, owner: str, attempt: int, at: datetime) -> bool:
+        """Give a job back unfinished (SIGTERM): QUEUED at once, and the attempt does not count."""
+        with self._db.write() as connection:
+            return moves.move(
+                connection, JobRow, job_id, JobState.QUEUED,
+                fence=(owner, attempt), only_from=(JobState.RUNNING,),
+                values={"attempt": attempt - 1, "not_before": at},
+            )  # fmt: skip
+
+    def requeue_expired(self, now: datetime) -> builtins.list[int]:
+        """RUNNING under a lease that ran out -> QUEUED; returns their ids. Claiming does not need it."""
+        with self._db.write() as connection:
+            return list(
+                connection.execute(
+                    update(JobRow)
+                    .where(JobRow.state == JobState.RUNNING.value, JobRow.lease_until <= now)
+                    .values(state=JobState.QUEUED.value, lease_owner="", lease_until=None)
+                    .returning(JobRow.id)
+                ).scalars()
+            )
+
+    def retry(self, job_id: int, at: datetime) -> None:
+        """A person's retry: DONE, FAILED, HELD or CANCELLED -> QUEUED, attempts counted afresh.
+
+        Raises
+        ------
+        TransitionRefused
+        """
+        self._by_hand(
+            job_id, JobState.QUEUED, (JobState.DONE, JobState.FAILED, JobState.HELD, JobState.CANCELLED),
+            {"attempt": 0, "not_before": at, "failure": "", "finished_at": None, "progress": None},
+        )  # fmt: skip
+
+    def cancel(self, job_id: int, at: datetime) -> None:
+        """A person's end of a job in any state but DONE; what runs notices at its next heartbeat.
+
+        Raises
+        ------
+        TransitionRefused
+        """
+        self._by_hand(job_id, JobState.CANCELLED, None, {"finished_at": at})
+
+    def get(self, job_id: int) -> Job | None:
+        with self._db.read() as connection:
+            row = connection.execute(rows.whole(JobRow).where(JobRow.id == job_id)).first()
+            return rows.job(row) if row is not None else None
+
+    def detail(self, job_id: int) -> JobDetail | None:
+        """A job with its progress, its destinations' settings and what came of it."""
+        with self._db.read() as connection:
+            row = connection.execute(rows.whole(JobRow).where(JobRow.id == job_id)).first()
+            if row is None:
+                return None
+            derived_id = connection.execute(
+                select(DerivedRow.id).where(DerivedRow.job_id == job_id)
+            ).scalar_one_or_none()
+            return JobDetail(
+                job=rows.job(row),
+                progress=row.progress or {},
+                settings=row.destinations,
+                started_at=row.started_at,
+                finished_at=row.finished_at,
+                derived_id=derived_id,
+            )
+
+    def list(
+        self,
+        states: Collection[JobState] = (),
+        *,
+        series_id: int | None = None,
+        limit: int = 100,
+        before_id: int | None = None,
+    ) -> builtins.list[Job]:
+        """The newest first; ``before_id`` pages on."""
+        statement = rows.whole(JobRow).order_by(JobRow.id.desc()).limit(limit)
+        if states:
+            statement = statement.where(JobRow.state.in_([s.value for s in states]))
+        if series_id is not None:
+            statement = statement.where(JobRow.series_id == series_id)
+        if before_id is not None:
+            statement = statement.where(JobRow.id < before_id)
+        with self._db.read() as connection:
+            return [rows.job(row) for row in connection.execute(statement)]
+
+    def by_key(self, derivation_key: str) -> builtins.list[Job]:
+        """All jobs with this derivation key."""
+        statement = rows.whole(JobRow).where(JobRow.derivation_key == derivation_key).order_by(JobRow.id)
+        with self._db.read() as connection:
+            return [rows.job(row) for row in connection.execute(statement)]
+
+    def counts(self) -> dict[JobState, int]:
+        """How many jobs are in each state."""
+        with self._db.read() as connection:
+            found = connection.execute(select(JobRow.state, func.count()).group_by(JobRow.state))
+            return {JobState(state): n for state, n in found}
+
+    def oldest_due(self, now: datetime) -> datetime | None:
+        """Since when the job at the head of the queue has been due; None if none is (a watchdog's figure)."""
+        with self._db.read() as connection:
+            return connection.execute(
+                select(func.min(JobRow.not_before)).where(
+                    JobRow.state == JobState.QUEUED.value, JobRow.not_before <= now
+                )
+            ).scalar_one_or_none()
+
+    def _any(self, condition: Any) -> bool:
+        with self._db.read() as connection:
+            return connection.execute(select(JobRow.id).where(condition).limit(1)).first() is not None
+
+    def _by_hand(
+        self, job_id: int, to: JobState, only_from: Collection[JobState] | None, values: Mapping[str, Any]
+    ) -> None:
+        with self._db.write() as connection:
+            moved = moves.move(connection, JobRow, job_id, to, only_from=only_from, values=values)
+            moves.must(moved, f"job {job_id}")
+
+
+def insert_job(connection: Connection, series_id: int, new: NewJob, config_digest: str, at: datetime) -> int:
+    """Queue a job inside a transaction; one that is there under the same key is queued again if a person
+    had it decided afresh, never doubled."""
+    due = new.not_before or at
+    known = connection.execute(
+        select(JobRow.id).where(JobRow.series_id == series_id, JobRow.derivation_key == new.derivation_key)
+    ).scalar_one_or_none()
+    values = {
+        "rule": new.rule,
+        "engine": new.engine,
+        "params": dict(new.params),
+        "destinations": {name: dict(settings) for name, settings in new.destinations.items()},
+        "only_after_generation": new.only_after_generation,
+        "revision": new.revision,
+        "config_digest": config_digest,
+    }
+    if known is not None:
+        moves.move(
+            connection, JobRow, known, JobState.QUEUED,
+            only_from=(JobState.DONE, JobState.FAILED, JobState.HELD, JobState.CANCELLED),
+            values={**values, "attempt": 0, "not_before": due, "failure": "", "finished_at": None},
+        )  # fmt: skip
+        return known
+    job_id: int = connection.execute(
+        insert(JobRow)
+        .values(
+            series_id=series_id,
+            derivation_key=new.derivation_key,
+            state=JobState.QUEUED.value,
+            attempt=0,
+            not_before=due,
+            created_at=at,
+            **values,
+        )
+        .returning(JobRow.id)
+    ).scalar_one()
+    return job_id
+
+
+_REWRITTEN = ("path", "size", "offset", "sha256", "transfer_syntax_uid")
+
+
+def _write_derived(connection: Connection, job_id: int, derived: NewDerived, at: datetime) -> int:
+    known = connection.execute(select(DerivedRow.id).where(DerivedRow.job_id == job_id)).scalar_one_or_none()
+    values = {
+        "study_uid": derived.study_uid,
+        "series_uid": derived.series_uid,
+        "number": derived.number,
+        "description": derived.description,
+        "created_at": at,
+        "purged_at": None,
+    }
+    if known is None:
+        derived_id: int = connection.execute(
+            insert(DerivedRow).values(job_id=job_id, **values).returning(DerivedRow.id)
+        ).scalar_one()
+    else:
+        derived_id = known
+        connection.execute(update(DerivedRow).where(DerivedRow.id == derived_id).values(**values))
+    instances = [{"derived_id": derived_id, **rows.derived_values(i)} for i in derived.instances]
+    for start in range(0, len(instances), 500):
+        batch = instances[start : start + 500]
+        statement = upsert(connection, DerivedInstanceRow)
+        connection.execute(
+            statement.on_conflict_do_update(
+                index_elements=["derived_id", "sop_instance_uid"],
+                set_={
+                    n: statement.excluded[n]
+                    for n in ("path", "size", "offset", "sha256", "transfer_syntax_uid")
+                },
+            ),
+            batch,
+        )
+        connection.execute(delete(TrashRow).where(TrashRow.path.in_([i["path"] for i in batch])))
+    return derived_id
+
+
+def _write_deliveries(
+    connection: Connection, derived_id: int, wanted: Sequence[tuple[str, Mapping[str, Any]]], at: datetime
+) -> None:
+    known = set(
+        connection.execute(
+            select(DeliveryRow.destination).where(DeliveryRow.derived_id == derived_id)
+        ).scalars()
+    )
+    fresh = [
+        {
+            "derived_id": derived_id,
+            "destination": name,
+            "settings": dict(settings),
+            "state": DeliveryState.PENDING.value,
+            "attempt": 0,
+            "not_before": at,
+            "created_at": at,
+        }
+        for name, settings in wanted
+        if name not in known
+    ]
+    if fresh:
+        connection.execute(insert(DeliveryRow), fresh)
+
+
+def _tell(
+    connection: Connection,
+    job: rows.AnyRow,
+    derived: NewDerived,
+    derived_id: int,
+    destinations: Sequence[str],
+    body: Mapping[str, Any],
+    at: datetime,
+) -> None:
+    """The provenance of one derivation: what was made of what, digest by digest."""
+    series = connection.execute(rows.whole(SeriesRow).where(SeriesRow.id == job.series_id)).one()
+    sources = rows.pairs(
+        connection.execute(
+            select(InstanceRow.sop_instance_uid, InstanceRow.sha256)
+            .join(SeriesRow, SeriesRow.id == InstanceRow.series_id)
+            .where(*rows.key_is(rows.series_key(series)), InstanceRow.current)
+        ).all()
+    )
+    document = {
+        **body,
+        "job": job.id,
+        "rule": job.rule,
+        "derivation_key": job.derivation_key,
+        "attempt": job.attempt,
+        "config": job.config_digest,
+        "derived": derived_id,
+        "destinations": list(destinations),
+        "source_series": series.series_uid,
+        "derived_series": derived.series_uid,
+        "instances": [
+            [
+                i.sop_instance_uid,
+                i.sha256,
+                i.source_sop_instance_uid,
+                sources.get(i.source_sop_instance_uid, ""),
+            ]
+            for i in derived.instances
+        ],
+    }
+    subjects = [series.study_uid, series.series_uid, derived.series_uid]
+    for one in derived.instances:
+        subjects += [one.source_sop_instance_uid, one.sop_instance_uid]
+    provenance.append(connection, "series.derived", tuple(dict.fromkeys(subjects)), document, at)
+
+
+def _tell_failure(
+    connection: Connection, job_id: int, state: JobState, failure: str, body: Mapping[str, Any], at: datetime
+) -> None:
+    row = connection.execute(
+        select(JobRow.series_id, JobRow.attempt, JobRow.engine, SeriesRow.study_uid, SeriesRow.series_uid)
+        .join(SeriesRow, SeriesRow.id == JobRow.series_id)
+        .where(JobRow.id == job_id)
+    ).one()
+    document = {**body, "job": job_id, "state": state.value, "failure": failure, "attempt": row.attempt}
+    provenance.append(connection, f"job.{state.value.lower()}", (row.study_uid, row.series_uid), document, at)
+    told = {"job": job_id, "engine": row.engine, "failure": failure}
+    events.add(connection, "error", f"job.{state.value.lower()}", told, at, series_id=row.series_id)

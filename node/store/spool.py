@@ -1,0 +1,362 @@
+"""Bytes on disk. Names are hashes: nothing that came over the network is ever part of a path.
+
+::
+
+    spool/tmp/<random>                      being written; never acknowledged
+    spool/<xx>/<sha256>.dcm                 received; xx = first 2 hex digits of sha256(Series UID)
+    spool/derived/<xx>/<sha256>.dcm         made by this node; can be made again
+    spool/scratch/<name>/                   a worker's decoded pixels; swept when its writer is gone
+
+``<sha256>`` = sha256(SOP Instance UID + newline + sha256 of the encoded data set): the same instance
+always has the same name, other bytes under the same UID have another. One series lies in one folder, so
+that a batch costs one directory sync. All folders are made, and their names synced, when the spool is
+opened: a new name in them needs only its own folder's sync.
+
+The commit order is reliability.md section 2: write, `SpoolWriter.sync`, `SpoolWriter.publish`,
+`Spool.sync_dirs`, then the database. A write or sync that failed is never tried again on the same file.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from io import BufferedReader
+from pathlib import Path
+from typing import Literal
+
+from node.errors import OutOfSpace, StoreError
+from node.store.disk import free_bytes
+
+Area = Literal["received", "derived"]
+
+_FOLDERS = tuple(f"{n:02x}" for n in range(256))
+_RELATIVE = re.compile(r"(?:derived/)?[0-9a-f]{2}/[0-9a-f]{64}\.dcm")
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpoolFile:
+    """A file found in the spool: ``path`` relative to it, ``area`` by where it lies, ``size`` in bytes."""
+
+    path: str
+    area: Area
+    size: int
+    modified_s: float
+
+
+def spool_path(series_uid: str, sop_instance_uid: str, sha256: str, area: Area = "received") -> str:
+    """Relative path under which an instance lies.
+
+    Parameters
+    ----------
+    series_uid, sop_instance_uid
+        As received; only their hashes are used.
+    sha256
+        Hex digest of the encoded data set.
+    area
+        ``received`` or ``derived``.
+    """
+    folder = hashlib.sha256(series_uid.encode("utf-8", "surrogateescape")).hexdigest()[:2]
+    name = hashlib.sha256(f"{sop_instance_uid}\n{sha256}".encode("utf-8", "surrogateescape")).hexdigest()
+    return f"{'derived/' if area == 'derived' else ''}{folder}/{name}.dcm"
+
+
+class SpoolWriter:
+    """One file being written. Not shared between threads while it is written to.
+
+    Use `write` as often as needed, then `sync`, then `publish`; or `discard` at any time. The file is
+    locked (flock) as long as its writer lives, which is how `Spool.sweep_tmp` knows the dead.
+    """
+
+    __slots__ = ("_fd", "_path", "_spool", "size")
+
+    def __init__(self, spool: Spool, path: Path, fd: int) -> None:
+        self._spool = spool
+        self._path = path
+        self._fd = fd
+        self.size = 0
+
+    @property
+    def path(self) -> Path:
+        """Where the file lies for now (absolute), until it is published."""
+        return self._path
+
+    def write(self, data: memoryview | bytes | bytearray) -> int:
+        """Append all of ``data``; returns its length in bytes.
+
+        Raises
+        ------
+        OutOfSpace
+            The disk, a quota or a limit is full.
+        StoreError
+            Anything else that the disk refused.
+        """
+        view = memoryview(data).cast("B")
+        total = len(view)
+        try:
+            done = os.write(self._fd, view)
+            while done < total:
+                done += os.write(self._fd, view[done:])
+        except OSError as error:
+            raise _typed(error, "write") from None
+        self.size += total
+        return total
+
+    def sync(self) -> None:
+        """Bring the bytes to stable storage (fdatasync). On failure the writer can only be discarded."""
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            raise _typed(error, "sync") from None
+
+    def publish(self, series_uid: str, sop_instance_uid: str, sha256: str, area: Area = "received") -> str:
+        """Give the file its final name and close it; returns the path relative to the spool.
+
+        The name is durable only after `Spool.sync_dirs`. A file that already has that name holds the same
+        data set; it is replaced, which heals it should its bytes have rotted.
+        """
+        relative = spool_path(series_uid, sop_instance_uid, sha256, area)
+        try:
+            self._path.rename(self._spool.root / relative)
+        except OSError as error:
+            self.discard()
+            raise _typed(error, "rename") from None
+        self._close()
+        return relative
+
+    def discard(self) -> None:
+        """Remove the file; harmless after `publish` and when called twice."""
+        if self._fd >= 0:
+            self._path.unlink(missing_ok=True)
+            self._close()
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __enter__(self) -> SpoolWriter:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.discard()
+
+
+class Spool:
+    """The folder of received and derived instances. Thread-safe and process-safe.
+
+    Parameters
+    ----------
+    root
+        The folder; made (0700) if it does not exist. One file system: renames must be atomic.
+
+    Raises
+    ------
+    StoreError
+        The folder cannot be used, or holds a link where a folder of ours should be.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root).absolute()
+        try:
+            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._tmp = self.root / "tmp"
+            made = [_folder(self.root / name) for name in ("tmp", "scratch", "derived")]
+            received = [_folder(self.root / xx) for xx in _FOLDERS]
+            derived = [_folder(self.root / "derived" / xx) for xx in _FOLDERS]
+            if any(derived):
+                _sync_dir(self.root / "derived")
+            if any(made) or any(received):
+                _sync_dir(self.root)
+                _sync_dir(self.root.parent)
+        except OSError as error:
+            raise _typed(error, "open") from None
+
+    def create(self) -> SpoolWriter:
+        """A new, empty, locked file under ``tmp/`` with a random name (mode 0600).
+
+        Raises
+        ------
+        OutOfSpace, StoreError
+        """
+        path = self._tmp / secrets.token_hex(16)
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise _typed(error, "create") from None
+        return SpoolWriter(self, path, fd)
+
+    def sync_dirs(self, paths: Iterable[str]) -> None:
+        """Make the names of published files durable: one fsync for every folder among ``paths``."""
+        try:
+            for folder in sorted({p.rpartition("/")[0] for p in paths}):
+                _sync_dir(self.root / folder)
+        except OSError as error:
+            raise _typed(error, "sync of a folder") from None
+
+    def path(self, relative: str) -> Path:
+        """Absolute path of a file of the spool.
+
+        Raises
+        ------
+        StoreError
+            ``relative`` is not a name that this spool makes.
+        """
+        if not _RELATIVE.fullmatch(relative):
+            raise StoreError("not a path of the spool", retryable=False)
+        return self.root / relative
+
+    def open(self, relative: str) -> BufferedReader:
+        """Open a file for reading; a link in its place is refused."""
+        try:
+            return os.fdopen(os.open(self.path(relative), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
+        except OSError as error:
+            raise _typed(error, "open") from None
+
+    def exists(self, relative: str) -> bool:
+        """Whether a regular file lies there (a link does not count)."""
+        try:
+            return stat.S_ISREG(os.lstat(self.path(relative)).st_mode)
+        except OSError:
+            return False
+
+    def verify(self, relative: str, offset: int, sha256: str) -> bool:
+        """Whether the data set that begins at ``offset`` still has the digest it came with (R13)."""
+        try:
+            with self.open(relative) as file:
+                file.seek(offset)
+                return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+        except (OSError, StoreError):
+            return False
+
+    def free_bytes(self) -> int:
+        """Bytes that can still be written; 0 when inodes have run out."""
+        return free_bytes(self.root)
+
+    def remove(self, relative: str) -> None:
+        """Remove a file; one that is gone already is no error. Only `Retention` decides that it may."""
+        try:
+            self.path(relative).unlink(missing_ok=True)
+        except OSError as error:
+            raise _typed(error, "remove") from None
+
+    def walk(self) -> Iterator[SpoolFile]:
+        """Every published file, folder by folder, received before derived."""
+        for area in ("received", "derived"):
+            prefix = "derived/" if area == "derived" else ""
+            for xx in _FOLDERS:
+                with os.scandir(self.root / f"{prefix}{xx}") as entries:
+                    for entry in entries:
+                        relative = f"{prefix}{xx}/{entry.name}"
+                        if not (_RELATIVE.fullmatch(relative) and entry.is_file(follow_symlinks=False)):
+                            continue
+                        try:
+                            told = entry.stat(follow_symlinks=False)
+                        except FileNotFoundError:
+                            continue
+                        yield SpoolFile(path=relative, area=area, size=told.st_size, modified_s=told.st_mtime)
+
+    def sweep_tmp(self, now: datetime, *, grace_s: float = 5.0) -> int:
+        """Remove what dead writers left under ``tmp/`` and ``scratch/``; returns how many.
+
+        A living writer holds a lock on its file and is left alone, in whichever process it lives. Files
+        younger than ``grace_s`` are left too: their writer may be between creating and locking.
+        """
+        removed = 0
+        for entry in list(os.scandir(self._tmp)):
+            removed += _remove_if_dead(Path(entry.path), now.timestamp() - grace_s)
+        for entry in list(os.scandir(self.root / "scratch")):
+            lock = Path(entry.path) / ".lock"
+            if not lock.exists() or _remove_if_dead(lock, now.timestamp() - grace_s):
+                shutil.rmtree(entry.path, ignore_errors=True)
+                removed += 1
+        return removed
+
+    def scratch(self, name: str) -> Scratch:
+        """A folder for a worker's intermediate files, removed by `Scratch.close` or by the next sweep."""
+        return Scratch(self.root / "scratch" / f"{_safe(name)}-{secrets.token_hex(4)}")
+
+
+class Scratch:
+    """A locked, private folder; use as a context manager. ``folder`` is its absolute path."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            folder.mkdir(mode=0o700)
+            self._fd = os.open(folder / ".lock", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise _typed(error, "scratch") from None
+
+    def close(self) -> None:
+        """Remove the folder and all in it; harmless when called twice."""
+        if self._fd >= 0:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Scratch:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+
+def _folder(path: Path) -> bool:
+    """Make one folder of ours; True if it is new. A link planted in its place is refused."""
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            raise StoreError(
+                "something else lies where a folder of the spool should be", retryable=False
+            ) from None
+        return False
+    return True
+
+
+def _sync_dir(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _remove_if_dead(path: Path, before_s: float) -> bool:
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        if os.fstat(fd).st_mtime > before_s:
+            return False
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink(missing_ok=True)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]", "_", name)[:32] or "work"
+
+
+def _typed(error: OSError, step: str) -> StoreError:
+    told = f"spool: {step} failed ({errno.errorcode.get(error.errno or 0, 'unknown')})"
+    if error.errno in _FULL:
+        return OutOfSpace(told, hint="free space on the spool's file system")
+    return StoreError(told)
