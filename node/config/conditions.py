@@ -127,7 +127,7 @@ class Condition:
 
     @property
     def written(self) -> str | list[str]:
-        """The condition as config.yaml would have it; :func:`~node.config.grammar.parse_condition` reads it back."""
+        """As config.yaml would have it; :func:`~node.config.grammar.parse_condition` reads it back."""
         if self.negated and len(self.tests) == 1 and self.tests[0].operator == "present":
             return "absent"
         said = [f"not {test}" if self.negated else str(test) for test in self.tests]

@@ -39,6 +39,8 @@ class Refused(ValueError):  # noqa: N818 - reads as what it is: a refused value
 
 def quote(value: object, limit: int = 60) -> str:
     """A value as text for people: on one line, printable, shortened, in quotes."""
+    if isinstance(value, (Mapping, list, tuple)):
+        return "a mapping" if isinstance(value, Mapping) else "a list"
     text = "".join(c if c.isprintable() else "?" for c in str(value))
     return f'"{text[: limit - 3]}..."' if len(text) > limit else f'"{text}"'
 
