@@ -1,0 +1,70 @@
+"""Fixtures for all tests: stores on both databases, real PostgreSQL included."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from node.store import Store
+from tests.postgres import (  # noqa: F401 - fixtures
+    postgres_binaries,
+    postgres_empty,
+    postgres_server,
+    postgres_template,
+    postgres_url,
+)
+
+OpenStore = Callable[[], Store]
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A closed SQLite database with the current schema, to copy."""
+    folder = tmp_path_factory.mktemp("template")
+    Store.open(f"sqlite:///{folder}/luminode.db", folder / "spool").close()
+    return folder / "luminode.db"
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """URL of an empty database with the current schema: once SQLite, once PostgreSQL."""
+    if request.param == "postgresql":
+        return str(request.getfixturevalue("postgres_url"))
+    return str(request.getfixturevalue("sqlite_url"))
+
+
+@pytest.fixture
+def sqlite_url(sqlite_template: Path, tmp_path: Path) -> str:
+    """URL of an empty SQLite database with the current schema, for tests that need one database only."""
+    shutil.copy(sqlite_template, tmp_path / "luminode.db")
+    return f"sqlite:///{tmp_path}/luminode.db"
+
+
+@pytest.fixture
+def open_store(database_url: str, tmp_path: Path) -> Iterator[OpenStore]:
+    """Opens the same store again and again, as processes do after a restart."""
+    opened: list[Store] = []
+
+    def once_more() -> Store:
+        opened.append(Store.open(database_url, tmp_path / "spool"))
+        return opened[-1]
+
+    yield once_more
+    for one in opened:
+        one.close()
+
+
+@pytest.fixture
+def store(open_store: OpenStore) -> Store:
+    """An empty store on each database in turn."""
+    return open_store()
+
+
+@pytest.fixture
+def sqlite_store(sqlite_url: str, tmp_path: Path) -> Iterator[Store]:
+    """An empty store on SQLite, for tests of other rooms that need one database only."""
+    with Store.open(sqlite_url, tmp_path / "spool") as one:
+        yield one

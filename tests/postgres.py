@@ -1,0 +1,215 @@
+"""A real PostgreSQL for tests: Debian's server, started by the tests in a folder of its own.
+
+It listens on a Unix socket only, in a folder that nobody else can enter, and runs as ``postgres`` or
+``nobody`` where the tests run as root (the server refuses root). ``LUMINODE_TEST_POSTGRES`` names a server
+to use instead (a URL of a role that may create databases).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import URL, create_engine, make_url, text
+
+ENVIRONMENT = "LUMINODE_TEST_POSTGRES"
+_SETTINGS = (
+    "listen_addresses=",
+    "fsync=off",  # the tests kill the server, never the machine
+    "full_page_writes=off",
+    "max_connections=200",
+    "shared_buffers=32MB",
+    "log_min_messages=fatal",
+    "timezone=America/New_York",  # not UTC, so that a time stored without its zone is found out
+)
+
+
+class Server:
+    """A PostgreSQL server that can be stopped, killed and started again."""
+
+    def __init__(self, binaries: Path) -> None:
+        self._bin = binaries
+        self.folder = Path(tempfile.mkdtemp(prefix="lumpg"))
+        self._user = _unprivileged()
+        if self._user is not None:
+            os.chown(self.folder, self._user.pw_uid, self._user.pw_gid)
+        self._run(
+            "initdb", "-D", self._data, "-A", "trust", "-U", "luminode", "-E", "UTF8", "--no-locale", "-N"
+        )
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def _data(self) -> str:
+        return str(self.folder / "data")
+
+    @property
+    def url(self) -> URL:
+        """Of the database ``postgres``."""
+        return URL.create(
+            "postgresql+psycopg", username="luminode", database="postgres", query={"host": str(self.folder)}
+        )
+
+    def start(self) -> None:
+        arguments = [a for setting in _SETTINGS for a in ("-c", setting)]
+        self._process = subprocess.Popen(
+            [str(self._bin / "postgres"), "-D", self._data, "-k", str(self.folder), *arguments],
+            preexec_fn=_die_with_parent,
+            **self._how(),
+        )
+        deadline = time.monotonic() + 30
+        while True:
+            with contextlib.suppress(Exception):
+                _execute(self.url, "SELECT 1")
+                return
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError("PostgreSQL did not start")
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        """kill -9 of the postmaster and, with it, of every server process."""
+        assert self._process is not None
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        for pid in (self._process.pid, *map(int, children)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._process.wait()
+        (self.folder / "data" / "postmaster.pid").unlink(missing_ok=True)
+
+    def stop(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGQUIT)  # immediate shutdown
+            self._process.wait(timeout=30)
+
+    def remove(self) -> None:
+        self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _run(self, program: str, *arguments: str) -> None:
+        subprocess.run([str(self._bin / program), *arguments], check=True, **self._how())
+
+    def _how(self) -> dict[str, Any]:
+        how: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": self.folder}
+        if self._user is not None:
+            how |= {"user": self._user.pw_uid, "group": self._user.pw_gid, "extra_groups": []}
+        return how
+
+
+def binaries() -> Path | None:
+    """Folder of the newest server that Debian installed."""
+    found = sorted(
+        (p.parent for p in Path("/usr/lib/postgresql").glob("*/bin/postgres")),
+        key=lambda p: int(p.parent.name) if p.parent.name.isdigit() else 0,
+    )
+    if found:
+        return found[-1]
+    other = shutil.which("postgres")
+    return Path(other).parent if other else None
+
+
+def create_database(server: URL, template: str = "template0") -> URL:
+    """A new database on a server."""
+    name = f"luminode_{secrets.token_hex(6)}"
+    _execute(server, f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+    return server.set(database=name)
+
+
+def drop_database(server: URL, database: URL) -> None:
+    _execute(server, f'DROP DATABASE IF EXISTS "{database.database}" WITH (FORCE)')
+
+
+def told(url: URL) -> str:
+    """A URL as config.yaml would have it."""
+    return url.render_as_string(hide_password=False)
+
+
+@pytest.fixture(scope="session")
+def postgres_binaries() -> Path:
+    """For tests that start, kill and restart a `Server` of their own."""
+    found = binaries()
+    if found is None:
+        pytest.skip("no PostgreSQL server is installed")
+    return found
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[URL]:
+    """URL of a running server; skips with a reason where there is none."""
+    given = os.environ.get(ENVIRONMENT)
+    if given:
+        yield make_url(given)
+        return
+    found = binaries()
+    if found is None:
+        pytest.skip(f"no PostgreSQL server is installed, and {ENVIRONMENT} is not set")
+    server = Server(found)
+    try:
+        server.start()
+        yield server.url
+    finally:
+        server.remove()
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres_server: URL) -> Iterator[str]:
+    """Name of a database with the current schema, to copy."""
+    from node.store.db import Database
+    from node.store.migrate import upgrade
+
+    url = create_database(postgres_server)
+    database = Database(told(url))
+    upgrade(database)
+    database.close()
+    assert url.database is not None
+    yield url.database
+    drop_database(postgres_server, url)
+
+
+@pytest.fixture
+def postgres_empty(postgres_server: URL) -> Iterator[str]:
+    """URL of a new, empty database."""
+    url = create_database(postgres_server)
+    yield told(url)
+    drop_database(postgres_server, url)
+
+
+@pytest.fixture
+def postgres_url(postgres_server: URL, postgres_template: str) -> Iterator[str]:
+    """URL of a new database with the current schema and nothing in it."""
+    url = create_database(postgres_server, postgres_template)
+    yield told(url)
+    drop_database(postgres_server, url)
+
+
+def _execute(url: URL, statement: str) -> None:
+    engine = create_engine(url, isolation_level="AUTOCOMMIT", hide_parameters=True)
+    try:
+        with engine.connect() as connection:
+            connection.execute(text(statement))
+    finally:
+        engine.dispose()
+
+
+def _die_with_parent() -> None:
+    """A test run that is killed leaves no server behind (prctl PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGQUIT)
+
+
+def _unprivileged() -> pwd.struct_passwd | None:
+    if os.geteuid() != 0:
+        return None
+    for name in ("postgres", "nobody"):
+        with contextlib.suppress(KeyError):
+            return pwd.getpwnam(name)
+    pytest.skip("the tests run as root and there is no other user to run PostgreSQL as")
