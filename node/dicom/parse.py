@@ -44,10 +44,16 @@ EXPLICIT_BE: Final = "1.2.840.10008.1.2.2"
 
 _NAMES: Final = {vr.encode(): vr for vr in SHORT_VRS | LONG_VRS}
 _PIXEL_REPRESENTATION: Final = 0x00280103
+FIRST_PIXEL_DATA: Final = 0x7FE00008
+"""Float Pixel Data; Double Float Pixel Data and Pixel Data follow it (PS3.3 C.7.6.3, C.7.6.24)."""
 
 
 class MalformedError(SeriesError):
     """The bytes are no data set in the encoding that they claim."""
+
+
+class BoundsError(MalformedError):
+    """More, or more deeply nested, than the caller is ready to read (R20)."""
 
 
 @dataclass(slots=True)
@@ -57,11 +63,14 @@ class _Parser:
     little: bool
     left: int = MAX_ELEMENTS
     signed: bool = False
+    items_left: int = MAX_ELEMENTS
+    stop: int = 1 << 32
+    """Tag at which the top level ends, whatever follows."""
 
     def dataset(self, at: int, end: int, depth: int, *, open_ended: bool) -> tuple[Elements, int]:
         """Elements from ``at`` to ``end``, or to the item delimiter of an item of undefined length."""
         if depth > MAX_DEPTH:
-            raise MalformedError(f"sequences are nested deeper than {MAX_DEPTH}")
+            raise BoundsError(f"sequences are nested deeper than {MAX_DEPTH}")
         out: Elements = {}
         order = "<" if self.little else ">"
         tag_at = struct.Struct(order + "HH").unpack_from
@@ -78,9 +87,11 @@ class _Parser:
             else:
                 (group, number), (length,), name = tag_at(data, at), long_at(data, at + 4), b""
             tag = group << 16 | number
+            if tag >= self.stop and depth == 0:
+                return out, at
             self.left -= 1
             if self.left < 0:
-                raise MalformedError(f"more than {MAX_ELEMENTS} elements")
+                raise BoundsError("there are more elements than any header needs")
             if group == 0xFFFE:
                 if tag == ITEM_END and open_ended:
                     return out, at + 8
@@ -141,7 +152,7 @@ class _Parser:
             # A UN of undefined length is a sequence in implicit little endian (PS3.5 6.2.2 note).
             inner = self if vr == "SQ" else replace(self, explicit=False, little=True)
             items, at = inner._items(at, end, depth, open_ended=True)
-            self.left = inner.left
+            self.left, self.items_left = inner.left, inner.items_left
             return Element(tag, "SQ", items), at
         if length > end - at:
             raise MalformedError(
@@ -152,9 +163,11 @@ class _Parser:
             try:
                 items, _ = self._items(at, stop, depth, open_ended=False)
                 return Element(tag, "SQ", items), stop
+            except BoundsError:
+                raise
             except MalformedError:
                 # In implicit encoding a private SQ is what a dictionary of other people's elements says.
-                if self.explicit or not tag >> 16 & 1 or self.left < 0:
+                if self.explicit or not tag >> 16 & 1:
                     raise
                 vr = "UN"
         elif not self.explicit and tag >> 16 & 1 and length % WORD.get(vr, 1):
@@ -179,9 +192,9 @@ class _Parser:
             group, number, length = header_at(self.data, at)
             tag = group << 16 | number
             at += 8
-            self.left -= 1
-            if self.left < 0:
-                raise MalformedError(f"more than {MAX_ELEMENTS} elements")
+            self.items_left -= 1
+            if self.items_left < 0:
+                raise BoundsError("there are more items than any header needs")
             if tag == SEQUENCE_END:
                 return tuple(items), at if open_ended else end
             if tag != ITEM:
@@ -250,6 +263,38 @@ def parse(data: bytes | memoryview, transfer_syntax_uid: str) -> Elements:
     return elements
 
 
+def parse_header(
+    data: bytes | memoryview, transfer_syntax_uid: str, *, elements: int = 200_000, items: int = 50_000
+) -> tuple[Elements, int]:
+    """Elements in front of the pixel data, with bounds on their number.
+
+    Parameters
+    ----------
+    data
+        The beginning of a data set, inflated if it is stored deflated.
+    transfer_syntax_uid
+        Its encoding.
+    elements, items
+        How many of them there may be, sequences included.
+
+    Returns
+    -------
+    tuple[Elements, int]
+        What :func:`parse` gives, and where the pixel data element begins, which is ``len(data)`` if ``data``
+        ends before there is one.
+
+    Raises
+    ------
+    BoundsError
+        If there are more elements or items, or sequences are nested deeper than 64.
+    SeriesError
+        If the bytes are no data set or end inside an element.
+    """
+    explicit, little = transfer_syntax_uid != IMPLICIT_LE, transfer_syntax_uid != EXPLICIT_BE
+    parser = _Parser(data, explicit, little, left=elements, items_left=items, stop=FIRST_PIXEL_DATA)
+    return parser.dataset(0, len(data), 0, open_ended=False)
+
+
 def items_in(value: Buffer, *, explicit: bool = False) -> tuple[Elements, ...] | None:
     """The items that the value of a UN element holds, None if it holds none.
 
@@ -269,11 +314,14 @@ def items_in(value: Buffer, *, explicit: bool = False) -> tuple[Elements, ...] |
 def inflate(data: bytes | memoryview, limit: int = MAX_INFLATED) -> bytes:
     """Inflate a deflated data set (PS3.5 A.5, RFC 1951) of at most ``limit`` bytes.
 
+    What inflates a hundredfold is no picture but a bomb (R19), unless it is small anyway.
+
     Raises
     ------
     SeriesError
         If it is damaged or larger.
     """
+    limit = min(limit, max(1 << 20, 100 * len(data)))
     machine = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         out = machine.decompress(data, limit)

@@ -111,8 +111,8 @@ def scan_uids(
     ------
     HeaderFault
         With the status to answer: C000H if this is no data set, A900H if study or series is missing, 0117H
-        if a UID has characters other than digits and dots or is longer than 64 (PS3.5 9.1). Nothing else escapes,
-        whatever the bytes.
+        if a UID has characters other than digits and dots or is longer than 64 (PS3.5 9.1). Nothing
+        else escapes, whatever the bytes.
     """
     encoding = encoding_of(transfer_syntax_uid)
     try:
