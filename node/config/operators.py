@@ -28,7 +28,7 @@ _FOREIGN: Mapping[str, str] = {
     "in": "a list: [A, B]",
     "none of": "not [A, B]",
     "not in": "not [A, B]",
-    "is": "the value alone",
+    "is": "",
     "is not": "not",
     "except": "not",
     "starts with": "matches ^",
@@ -52,7 +52,7 @@ _BEFORE_NUMBERS = {"below": "at most", "under": "at most", "above": "at least", 
 
 _SYMBOLS: Mapping[str, str] = {
     "!=": "not", "<>": "not", "!": "not", "<=": "at most", ">=": "at least", "≤": "at most", "≥": "at least",
-    "<": "at most", ">": "at least", "==": "the value alone", "=": "the value alone", "~": "matches",
+    "<": "at most", ">": "at least", "==": "", "=": "", "~": "matches",
 }  # fmt: skip
 
 
@@ -74,13 +74,13 @@ def _instead(text: str) -> str:
         return f"{capital}, in lower case"
     foreign = _begins(text, _FOREIGN)
     if foreign:
-        return _FOREIGN[foreign]
+        return _ours(_FOREIGN[foreign], text[len(foreign) :])
     number = _begins(text, _BEFORE_NUMBERS)
     if number and text[len(number) :].strip()[:1].isdigit():
-        return _BEFORE_NUMBERS[number]
+        return _ours(_BEFORE_NUMBERS[number], text[len(number) :])
     for symbol, ours in _SYMBOLS.items():
         if text.startswith(symbol):
-            return ours
+            return _ours(ours, text[len(symbol) :])
     if text == "any":
         return "present, or leave the line out"
     if text.startswith("["):
@@ -88,6 +88,13 @@ def _instead(text: str) -> str:
     if len(text) > 2 and text.startswith("*") and text.endswith("*"):
         return f"contains {text.strip('*')}"
     return ""
+
+
+def _ours(operator: str, rest: str) -> str:
+    operand = rest.strip()[:40]
+    if operator.startswith("matches ") or "[" in operator:
+        return operator
+    return f"{operator} {operand}".strip() if operand else operator or "the value alone"
 
 
 def misread(text: str) -> Refused:

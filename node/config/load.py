@@ -1,0 +1,301 @@
+"""config.yaml to a frozen :class:`~node.config.schema.Config`, or every fault at once."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from node.config.checks import Finding, conditions, cross
+from node.config.faults import findings
+from node.config.schema import Config, DimseDestination
+from node.config.secret import digest, has_password, mask, shown
+from node.config.tree import MAX_CHARACTERS, Node, read_tree
+from node.errors import ConfigError, ConfigFault
+
+MAX_FAULTS = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedConfig:
+    """A configuration in force.
+
+    Attributes
+    ----------
+    config
+        The settings; values of the environment filled in.
+    digest
+        SHA-256 (hex) of the settings in canonical JSON, secrets as their digests. Comments, order of keys
+        and values left at their defaults make no difference.
+    text
+        The file as written, ``${NAME}`` and all, a password in a URL masked: fit to be stored and shown.
+    path
+        Where it was read; None for text that came from elsewhere.
+    warnings
+        What is allowed but probably not meant.
+    shown
+        The settings with their defaults for people, JSON-able; secrets as ``${NAME}`` or masked.
+    """
+
+    config: Config
+    digest: str
+    text: str
+    path: Path | None = None
+    warnings: tuple[ConfigFault, ...] = ()
+    shown: Mapping[str, Any]
+
+
+def shipped() -> Path:
+    """The annotated config.yaml that comes with Luminode: in the package, or at the top of a checkout."""
+    here = Path(__file__).resolve()
+    inside = here.with_name("config.yaml")
+    return inside if inside.exists() else here.parents[2] / "config.yaml"
+
+
+def load(
+    path: Path, env: Mapping[str, str], *, catalogue: Collection[str] | None = None, files: bool = True
+) -> LoadedConfig:
+    """Read and validate a file.
+
+    Parameters
+    ----------
+    path
+        The file.
+    env
+        What ``${NAME}`` may name, usually ``os.environ``.
+    catalogue
+        Names of the installed engines, to check ``engines:`` against; None leaves that out.
+    files
+        Check that the files which the configuration names (TLS) can be read.
+
+    Raises
+    ------
+    ConfigError
+        With every fault found.
+    """
+    return parse(read_text(path), file=str(path), env=env, catalogue=catalogue, files=files, path=path)
+
+
+def read_text(path: Path) -> str:
+    """The text of a configuration file.
+
+    Raises
+    ------
+    ConfigError
+        If it is no readable, ordinary file with UTF-8 text.
+    """
+    try:
+        if not path.is_file():
+            what = "there is no such file" if not path.exists() else "this is no ordinary file"
+            raise ConfigError((_whole(str(path), what, "name another with --config"),))
+        with path.open("rb") as stream:
+            data = stream.read(4 * MAX_CHARACTERS + 1)
+    except OSError as error:
+        what = f"the file cannot be read: {error.strerror}"
+        raise ConfigError((_whole(str(path), what, "check owner and permissions"),)) from None
+    return decode(data, str(path))
+
+
+def decode(data: bytes, file: str) -> str:
+    """UTF-8 to text.
+
+    Raises
+    ------
+    ConfigError
+        With the place of the first byte that is not UTF-8.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = data[: error.start].decode("utf-8", "replace")
+        fault = ConfigFault(
+            file=file,
+            line=before.count("\n") + 1,
+            column=len(before) - (before.rfind("\n") + 1) + 1,
+            path="",
+            message=f"a byte that is not UTF-8: 0x{data[error.start]:02X}",
+            hint="save the file as UTF-8",
+        )
+        raise ConfigError((fault,)) from None
+
+
+def _whole(file: str, message: str, hint: str) -> ConfigFault:
+    return ConfigFault(file=file, line=0, column=0, path="", message=message, hint=hint)
+
+
+def parse(
+    text: str,
+    file: str = "config.yaml",
+    env: Mapping[str, str] | None = None,
+    *,
+    catalogue: Collection[str] | None = None,
+    files: bool = False,
+    path: Path | None = None,
+) -> LoadedConfig:
+    """Validate the text of a configuration; see :func:`load`.
+
+    Raises
+    ------
+    ConfigError
+        With every fault found, in the order of the file.
+    """
+    root, faults = read_tree(text, file, env or {})
+    if root is None or root.kind != "mapping":
+        if not faults:
+            faults = [_not_a_configuration(root, file)]
+        raise ConfigError(_ordered(faults))
+    found = _missing_values(root)
+    whens, said = conditions(root)
+    found += said
+    config: Config | None = None
+    try:
+        config = Config.model_validate(_plain(root, whens))
+    except ValidationError as error:
+        found += findings(error, root)
+    found += cross(root, whens, catalogue)
+    if config is not None:
+        found += _doubts(config, root)
+        found += _unreadable(config, root) if files else []
+    faults += [_fault(each, file) for each in found if not each.warning]
+    if faults or config is None:
+        raise ConfigError(_ordered(faults))
+    return LoadedConfig(
+        config=config,
+        digest=digest(config, root),
+        text=mask(text),
+        path=path,
+        warnings=_ordered([_fault(each, file) for each in found if each.warning]),
+        shown=shown(config, root),
+    )
+
+
+def _not_a_configuration(root: Node | None, file: str) -> ConfigFault:
+    hint = "begin with `node:`; the annotated config.yaml shows every key"
+    if root is None or (root.kind == "scalar" and root.value is None):
+        return _whole(file, "the file is empty", hint)
+    message = f"a configuration is made of sections, this is a {root.kind}"
+    return ConfigFault(file=file, line=root.line, column=root.column, path="", message=message, hint=hint)
+
+
+def _fault(finding: Finding, file: str) -> ConfigFault:
+    return ConfigFault(
+        file=file,
+        line=finding.line,
+        column=finding.column,
+        path=finding.path,
+        message=finding.message,
+        hint=finding.hint,
+    )
+
+
+def _ordered(faults: list[ConfigFault]) -> tuple[ConfigFault, ...]:
+    """In the order of the file, one of each, capped."""
+    ordered = sorted(dict.fromkeys(faults), key=lambda fault: (fault.line, fault.column))
+    if len(ordered) > MAX_FAULTS:
+        more = f"and {len(ordered) - MAX_FAULTS} more faults"
+        last = _whole(ordered[0].file, more, "mend these first")
+        return (*ordered[:MAX_FAULTS], last)
+    return tuple(ordered)
+
+
+def _missing_values(root: Node) -> list[Finding]:
+    """Keys without a value. A whole section may be left empty: it then has its defaults."""
+    found: list[Finding] = []
+    todo: list[tuple[Node, str]] = [(root, "")]
+    while todo:
+        node, path = todo.pop()
+        children = [(name, entry.node, (entry.line, entry.column)) for name, entry in node.entries.items()]
+        children += [(str(n + 1), item, (item.line, item.column)) for n, item in enumerate(node.items)]
+        for name, child, where in children:
+            below = f"{path}.{name}".lstrip(".")[:120]
+            if child.kind == "scalar" and child.value is None and path:
+                found.append(Finding(*where, below, "the value is missing", "give one, or take the line out"))
+            todo.append((child, below))
+    return found
+
+
+_DROP = object()
+
+
+def _plain(root: Node, whens: Mapping[int, Any]) -> dict[str, Any]:
+    """What pydantic gets: conditions parsed, missing values left out, for those are reported already."""
+    plain: dict[str, Any] = {}
+    for key, entry in root.entries.items():
+        value = _without_nulls(entry.node.plain())
+        if value is not _DROP:
+            plain[key] = value
+    rules = root.get("rules")
+    if rules is not None and rules.kind == "list" and isinstance(plain.get("rules"), list):
+        for n, (node, rule) in enumerate(zip(rules.items, plain["rules"], strict=True)):
+            if isinstance(rule, dict) and node.get("when") is not None:
+                rule["when"] = whens.get(n, {}) or "any"
+    return plain
+
+
+def _without_nulls(value: Any) -> Any:
+    if value is None:
+        return _DROP
+    if isinstance(value, dict):
+        kept = {key: _without_nulls(each) for key, each in value.items()}
+        return {key: each for key, each in kept.items() if each is not _DROP}
+    if isinstance(value, list):
+        return ["" if each is None else _without_nulls(each) for each in value]
+    return value
+
+
+def _doubts(config: Config, root: Node) -> list[Finding]:
+    found: list[Finding] = []
+
+    def warn(keys: tuple[str, ...], message: str, hint: str) -> None:
+        node = root
+        for key in keys:
+            node = node.get(key) or node
+        found.append(Finding(node.line, node.column, ".".join(keys), message, hint, True))
+
+    if config.node.accept_from == "any":
+        hint = "for a trial only: list the scanners' AE titles, pinned to their addresses"
+        warn(("node", "accept_from"), "every AE title may send from everywhere", hint)
+    if has_password(_written(root, ("store", "database"))):
+        warn(("store", "database"), "the password stands in the file", "write ${DB_PASSWORD} in its place")
+    for name, destination in config.destinations.items():
+        if isinstance(destination, DimseDestination) and _is_self(config, destination):
+            warn(("destinations", name), "this destination is the node itself", "name the PACS")
+    return found
+
+
+def _written(root: Node, keys: tuple[str, ...]) -> str:
+    node: Node | None = root
+    for key in keys:
+        node = node.get(key) if node is not None else None
+    return node.written if node is not None else ""
+
+
+def _is_self(config: Config, destination: DimseDestination) -> bool:
+    local = {"localhost", "127.0.0.1", "::1", config.node.listen.host}
+    return destination.port == config.node.listen.port and destination.host in local
+
+
+def _unreadable(config: Config, root: Node) -> list[Finding]:
+    """TLS files that are not there."""
+    places: list[tuple[tuple[str, ...], Any]] = [(("node", "tls"), config.node.tls)]
+    for name, destination in config.destinations.items():
+        places.append((("destinations", name, "tls"), getattr(destination, "tls", None)))
+    found: list[Finding] = []
+    for keys, tls in places:
+        for key, value in tls.model_dump().items() if tls is not None else ():
+            if value is None:
+                continue
+            try:
+                with Path(value).open("rb"):
+                    continue
+            except OSError as error:
+                node = root
+                for each in (*keys, key):
+                    node = node.get(each) or node
+                message = f"the file cannot be read: {error.strerror}"
+                hint = "relative paths start at the working directory"
+                found.append(Finding(node.line, node.column, ".".join((*keys, key)), message, hint))
+    return found
