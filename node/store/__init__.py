@@ -6,7 +6,8 @@ from node.store.changes import Ticker
 from node.store.configs import AppliedConfig
 from node.store.deliveries import DeliveryDetail
 from node.store.events import Event
-from node.store.jobs import JobDetail, NewDerived, NewJob
+from node.store.jobs import JobDetail, NewJob
+from node.store.outbox import NewDerived
 from node.store.provenance import Report, Story
 from node.store.reception import Recorded
 from node.store.reconcile import Findings

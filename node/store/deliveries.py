@@ -12,11 +12,11 @@ from sqlalchemy import Connection, func, select, update
 
 from node.errors import StoreError
 from node.model import Delivery, DeliveryState, DerivedSeries, Outcome
-from node.store import events, moves, provenance, rows
+from node.store import moves, rows
 from node.store.db import Database
 from node.store.derived import read_derived
-from node.store.dialect import upsert
-from node.store.tables import DeliveryRow, DerivedInstanceRow, DerivedRow, JobRow, OutcomeRow, SeriesRow
+from node.store.outcomes import progress, read_outcomes, tell_delivery, write_outcomes
+from node.store.tables import DeliveryRow, DerivedRow, JobRow, OutcomeRow, SeriesRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +69,7 @@ class Deliveries:
     def outcomes(self, delivery_id: int) -> dict[str, Outcome]:
         """The last outcome of every instance that has one, by SOP Instance UID."""
         with self._db.read() as connection:
-            return _outcomes(connection, delivery_id)
+            return read_outcomes(connection, delivery_id)
 
     def record_outcomes(
         self, delivery_id: int, owner: str, attempt: int, outcomes: Sequence[Outcome]
@@ -81,7 +81,7 @@ class Deliveries:
                 connection, DeliveryRow, delivery_id, DeliveryState.SENDING, owner, attempt, {"failure": ""}
             )
             if held:
-                _write_outcomes(connection, delivery_id, outcomes)
+                write_outcomes(connection, delivery_id, outcomes)
             return held
 
     def finish(
@@ -112,11 +112,11 @@ class Deliveries:
             if not moved and _is_sent(connection, delivery_id, attempt):
                 return  # repeated after a commit whose outcome was unknown
             moves.must(moved, f"delivery {delivery_id}")
-            _write_outcomes(connection, delivery_id, outcomes)
-            n_instances, n_done = _progress(connection, delivery_id)
+            write_outcomes(connection, delivery_id, outcomes)
+            n_instances, n_done = progress(connection, delivery_id)
             if n_done != n_instances:
                 raise StoreError(f"only {n_done} of {n_instances} instances are done", retryable=False)
-            _tell(connection, delivery_id, "series.delivered", body or {}, at)
+            tell_delivery(connection, delivery_id, "series.delivered", body or {}, at)
 
         self._db.transact(work)
 
@@ -147,7 +147,8 @@ class Deliveries:
                 fence=(owner, attempt), values={"failure": failure, "finished_at": at},
             )  # fmt: skip
             if moved:
-                _tell(connection, delivery_id, "delivery.failed", {**(body or {}), "failure": failure}, at)
+                told = {**(body or {}), "failure": failure}
+                tell_delivery(connection, delivery_id, "delivery.failed", told, at)
             return moved
 
     def release(self, delivery_id: int, owner: str, attempt: int, at: datetime) -> bool:
@@ -219,7 +220,7 @@ class Deliveries:
             row = connection.execute(rows.whole(DeliveryRow).where(DeliveryRow.id == delivery_id)).first()
             if row is None:
                 return None
-            n_instances, n_done = _progress(connection, delivery_id)
+            n_instances, n_done = progress(connection, delivery_id)
             return DeliveryDetail(
                 delivery=rows.delivery(row),
                 n_instances=n_instances,
@@ -306,105 +307,3 @@ def _is_sent(connection: Connection, delivery_id: int, attempt: int | None) -> b
     if attempt is not None:
         statement = statement.where(DeliveryRow.attempt == attempt)
     return connection.execute(statement).first() is not None
-
-
-def _outcomes(connection: Connection, delivery_id: int) -> dict[str, Outcome]:
-    found = connection.execute(
-        select(
-            DerivedInstanceRow.sop_instance_uid,
-            OutcomeRow.status,
-            OutcomeRow.done,
-            OutcomeRow.retryable,
-            OutcomeRow.comment,
-        )
-        .join(DerivedInstanceRow, DerivedInstanceRow.id == OutcomeRow.instance_id)
-        .where(OutcomeRow.delivery_id == delivery_id)
-        .order_by(OutcomeRow.instance_id)
-    )
-    return {row.sop_instance_uid: Outcome(**row._mapping) for row in found}
-
-
-def _write_outcomes(connection: Connection, delivery_id: int, outcomes: Sequence[Outcome]) -> None:
-    if not outcomes:
-        return
-    ids = rows.pairs(
-        connection.execute(
-            select(DerivedInstanceRow.sop_instance_uid, DerivedInstanceRow.id)
-            .join(DeliveryRow, DeliveryRow.derived_id == DerivedInstanceRow.derived_id)
-            .where(DeliveryRow.id == delivery_id)
-        ).all()
-    )
-    statement = upsert(connection, OutcomeRow)
-    connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=["delivery_id", "instance_id"],
-            set_={name: statement.excluded[name] for name in ("status", "done", "retryable", "comment")},
-            where=OutcomeRow.done.is_(False),
-        ),
-        [
-            {
-                "delivery_id": delivery_id,
-                "instance_id": ids[one.sop_instance_uid],
-                "status": one.status,
-                "done": one.done,
-                "retryable": one.retryable,
-                "comment": rows.clean(one.comment, 200),
-            }
-            for one in outcomes
-            if one.sop_instance_uid in ids
-        ],
-    )
-
-
-def _progress(connection: Connection, delivery_id: int) -> tuple[int, int]:
-    n_instances = connection.execute(
-        select(func.count())
-        .select_from(DerivedInstanceRow)
-        .join(DeliveryRow, DeliveryRow.derived_id == DerivedInstanceRow.derived_id)
-        .where(DeliveryRow.id == delivery_id)
-    ).scalar_one()
-    n_done = connection.execute(
-        select(func.count())
-        .select_from(OutcomeRow)
-        .where(OutcomeRow.delivery_id == delivery_id, OutcomeRow.done)
-    ).scalar_one()
-    return n_instances, n_done
-
-
-def _tell(connection: Connection, delivery_id: int, kind: str, body: Mapping[str, Any], at: datetime) -> None:
-    """Compact: how many instances got which status, and by name only those that did not get 0000H. Which
-    instances these were is in the record of the derivation."""
-    row = connection.execute(
-        select(
-            DeliveryRow.destination,
-            DeliveryRow.attempt,
-            DerivedRow.id,
-            DerivedRow.study_uid,
-            DerivedRow.series_uid,
-            SeriesRow.series_uid.label("source_series"),
-            SeriesRow.id.label("series_id"),
-        )
-        .join(DerivedRow, DerivedRow.id == DeliveryRow.derived_id)
-        .join(JobRow, JobRow.id == DerivedRow.job_id)
-        .join(SeriesRow, SeriesRow.id == JobRow.series_id)
-        .where(DeliveryRow.id == delivery_id)
-    ).one()
-    outcomes = _outcomes(connection, delivery_id)
-    statuses: dict[str, int] = {}
-    for one in outcomes.values():
-        name = "none" if one.status < 0 else f"{one.status:04X}H"
-        statuses[name] = statuses.get(name, 0) + 1
-    document = {
-        **body,
-        "delivery": delivery_id,
-        "derived": row.id,
-        "destination": row.destination,
-        "attempt": row.attempt,
-        "derived_series": row.series_uid,
-        "statuses": dict(sorted(statuses.items())),
-        "exceptions": [[uid, one.status] for uid, one in outcomes.items() if one.status != 0][:100],
-    }
-    provenance.append(connection, kind, (row.study_uid, row.source_series, row.series_uid), document, at)
-    if kind == "delivery.failed":
-        told = {"delivery": delivery_id, "destination": row.destination, "failure": body.get("failure", "")}
-        events.add(connection, "error", kind, told, at, series_id=row.series_id)

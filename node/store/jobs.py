@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, func, insert, select, update
 
 from node.errors import StoreError
-from node.model import DeliveryState, DerivedInstance, Job, JobState
-from node.store import events, moves, provenance, rows
+from node.model import Job, JobState
+from node.store import events, moves, outbox, provenance, rows
 from node.store.db import Database
-from node.store.dialect import upsert
+from node.store.outbox import NewDerived
 from node.store.spool import Spool
-from node.store.tables import (
-    DeliveryRow,
-    DerivedInstanceRow,
-    DerivedRow,
-    InstanceRow,
-    JobRow,
-    SeriesRow,
-    TrashRow,
-)
+from node.store.tables import DerivedRow, JobRow, SeriesRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,17 +32,6 @@ class NewJob:
     only_after_generation: int = 0
     revision: int = 1
     not_before: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewDerived:
-    """A derived series whose instances lie, published and synced, in the spool's derived area."""
-
-    study_uid: str
-    series_uid: str
-    number: int
-    description: str
-    instances: Sequence[DerivedInstance] = field(default_factory=tuple)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,10 +142,10 @@ class Jobs:
                 if not self._spool.exists(one.path):
                     raise StoreError("a derived file vanished from the spool before it was recorded")
             job = connection.execute(rows.whole(JobRow).where(JobRow.id == job_id)).one()
-            derived_id = _write_derived(connection, job_id, derived, at)
+            derived_id = outbox.write_derived(connection, job_id, derived, at)
             wanted = list(job.destinations.items()) if deliveries is None else list(deliveries)
-            _write_deliveries(connection, derived_id, wanted, at)
-            _tell(connection, job, derived, derived_id, [d for d, _ in wanted], body, at)
+            outbox.write_deliveries(connection, derived_id, wanted, at)
+            outbox.tell_derivation(connection, job, derived, derived_id, [d for d, _ in wanted], body, at)
             return derived_id
 
         return self._db.transact(work)
@@ -354,114 +335,6 @@ def insert_job(connection: Connection, series_id: int, new: NewJob, config_diges
         .returning(JobRow.id)
     ).scalar_one()
     return job_id
-
-
-_REWRITTEN = ("path", "size", "offset", "sha256", "transfer_syntax_uid")
-
-
-def _write_derived(connection: Connection, job_id: int, derived: NewDerived, at: datetime) -> int:
-    known = connection.execute(select(DerivedRow.id).where(DerivedRow.job_id == job_id)).scalar_one_or_none()
-    values = {
-        "study_uid": derived.study_uid,
-        "series_uid": derived.series_uid,
-        "number": derived.number,
-        "description": derived.description,
-        "created_at": at,
-        "purged_at": None,
-    }
-    if known is None:
-        derived_id: int = connection.execute(
-            insert(DerivedRow).values(job_id=job_id, **values).returning(DerivedRow.id)
-        ).scalar_one()
-    else:
-        derived_id = known
-        connection.execute(update(DerivedRow).where(DerivedRow.id == derived_id).values(**values))
-    instances = [{"derived_id": derived_id, **rows.derived_values(i)} for i in derived.instances]
-    for start in range(0, len(instances), 500):
-        batch = instances[start : start + 500]
-        statement = upsert(connection, DerivedInstanceRow)
-        connection.execute(
-            statement.on_conflict_do_update(
-                index_elements=["derived_id", "sop_instance_uid"],
-                set_={
-                    n: statement.excluded[n]
-                    for n in ("path", "size", "offset", "sha256", "transfer_syntax_uid")
-                },
-            ),
-            batch,
-        )
-        connection.execute(delete(TrashRow).where(TrashRow.path.in_([i["path"] for i in batch])))
-    return derived_id
-
-
-def _write_deliveries(
-    connection: Connection, derived_id: int, wanted: Sequence[tuple[str, Mapping[str, Any]]], at: datetime
-) -> None:
-    known = set(
-        connection.execute(
-            select(DeliveryRow.destination).where(DeliveryRow.derived_id == derived_id)
-        ).scalars()
-    )
-    fresh = [
-        {
-            "derived_id": derived_id,
-            "destination": name,
-            "settings": dict(settings),
-            "state": DeliveryState.PENDING.value,
-            "attempt": 0,
-            "not_before": at,
-            "created_at": at,
-        }
-        for name, settings in wanted
-        if name not in known
-    ]
-    if fresh:
-        connection.execute(insert(DeliveryRow), fresh)
-
-
-def _tell(
-    connection: Connection,
-    job: rows.AnyRow,
-    derived: NewDerived,
-    derived_id: int,
-    destinations: Sequence[str],
-    body: Mapping[str, Any],
-    at: datetime,
-) -> None:
-    """The provenance of one derivation: what was made of what, digest by digest."""
-    series = connection.execute(rows.whole(SeriesRow).where(SeriesRow.id == job.series_id)).one()
-    sources = rows.pairs(
-        connection.execute(
-            select(InstanceRow.sop_instance_uid, InstanceRow.sha256)
-            .join(SeriesRow, SeriesRow.id == InstanceRow.series_id)
-            .where(*rows.key_is(rows.series_key(series)), InstanceRow.current)
-        ).all()
-    )
-    document = {
-        **body,
-        "job": job.id,
-        "rule": job.rule,
-        "derivation_key": job.derivation_key,
-        "attempt": job.attempt,
-        "config": job.config_digest,
-        "derived": derived_id,
-        "destinations": list(destinations),
-        "source_series": series.series_uid,
-        "derived_series": derived.series_uid,
-        "instances": [
-            [
-                i.sop_instance_uid,
-                i.sha256,
-                i.source_sop_instance_uid,
-                sources.get(i.source_sop_instance_uid, ""),
-            ]
-            for i in derived.instances
-        ],
-    }
-    subjects = [series.study_uid, series.series_uid, derived.series_uid]
-    for one in derived.instances:
-        subjects += [one.source_sop_instance_uid, one.sop_instance_uid]
-    provenance.append(connection, "series.derived", tuple(dict.fromkeys(subjects)), document, at)
 
 
 def _tell_failure(
