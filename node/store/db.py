@@ -21,7 +21,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from node.errors import StoreError
+from node.errors import OutOfSpace, StoreError
 from node.store.disk import refuse_network_filesystem
 
 BUSY_TIMEOUT_S = 30.0
@@ -44,6 +44,8 @@ class Database:
     ----------
     url
         ``sqlite:///path`` or ``postgresql+psycopg://...``.
+    busy_timeout_s
+        How long a writer of SQLite waits for another.
 
     Raises
     ------
@@ -51,7 +53,7 @@ class Database:
         The address is of neither kind, or SQLite would lie on a network file system.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
         try:
             self.url: URL = make_url(url)
         except SQLAlchemyError:
@@ -61,7 +63,7 @@ class Database:
         kind = self.url.get_backend_name()
         if kind == "sqlite":
             self.kind: Literal["sqlite", "postgresql"] = "sqlite"
-            self.engine = _sqlite(self.url)
+            self.engine = _sqlite(self.url, busy_timeout_s)
         elif kind == "postgresql":
             self.kind = "postgresql"
             self.engine = _postgresql(self.url)
@@ -71,8 +73,10 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A transaction that only reads, on one snapshot."""
-        with _typed(), self.engine.connect() as connection, connection.begin():
-            yield connection
+        with _typed(), self.engine.connect() as raw:
+            connection = raw.execution_options(**_SNAPSHOT[self.kind])
+            with connection.begin():
+                yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -100,10 +104,14 @@ class Database:
 
 
 _ADDRESSES = "use sqlite:///var/luminode.db or postgresql+psycopg://user@host/database"
+_SNAPSHOT: dict[str, dict[str, Any]] = {
+    "sqlite": {},
+    "postgresql": {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True},
+}
 _NOTIFY = text(f"SELECT pg_notify('{CHANNEL}', '')")
 
 
-def _sqlite(url: URL) -> Engine:
+def _sqlite(url: URL, busy_timeout_s: float) -> Engine:
     if not url.database or url.database == ":memory:":
         raise StoreError("a database in memory would forget everything", hint=_ADDRESSES, retryable=False)
     path = Path(url.database)
@@ -113,7 +121,7 @@ def _sqlite(url: URL) -> Engine:
         url,
         hide_parameters=True,
         json_serializer=to_json,
-        connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False},
+        connect_args={"timeout": busy_timeout_s, "check_same_thread": False},
         pool_size=16,
         max_overflow=112,
         pool_timeout=BUSY_TIMEOUT_S,
@@ -123,7 +131,7 @@ def _sqlite(url: URL) -> Engine:
     def _connected(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # no implicit BEGIN: the driver's is DEFERRED
         cursor = connection.cursor()
-        cursor.execute(f"PRAGMA busy_timeout={int(BUSY_TIMEOUT_S * 1000)}")
+        cursor.execute(f"PRAGMA busy_timeout={int(busy_timeout_s * 1000)}")
         cursor.execute("PRAGMA journal_mode=WAL")
         cursor.execute("PRAGMA synchronous=FULL")
         cursor.execute("PRAGMA foreign_keys=ON")
@@ -184,6 +192,30 @@ def _store_error(error: DBAPIError) -> StoreError:
     told = getattr(getattr(orig, "diag", None), "message_primary", None) or (
         str(orig) if state is None and "sqlite" in type(orig).__module__ else ""
     )
-    raised = StoreError(f"the database refused: {type(orig).__name__} {code} {told}".strip())
+    raised = _KINDS.get(code, _OTHER)(f"the database refused: {type(orig).__name__} {code} {told}".strip())
     raised.code = code  # type: ignore[attr-defined]
     return raised
+
+
+def _full(told: str) -> StoreError:
+    return OutOfSpace(told, hint="free space where the database lies")
+
+
+def _damaged(told: str) -> StoreError:
+    hint = (
+        "the database is damaged: restore a backup, or move it away and start anew; "
+        "what is in the spool is then adopted again"
+    )
+    return StoreError(told, hint=hint, retryable=False)
+
+
+_OTHER: Callable[[str], StoreError] = StoreError
+_KINDS: dict[str, Callable[[str], StoreError]] = {
+    "SQLITE_FULL": _full,
+    "53100": _full,  # disk_full
+    "SQLITE_NOTADB": _damaged,
+    "SQLITE_CORRUPT": _damaged,
+    "SQLITE_CORRUPT_INDEX": _damaged,
+    "XX001": _damaged,  # data_corrupted
+    "XX002": _damaged,  # index_corrupted
+}

@@ -128,7 +128,7 @@ class Deliveries:
             return moves.move(
                 connection, DeliveryRow, delivery_id, DeliveryState.PENDING,
                 fence=(owner, attempt), only_from=(DeliveryState.SENDING,),
-                values={"not_before": not_before, "failure": failure},
+                values={"not_before": not_before, "failure": rows.clean(failure)},
             )  # fmt: skip
 
     def fail(
@@ -144,10 +144,10 @@ class Deliveries:
         with self._db.write() as connection:
             moved = moves.move(
                 connection, DeliveryRow, delivery_id, DeliveryState.FAILED,
-                fence=(owner, attempt), values={"failure": failure, "finished_at": at},
+                fence=(owner, attempt), values={"failure": rows.clean(failure), "finished_at": at},
             )  # fmt: skip
             if moved:
-                told = {**(body or {}), "failure": failure}
+                told = {**(body or {}), "failure": rows.clean(failure)}
                 tell_delivery(connection, delivery_id, "delivery.failed", told, at)
             return moved
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, func
+from sqlalchemy import Connection, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 
@@ -16,3 +16,21 @@ def upsert(connection: Connection, table: Any) -> Any:
 def greatest(connection: Connection, *values: Any) -> Any:
     """The greatest of several values of one row."""
     return (func.greatest if connection.dialect.name == "postgresql" else func.max)(*values)
+
+
+_FILES_LOCK = 0x4C554D01
+
+
+def hold_files(connection: Connection) -> None:
+    """Until this transaction ends no file leaves the spool: what is recorded in it was there.
+
+    SQLite: a write transaction is alone anyway.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock_shared(_FILES_LOCK)))
+
+
+def own_files(connection: Connection) -> None:
+    """Until this transaction ends nobody records a file: what is removed in it has no row."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(_FILES_LOCK)))

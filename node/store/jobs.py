@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, func, insert, select
 
-from node.errors import StoreError
+from node.errors import StoreError, TransitionRefused
 from node.model import Job, JobState
 from node.store import events, moves, outbox, provenance, rows
 from node.store.db import Database
@@ -167,7 +167,7 @@ class Jobs:
         ``failure`` is one sentence without patient data. A provenance record is written for HELD and
         FAILED. False if the job is no longer this owner's.
         """
-        values: dict[str, Any] = {"failure": failure}
+        values: dict[str, Any] = {"failure": rows.clean(failure)}
         if state is JobState.QUEUED:
             values["not_before"] = not_before or at
         else:
@@ -190,17 +190,28 @@ class Jobs:
                 values={"attempt": attempt - 1, "not_before": at},
             )  # fmt: skip
 
-    def requeue_expired(self, now: datetime) -> builtins.list[int]:
-        """RUNNING under a lease that ran out -> QUEUED; returns their ids. Claiming does not need it."""
+    def requeue_expired(self, now: datetime, *, max_attempts: int | None = None) -> list[int]:
+        """RUNNING under a lease that ran out -> QUEUED; returns their ids. Claiming does not need it.
+
+        With ``max_attempts`` a job whose every worker vanished that often is HELD instead: it may well be
+        what ends them.
+        """
         with self._db.write() as connection:
-            return list(
-                connection.execute(
-                    update(JobRow)
-                    .where(JobRow.state == JobState.RUNNING.value, JobRow.lease_until <= now)
-                    .values(state=JobState.QUEUED.value, lease_owner="", lease_until=None)
-                    .returning(JobRow.id)
-                ).scalars()
-            )
+            expired = connection.execute(
+                select(JobRow.id, JobRow.lease_owner, JobRow.attempt)
+                .where(JobRow.state == JobState.RUNNING.value, JobRow.lease_until <= now)
+                .with_for_update(skip_locked=True)
+            ).all()
+            for row in expired:
+                held = max_attempts is not None and row.attempt >= max_attempts
+                failure = f"its worker vanished {row.attempt} times" if held else "its worker vanished"
+                moves.move(
+                    connection, JobRow, row.id, JobState.HELD if held else JobState.QUEUED,
+                    fence=(row.lease_owner, row.attempt), values={"failure": failure},
+                )  # fmt: skip
+                if held:
+                    _tell_failure(connection, row.id, JobState.HELD, failure, {}, now)
+            return [row.id for row in expired]
 
     def retry(self, job_id: int, at: datetime) -> None:
         """A person's retry: DONE, FAILED, HELD or CANCELLED -> QUEUED, attempts counted afresh.
@@ -208,11 +219,20 @@ class Jobs:
         Raises
         ------
         TransitionRefused
+            Also where retention has removed the received instances.
         """
-        self._by_hand(
-            job_id, JobState.QUEUED, (JobState.DONE, JobState.FAILED, JobState.HELD, JobState.CANCELLED),
-            {"attempt": 0, "not_before": at, "failure": "", "finished_at": None, "progress": None},
-        )  # fmt: skip
+        with self._db.write() as connection:
+            purged = connection.execute(
+                select(SeriesRow.purged_at)
+                .join(JobRow, JobRow.series_id == SeriesRow.id)
+                .where(JobRow.id == job_id)
+            ).scalar_one_or_none()
+            if purged is not None:
+                told = f"job {job_id}: its received instances were removed by retention"
+                raise TransitionRefused(told, hint="send the series again")
+            values = {"attempt": 0, "not_before": at, "failure": "", "finished_at": None, "progress": None}
+            moved = moves.move(connection, JobRow, job_id, JobState.QUEUED, only_from=_ENDED, values=values)
+            moves.must(moved, f"job {job_id}")
 
     def cancel(self, job_id: int, at: datetime) -> None:
         """A person's end of a job in any state but DONE; what runs notices at its next heartbeat.
@@ -221,7 +241,9 @@ class Jobs:
         ------
         TransitionRefused
         """
-        self._by_hand(job_id, JobState.CANCELLED, None, {"finished_at": at})
+        with self._db.write() as connection:
+            moved = moves.move(connection, JobRow, job_id, JobState.CANCELLED, values={"finished_at": at})
+            moves.must(moved, f"job {job_id}")
 
     def get(self, job_id: int) -> Job | None:
         with self._db.read() as connection:
@@ -290,12 +312,8 @@ class Jobs:
         with self._db.read() as connection:
             return connection.execute(select(JobRow.id).where(condition).limit(1)).first() is not None
 
-    def _by_hand(
-        self, job_id: int, to: JobState, only_from: Collection[JobState] | None, values: Mapping[str, Any]
-    ) -> None:
-        with self._db.write() as connection:
-            moved = moves.move(connection, JobRow, job_id, to, only_from=only_from, values=values)
-            moves.must(moved, f"job {job_id}")
+
+_ENDED = (JobState.DONE, JobState.FAILED, JobState.HELD, JobState.CANCELLED)
 
 
 def insert_job(connection: Connection, series_id: int, new: NewJob, config_digest: str, at: datetime) -> int:
@@ -317,7 +335,7 @@ def insert_job(connection: Connection, series_id: int, new: NewJob, config_diges
     if known is not None:
         moves.move(
             connection, JobRow, known, JobState.QUEUED,
-            only_from=(JobState.DONE, JobState.FAILED, JobState.HELD, JobState.CANCELLED),
+            only_from=_ENDED,
             values={**values, "attempt": 0, "not_before": due, "failure": "", "finished_at": None},
         )  # fmt: skip
         return known

@@ -100,18 +100,12 @@ def claim(
     lease_s: float,
     now: datetime,
 ) -> AnyRow | None:
-    """Take the oldest row that is due: attempt + 1 and a new lease, in one UPDATE.
+    """Take a row that is due, the first that was made (R29): attempt + 1 and a new lease, in one UPDATE.
 
     PostgreSQL: SKIP LOCKED, so that claimers never wait for each other. SQLite: the transaction holds
     the write lock from its beginning.
     """
-    oldest = (
-        select(table.id)
-        .where(condition)
-        .order_by(table.not_before, table.id)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-    )
+    oldest = select(table.id).where(condition).order_by(table.id).limit(1).with_for_update(skip_locked=True)
     return connection.execute(
         update(table)
         .where(table.id == oldest.scalar_subquery(), condition)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, delete, insert, select, update
 
 from node.errors import StoreError
 from node.model import Association, AssociationEnd, Instance, SeriesKey, SeriesState
-from node.store import events, rows
+from node.store import conflicts, rows
 from node.store.db import Database
-from node.store.dialect import greatest, upsert
+from node.store.dialect import greatest, hold_files, upsert
 from node.store.spool import Spool
 from node.store.tables import (
     AssociationRow,
@@ -112,8 +112,7 @@ class Reception:
     def _record(
         self, connection: Connection, batch: Sequence[Instance], duplicates: Duplicates
     ) -> list[Recorded]:
-        if connection.dialect.name == "postgresql":  # purge takes it exclusively: retention.py
-            connection.execute(select(func.pg_advisory_xact_lock_shared(PURGE_LOCK)))
+        hold_files(connection)
         open_series = _OpenSeries(connection)
         for key in sorted({_key(i) for i in batch}, key=_order):  # in one order, against deadlocks
             open_series.lock(key)
@@ -131,7 +130,7 @@ class Reception:
                 )
                 told.append(Recorded(kind="new", series_id=series_id))
                 continue
-            if fresh and known.id == 0:  # twice in one batch: its row must be there to be compared
+            if known.id == 0:  # twice in one batch: its row must be there to be compared
                 _insert(connection, fresh)
                 fresh = []
                 known = _current(connection, [one.sop_instance_uid])[one.sop_instance_uid]
@@ -164,32 +163,40 @@ class Reception:
             return Recorded(kind="same", series_id=known.series_id)
         self._must_exist(one.path)
         if duplicates == "keep_first":
-            is_new = _keep_aside(connection, _row(one, known.series_id), "first", one.received_at)
-            if is_new:
-                _tell_conflict(connection, known.series_id, "kept_first", one)
+            if conflicts.keep_aside(connection, _row(one, known.series_id), "first", one.received_at):
+                conflicts.tell(connection, known.series_id, "kept_first", one)
             return Recorded(kind="conflict_kept_first", series_id=known.series_id, stale_path=one.path)
-        old = connection.execute(rows.whole(InstanceRow).where(InstanceRow.id == known.id)).one()._asdict()
-        _keep_aside(connection, old, "replaced", one.received_at)
-        if known.state == SeriesState.OPEN and _same_series(connection, known.series_id, one):
-            values = _row(one, known.series_id)
-            connection.execute(
-                update(InstanceRow).where(InstanceRow.id == known.id).values(**values, indexed=0, header=None)
+        return self._replace(connection, open_series, one, known)
+
+    def _replace(
+        self, connection: Connection, open_series: _OpenSeries, one: Instance, known: _Known
+    ) -> Recorded:
+        """The later bytes win. In a series that is still open they take the place of the earlier; in one
+        that is closed the earlier stay what was worked on, and the later belong to the next generation."""
+        old = connection.execute(rows.whole(InstanceRow).where(InstanceRow.id == known.id)).one()
+        conflicts.keep_aside(connection, old._asdict(), "replaced", one.received_at)
+        connection.execute(update(InstanceRow).where(InstanceRow.id == known.id).values(current=False))
+        connection.execute(  # should the later bytes have been kept aside before, under another policy
+            delete(ConflictRow).where(
+                ConflictRow.sop_instance_uid == one.sop_instance_uid, ConflictRow.sha256 == one.sha256
             )
+        )
+        if known.state is SeriesState.OPEN and _same_series(connection, known.series_id, one):
             series_id = known.series_id
+            # a row of its own: a header that is being read of the old bytes must not end up on the new
+            _insert(connection, [_row(one, series_id)])
+            connection.execute(delete(InstanceRow).where(InstanceRow.id == known.id))
+            open_series.resize(series_id, one.size - old.size)
             open_series.touch(series_id, one.received_at)
         else:
-            connection.execute(update(InstanceRow).where(InstanceRow.id == known.id).values(current=False))
             series_id = open_series.take(one)
             _insert(connection, [_row(one, series_id)])
-        _tell_conflict(connection, series_id, "replaced", one)
+        conflicts.tell(connection, series_id, "replaced", one)
         return Recorded(kind="replaced", series_id=series_id, stale_path=known.path)
 
     def _must_exist(self, path: str) -> None:
         if not self._spool.exists(path):
             raise StoreError("a file vanished from the spool before it was recorded")
-
-
-PURGE_LOCK = 0x4C554D01
 
 
 def is_known(connection: Connection, relative: str) -> bool:
@@ -240,6 +247,10 @@ class _OpenSeries:
         self._added[series_id] = (count + 1, size + one.size)
         self.touch(series_id, one.received_at)
         return series_id
+
+    def resize(self, series_id: int, by: int) -> None:
+        count, size = self._added.get(series_id, (0, 0))
+        self._added[series_id] = (count, size + by)
 
     def touch(self, series_id: int, at: datetime) -> None:
         self._last[series_id] = max(at, self._last.get(series_id, at))
@@ -340,27 +351,6 @@ def _current(connection: Connection, uids: Sequence[str]) -> dict[str, _Known]:
 def _same_series(connection: Connection, series_id: int, one: Instance) -> bool:
     row = connection.execute(rows.whole(SeriesRow).where(SeriesRow.id == series_id)).one()
     return rows.series_key(row) == _key(one)
-
-
-_ASIDE = (
-    "series_id", "sop_class_uid", "sop_instance_uid", "transfer_syntax_uid", "association", "path", "size",
-    "offset", "sha256", "received_at",
-)  # fmt: skip
-
-
-def _keep_aside(connection: Connection, row: Mapping[str, Any], kept: str, at: datetime) -> bool:
-    values = {name: row[name] for name in _ASIDE} | {"at": at, "kept": kept}
-    statement = upsert(connection, ConflictRow).values(**values)
-    return bool(
-        connection.execute(
-            statement.on_conflict_do_nothing(index_elements=["sop_instance_uid", "sha256"])
-        ).rowcount
-    )
-
-
-def _tell_conflict(connection: Connection, series_id: int, how: str, one: Instance) -> None:
-    body = {"policy": how, "sop_instance_uid": one.sop_instance_uid, "sha256": one.sha256, "path": one.path}
-    events.add(connection, "warning", "instance.conflict", body, one.received_at, series_id=series_id)
 
 
 def _carry(connection: Connection, batch: Sequence[Instance], told: Sequence[Recorded]) -> None:

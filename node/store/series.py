@@ -278,7 +278,7 @@ class SeriesStore:
         with self._db.write() as connection:
             return moves.move_series(
                 connection, series_id, SeriesState.CLOSED, SeriesRow.state == SeriesState.OPEN.value, *extra,
-                closed_at=at, closed_because=because,
+                closed_at=at, closed_because=rows.clean(because),
             )  # fmt: skip
 
     def route(
@@ -335,6 +335,7 @@ class SeriesStore:
                 series_id,
                 SeriesState.CLOSED,
                 SeriesRow.state != SeriesState.OPEN.value,
+                SeriesRow.purged_at.is_(None),
                 decision=None,
             )
             moves.must(moved, f"series {series_id}")

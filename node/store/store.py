@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from node.errors import StoreError
+from node.store.backup import backup_sqlite
 from node.store.changes import Changes
 from node.store.configs import Configs
 from node.store.db import Database
@@ -17,6 +19,7 @@ from node.store.reconcile import Reconcile
 from node.store.retention import Retention
 from node.store.series import SeriesStore
 from node.store.spool import Spool
+from node.store.turns import Turns
 
 
 class Store:
@@ -24,7 +27,8 @@ class Store:
 
     Attributes
     ----------
-    spool, reception, series, jobs, deliveries, provenance, configs, retention, reconcile, events, changes
+    spool, reception, series, jobs, deliveries, provenance, configs, retention, reconcile, events,
+    changes, turns
         See the modules of the same names.
     """
 
@@ -40,7 +44,8 @@ class Store:
         self.events = Events(database)
         self.changes = Changes(database)
         self.retention = Retention(database, spool)
-        self.reconcile = Reconcile(database, spool, self.reception)
+        self.reconcile = Reconcile(database, spool, self.reception, self.retention)
+        self.turns = Turns(database)
 
     @classmethod
     def open(cls, database_url: str, spool_root: Path | str, *, create: bool = True) -> Store:
@@ -72,6 +77,18 @@ class Store:
         except BaseException:
             database.close()
             raise
+
+    def backup(self, target: Path) -> None:
+        """Copy the database while it is in use; what was committed before the call is in the copy.
+
+        Raises
+        ------
+        StoreError
+            The database is PostgreSQL (it has its own tools), or the copy cannot be written.
+        """
+        if self.database.kind != "sqlite":
+            raise StoreError("PostgreSQL is backed up by its own tools", hint="pg_dump", retryable=False)
+        backup_sqlite(self.database, target)
 
     def close(self) -> None:
         """Give all connections back; harmless when called twice."""

@@ -362,3 +362,14 @@ class TrashRow(Base):
     __tablename__ = "trash"
     path: Mapped[str] = mapped_column(String(96), primary_key=True)
     at: Mapped[datetime]
+
+
+class TurnRow(Base):
+    """When a periodic task was last begun, by whom, and whether it still runs."""
+
+    __tablename__ = "turn"
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(128))
+    started_at: Mapped[datetime]
+    until: Mapped[datetime]
+    finished_at: Mapped[datetime | None]

@@ -113,6 +113,15 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("path"),
     )
     op.create_table(
+        "turn",
+        sa.Column("name", sa.String(length=64), nullable=False),
+        sa.Column("owner", sa.String(length=128), nullable=False),
+        sa.Column("started_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("until", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
+        sa.PrimaryKeyConstraint("name"),
+    )
+    op.create_table(
         "carried",
         sa.Column("series_id", BIG, nullable=False),
         sa.Column("association", sa.String(length=64), nullable=False),
