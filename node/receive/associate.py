@@ -1,0 +1,107 @@
+"""A-ASSOCIATE-RQ made fit for pynetdicom: pure functions of bytes.
+
+PS3.8 9.3.2 wants items that are not recognized to be ignored; pynetdicom aborts on them, as it does on UIDs
+with padding and on sub-items that are not quite in order. What this node does not negotiate is therefore
+left out before pynetdicom reads the request: by the standard, what is not answered is not agreed to.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Final
+
+_FIXED: Final = 74
+"""Bytes before the first item: PDU header, protocol version, the two AE titles, reserved (Table 9-11)."""
+
+_APPLICATION_CONTEXT, _PRESENTATION_CONTEXT, _USER_INFORMATION = 0x10, 0x20, 0x50
+_ABSTRACT_SYNTAX, _TRANSFER_SYNTAX = 0x30, 0x40
+_MAXIMUM_LENGTH, _IMPLEMENTATION_UID, _IMPLEMENTATION_VERSION = 0x51, 0x52, 0x55
+# Left out on purpose: 53H asynchronous operations (one at a time is the default), 54H role selection (default
+# roles), 56H and 57H extended negotiation, 58H user identity (accepted, and secrets are not even read).
+
+_ITEM = struct.Struct(">BxH")
+
+
+class RequestError(ValueError):
+    """The request cannot be read. Says where, never what."""
+
+
+def tidy(raw: bytes) -> bytes:
+    """An A-ASSOCIATE-RQ PDU with what pynetdicom needs and nothing else.
+
+    Parameters
+    ----------
+    raw
+        The PDU as received, header included.
+
+    Raises
+    ------
+    RequestError
+        Items do not fit into each other, or a presentation context lacks its syntaxes.
+    """
+    if len(raw) < _FIXED:
+        raise RequestError("shorter than its fixed part")
+    items = bytearray()
+    contexts: set[int] = set()
+    for kind, value in _items(raw[_FIXED:]):
+        if kind == _APPLICATION_CONTEXT:
+            items += _item(kind, _bare(value))
+        elif kind == _PRESENTATION_CONTEXT:
+            if len(value) < 4 or value[0] % 2 == 0 or value[0] in contexts:
+                raise RequestError("presentation context identifiers")
+            contexts.add(value[0])
+            items += _item(kind, value[:1] + b"\0\0\0" + _syntaxes(value[4:]))
+        elif kind == _USER_INFORMATION:
+            items += _item(kind, _user_information(value))
+    body = raw[6:_FIXED] + bytes(items)
+    return struct.pack(">BBL", 0x01, 0, len(body)) + body
+
+
+def _items(raw: bytes) -> Iterator[tuple[int, bytes]]:
+    at = 0
+    while at < len(raw):
+        if len(raw) - at < 4:
+            raise RequestError("an item is cut short")
+        kind, length = _ITEM.unpack_from(raw, at)
+        at += 4
+        if length > len(raw) - at:
+            raise RequestError("an item is longer than what holds it")
+        yield kind, raw[at : at + length]
+        at += length
+
+
+def _item(kind: int, value: bytes) -> bytes:
+    return _ITEM.pack(kind, len(value)) + value
+
+
+def _bare(value: bytes) -> bytes:
+    return value.rstrip(b"\0 ")
+
+
+def _syntaxes(raw: bytes) -> bytes:
+    abstract: list[bytes] = []
+    transfer: list[bytes] = []
+    for kind, value in _items(raw):
+        if kind == _ABSTRACT_SYNTAX:
+            abstract.append(_bare(value))
+        elif kind == _TRANSFER_SYNTAX:
+            transfer.append(_bare(value))
+    if len(abstract) != 1 or not transfer:
+        raise RequestError("a presentation context without its syntaxes")
+    for value in (*abstract, *transfer):
+        if not 0 < len(value) <= 64 or not value.isascii():
+            raise RequestError("a syntax that is no UID")
+    return _item(_ABSTRACT_SYNTAX, abstract[0]) + b"".join(_item(_TRANSFER_SYNTAX, each) for each in transfer)
+
+
+def _user_information(raw: bytes) -> bytes:
+    out = bytearray()
+    for kind, value in _items(raw):
+        if kind == _MAXIMUM_LENGTH and len(value) == 4:
+            out += _item(kind, value)
+        elif kind == _IMPLEMENTATION_UID and 0 < len(_bare(value)) <= 64 and value.isascii():
+            out += _item(kind, _bare(value))
+        elif kind == _IMPLEMENTATION_VERSION and 0 < len(value) <= 16 and value.isascii():
+            out += _item(kind, value)
+    return bytes(out)

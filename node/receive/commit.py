@@ -1,0 +1,280 @@
+"""Group commit: what waits is made durable together, and only then is anybody told.
+
+An instance comes here written and synced (each association syncs its own file, in parallel). Here it gets its
+name, then one sync of the folder and one transaction cover all that wait. That order is what durability rests
+on; only where :meth:`GroupCommit.instance` returned may 0000H be answered.
+
+There is no thread for instances: of the associations that wait, one leads. It takes all that is there, and
+when its own is done it hands the lead to one that came meanwhile. A lone association thus pays for no change
+of threads. Openings and endings of associations wait for nobody: they ride along with the next batch, before
+its instances, or are written by a thread of their own a moment later.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from node.errors import StoreError
+from node.log import get_logger
+from node.model import Association, AssociationEnd, Instance
+from node.store.reception import Duplicates, Reception, Recorded
+from node.store.spool import Spool, SpoolWriter
+
+log = get_logger()
+
+_MOST: Final = 256
+"""Instances in one transaction."""
+
+_NOTE_S: Final = 0.02
+"""How long an opening or ending waits for instances to ride with."""
+
+_AGAIN_S: Final = 1.0
+"""How long the notes wait after the database refused them."""
+
+_MOST_NOTES: Final = 10_000
+"""Notes kept while the database is away."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrived:
+    """An instance whose bytes are durable under a temporary name; ``sha256``, ``offset`` as in Instance."""
+
+    writer: SpoolWriter
+    sop_class_uid: str
+    sop_instance_uid: str
+    study_uid: str
+    series_uid: str
+    transfer_syntax_uid: str
+    association: Association
+    offset: int
+    sha256: str
+    received_at: datetime
+
+    def publish(self) -> Instance:
+        """Give the file its name. The writer is used up, whatever happens."""
+        size = self.writer.size
+        path = self.writer.publish(self.series_uid, self.sop_instance_uid, self.sha256)
+        return Instance(
+            sop_class_uid=self.sop_class_uid,
+            sop_instance_uid=self.sop_instance_uid,
+            study_uid=self.study_uid,
+            series_uid=self.series_uid,
+            transfer_syntax_uid=self.transfer_syntax_uid,
+            calling_ae=self.association.calling_ae,
+            called_ae=self.association.called_ae,
+            association=self.association.id,
+            path=path,
+            size=size,
+            offset=self.offset,
+            sha256=self.sha256,
+            received_at=self.received_at,
+        )
+
+
+Ended = tuple[str, AssociationEnd, datetime]
+
+
+class _Ticket:
+    """An instance that waits, then its result or error."""
+
+    __slots__ = ("arrived", "bell", "done", "error", "instance", "recorded")
+
+    def __init__(self, arrived: Arrived) -> None:
+        self.arrived = arrived
+        self.instance: Instance | None = None
+        self.recorded: Recorded | None = None
+        self.error: StoreError | None = None
+        self.done = False
+        self.bell = threading.Lock()
+        self.bell.acquire()
+
+
+class GroupCommit:
+    """Makes instances durable, together with whatever else waits.
+
+    Parameters
+    ----------
+    reception, spool
+        Of the store.
+    receiver
+        Name of this receiver in the association table.
+    duplicates
+        Returns the policy that holds now.
+    """
+
+    def __init__(
+        self, reception: Reception, spool: Spool, *, receiver: str, duplicates: Callable[[], Duplicates]
+    ) -> None:
+        self._reception = reception
+        self._spool = spool
+        self._receiver = receiver
+        self._duplicates = duplicates
+        self._lock = threading.Lock()
+        self._waiting: list[_Ticket] = []
+        self._led = False
+        self._opened: list[Association] = []
+        self._ended: list[Ended] = []
+        self._noted = threading.Event()
+        self._stopped = threading.Event()
+        self._notes_thread: threading.Thread | None = None
+
+    # instances ----------------------------------------------------------------------------------------
+
+    def instance(self, arrived: Arrived) -> Recorded:
+        """Record an instance; returns when it is durable in the spool and in the database.
+
+        Raises
+        ------
+        StoreError
+            It is not, whatever was the reason. The sender must not be told that it is.
+        """
+        ticket = _Ticket(arrived)
+        with self._lock:
+            self._waiting.append(ticket)
+            lead = not self._led
+            self._led = True
+        if not lead:
+            ticket.bell.acquire()  # rings when it is done, or when it is to lead
+        if not ticket.done:
+            self._lead(ticket)
+        if ticket.error is not None:
+            raise ticket.error
+        if ticket.recorded is None:  # no path leads here; if ever one does, it must not end in 0000H
+            raise StoreError("an instance was left unrecorded")
+        return ticket.recorded
+
+    def _lead(self, own: _Ticket) -> None:
+        while not own.done:
+            with self._lock:
+                batch, self._waiting = self._waiting[:_MOST], self._waiting[_MOST:]
+            try:
+                self._store(batch)
+            except BaseException as error:
+                for ticket in batch:
+                    ticket.recorded = None
+                    ticket.error = ticket.error or _as_store_error(error)
+            for ticket in batch:
+                ticket.done = True
+                if ticket is not own:
+                    ticket.bell.release()
+        with self._lock:
+            heir = self._waiting[0] if self._waiting else None
+            self._led = heir is not None
+        if heir is not None:
+            heir.bell.release()
+
+    def _store(self, tickets: Sequence[_Ticket]) -> None:
+        named: list[_Ticket] = []
+        for ticket in tickets:
+            try:
+                ticket.instance = ticket.arrived.publish()
+                named.append(ticket)
+            except Exception as error:
+                ticket.error = _as_store_error(error)
+        if not named:
+            return
+        self._spool.sync_dirs([each.instance.path for each in named if each.instance is not None])
+        self.flush()
+        try:
+            self._record(named)
+        except Exception as error:
+            if len(named) == 1:
+                raise
+            # One row that the database does not take must not cost the others: each alone, in order. A
+            # second failure says that it is not the row: a database that is away is not asked 256 times.
+            failures = 0
+            for ticket in named:
+                if failures >= 2:
+                    ticket.error = _as_store_error(error)
+                    continue
+                try:
+                    self._record([ticket])
+                except Exception as own:
+                    failures += 1
+                    ticket.error = _as_store_error(own)
+
+    def _record(self, tickets: Sequence[_Ticket]) -> None:
+        instances = [each.instance for each in tickets if each.instance is not None]
+        results = self._reception.record(instances, duplicates=self._duplicates())
+        if len(results) != len(tickets):
+            raise StoreError("the store answered for another number of instances")
+        for ticket, recorded in zip(tickets, results, strict=True):
+            ticket.recorded = recorded
+
+    # openings and endings of associations -------------------------------------------------------------
+
+    def opened(self, association: Association) -> None:
+        """Note that an association was accepted; recorded before any instance of it, and soon."""
+        with self._lock:
+            self._opened.append(association)
+        self._noted.set()
+
+    def ended(self, association_id: str, end: AssociationEnd, at: datetime) -> None:
+        """Note how an association ended. To be called after the last of its instances was recorded."""
+        with self._lock:
+            self._ended.append((association_id, end, at))
+        self._noted.set()
+
+    def flush(self) -> None:
+        """Record what was noted.
+
+        Raises
+        ------
+        StoreError
+            The database did not take it; it is kept for the next time.
+        """
+        with self._lock:
+            opened, self._opened = self._opened, []
+            ended, self._ended = self._ended, []
+        if not opened and not ended:
+            return
+        try:
+            self._reception.note_associations(opened, ended, receiver=self._receiver)
+        except Exception as error:
+            with self._lock:
+                self._opened = (opened + self._opened)[-_MOST_NOTES:]
+                self._ended = (ended + self._ended)[-_MOST_NOTES:]
+            raise _as_store_error(error) from None
+
+    def start(self) -> None:
+        """Start the thread that writes notes with which no instance came along."""
+        self._stopped.clear()
+        self._notes_thread = threading.Thread(target=self._write_notes, name="door:notes", daemon=True)
+        self._notes_thread.start()
+
+    def stop(self) -> None:
+        """Stop that thread and write what is left. Raises StoreError if that fails."""
+        self._stopped.set()
+        self._noted.set()
+        if self._notes_thread is not None:
+            self._notes_thread.join()
+            self._notes_thread = None
+        self.flush()
+
+    def _write_notes(self) -> None:
+        told = False
+        while not self._stopped.is_set():
+            self._noted.wait()
+            self._noted.clear()
+            if self._stopped.wait(_NOTE_S):
+                return
+            try:
+                self.flush()
+                told = False
+            except StoreError as error:
+                if not told:
+                    log.error("assoc.unrecorded", error=str(error))
+                told = True
+                self._noted.set()
+                self._stopped.wait(_AGAIN_S)
+
+
+def _as_store_error(error: BaseException) -> StoreError:
+    if isinstance(error, StoreError):
+        return error
+    # The text of a stranger's exception may quote a row: only its type is told.
+    return StoreError(f"the store failed ({type(error).__name__})")

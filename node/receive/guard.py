@@ -1,0 +1,178 @@
+"""The accept thread: it only accepts, counts and hands over, so that no peer can hold it up.
+
+Mends what pynetdicom's server leaves open: a listen backlog of 5, half-open connections counted as
+associations, TLS handshakes on the accept thread, a copy of every context for every connection.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import threading
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+from pynetdicom.transport import AssociationServer
+
+from node.log import get_logger
+
+log = get_logger()
+
+BACKLOG: Final = 512
+"""Connections that the kernel keeps for us: scanners that open one association an instance come in bursts."""
+
+COURTESY: Final = 16
+"""Connections over an address's limit that are still read, to be rejected by the book (2/3/2)."""
+
+_OUT_OF_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_PAUSE_S: Final = 0.1
+
+
+class Visitor(Protocol):
+    """A connection that the gate has counted."""
+
+    address: str
+
+
+class Gate:
+    """Counts connections and established associations. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside: dict[Visitor, None] = {}
+        self._by_address: Counter[str] = Counter()
+        self._established: set[Visitor] = set()
+
+    def may_enter(self, address: str, *, per_address: int, in_all: int) -> bool:
+        """Whether one more connection from here is worth a thread."""
+        with self._lock:
+            return self._by_address[address] < per_address + COURTESY and len(self._inside) < in_all
+
+    def enter(self, visitor: Visitor) -> None:
+        with self._lock:
+            self._inside[visitor] = None
+            self._by_address[visitor.address] += 1
+
+    def leave(self, visitor: Visitor) -> None:
+        """Harmless when called twice."""
+        with self._lock:
+            self._established.discard(visitor)
+            if visitor in self._inside:
+                del self._inside[visitor]
+                self._by_address[visitor.address] -= 1
+                if self._by_address[visitor.address] <= 0:
+                    del self._by_address[visitor.address]
+
+    def from_address(self, address: str) -> int:
+        """Connections from an IP address, half-open ones included."""
+        with self._lock:
+            return self._by_address[address]
+
+    def establish(self, visitor: Visitor, most: int) -> bool:
+        """Count an association as established, unless there are ``most`` already."""
+        with self._lock:
+            if len(self._established) >= most:
+                return False
+            self._established.add(visitor)
+            return True
+
+    @property
+    def n_connections(self) -> int:
+        return len(self._inside)
+
+    @property
+    def n_established(self) -> int:
+        return len(self._established)
+
+    def visitors(self) -> list[Any]:
+        with self._lock:
+            return list(self._inside)
+
+
+class Guard(AssociationServer):  # type: ignore[misc]
+    """Listens, and gives every connection that passes its caps to ``welcome``.
+
+    Parameters
+    ----------
+    ae
+        pynetdicom's application entity.
+    address
+        Host and port; port 0 takes a free one.
+    gate
+        Where connections are counted.
+    limits
+        Returns (connections per address, connections in all) that hold now.
+    welcome
+        Takes a connected socket and the peer's address tuple; must return at once.
+    """
+
+    request_queue_size = BACKLOG
+
+    def __init__(
+        self,
+        ae: Any,
+        address: tuple[str, int],
+        *,
+        gate: Gate,
+        limits: Callable[[], tuple[int, int]],
+        welcome: Callable[[socket.socket, tuple[Any, ...]], None],
+    ) -> None:
+        self._gate = gate
+        self._limits = limits
+        self._welcome = welcome
+        self._tired = threading.Event()
+        self._thread: threading.Thread | None = None
+        super().__init__(ae, address, ae.ae_title, [])
+
+    @property
+    def port(self) -> int:
+        return int(self.server_address[1])
+
+    def start(self) -> None:
+        """Accept connections in a thread of its own until :meth:`close`."""
+        self._thread = threading.Thread(
+            target=self.serve_forever, kwargs={"poll_interval": 0.2}, name="door:accept", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop accepting and close the listening socket; connections go on."""
+        self._tired.set()
+        if self._thread is not None:
+            super(AssociationServer, self).shutdown()  # pynetdicom's own wants to be in the AE's list
+            self._thread.join()
+            self._thread = None
+        self.server_close()
+
+    def get_request(self) -> tuple[socket.socket, tuple[Any, ...]]:
+        try:
+            request, address = self.socket.accept()
+        except OSError as error:
+            if error.errno in _OUT_OF_FILES:
+                # The listening socket stays readable: without a pause this would spin until a file is closed.
+                log.warning("door.exhausted", error=errno.errorcode.get(error.errno or 0, ""))
+                self._tired.wait(_PAUSE_S)
+            raise
+        return request, address
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        per_address, in_all = self._limits()
+        if self._gate.may_enter(client_address[0], per_address=per_address, in_all=in_all):
+            return True
+        log.debug("connection.refused", address=client_address[0], connections=self._gate.n_connections)
+        return False
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._welcome(request, client_address)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Called in an exception handler by socketserver, which would print a traceback."""
+        log.error("door.failed", address=client_address[0], threads=threading.active_count(), pid=os.getpid())
+
+    def service_actions(self) -> None:
+        """Nothing: pynetdicom collects garbage here, every minute or so, while everybody waits."""
+
+    def _bind_defaults(self) -> None:
+        """No handlers: pynetdicom's write messages, with what is in them, to the log."""

@@ -1,0 +1,30 @@
+"""What all associations of one receiver share."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from node.receive.commit import GroupCommit
+from node.receive.guard import Gate
+from node.receive.terms import Terms
+from node.store.spool import Spool
+
+
+@dataclass(slots=True, kw_only=True)
+class House:
+    """``terms`` is replaced as a whole when the configuration changes.
+
+    ``stop_at`` is set when the node is stopping: associations end as soon as no message is under way, and by
+    this time (seconds, monotonic) in any case.
+    """
+
+    terms: Terms
+    spool: Spool
+    commit: GroupCommit
+    gate: Gate
+    clock: Callable[[], datetime]
+    tls: ssl.SSLContext | None = None
+    stop_at: float | None = None

@@ -1,0 +1,199 @@
+"""The DIMSE messages of one association: C-STORE to the spool, everything else to where it belongs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from node.dicom.status import Status
+from node.errors import StoreError
+from node.log import get_logger
+from node.model import Association
+from node.receive.commands import N_EVENT_REPORT_RQ, Command, answer, as_pdus
+from node.receive.contexts import VERIFICATION
+from node.receive.house import House
+from node.receive.intake import CONFLICT, DRAIN, Intake, Refusal, as_refusal, refuse_command
+
+log = get_logger()
+
+LARGEST_FOREIGN: Final = 1024 * 1024
+"""Bytes of a data set that pynetdicom may gather in memory for another service than C-STORE."""
+
+
+@dataclass(slots=True)
+class _Drain:
+    """A message whose data set is thrown away; then it is answered, or not if there is no ``refused``."""
+
+    command: Command
+    refused: Refusal | None
+    size: int = 0
+
+
+@dataclass(slots=True)
+class _Foreign:
+    """A message of a service that pynetdicom serves."""
+
+    command: Command
+    size: int = 0
+
+
+_Message: TypeAlias = Intake | _Drain | _Foreign
+
+
+class TooMuch(Exception):  # noqa: N818 - says what happened, as pynetdicom's events do
+    """The peer sends without end: the association is to be aborted."""
+
+
+class Messages:
+    """Takes the messages that the wire finds.
+
+    Parameters
+    ----------
+    house
+        What all associations share.
+    association
+        The one whose messages these are.
+    syntaxes
+        Presentation context -> (abstract syntax, transfer syntax), of the accepted ones.
+    largest_pdu
+        The peer's Maximum Length, 0 if it has none.
+    send
+        Sends PDUs to the peer; raises OSError.
+    forward
+        Hands a P-DATA-TF PDU to pynetdicom.
+    """
+
+    def __init__(
+        self,
+        house: House,
+        association: Association,
+        syntaxes: Mapping[int, tuple[str, str]],
+        *,
+        largest_pdu: int,
+        send: Callable[[bytes], None],
+        forward: Callable[[bytes], None],
+    ) -> None:
+        self._house = house
+        self._association = association
+        self._syntaxes = syntaxes
+        self._largest_pdu = largest_pdu
+        self._send = send
+        self._forward = forward
+        self._open: dict[int, _Message] = {}
+        self.n_stored = self.n_refused = self.n_bytes = 0
+
+    def command(self, context_id: int, command: Command) -> None:
+        """A command set is complete."""
+        abstract_syntax, transfer_syntax = self._syntaxes[context_id]
+        message = self._message(command, abstract_syntax, transfer_syntax)
+        if isinstance(message, _Foreign):
+            self._forward(as_pdus(context_id, command.raw, 0))
+        if command.has_data:
+            self._open[context_id] = message
+        else:
+            self._complete(context_id, message)
+
+    def _message(self, command: Command, abstract_syntax: str, transfer_syntax: str) -> _Message:
+        house = self._house
+        terms = house.terms
+        if command.is_store:
+            try:
+                wrong = refuse_command(
+                    command,
+                    abstract_syntax=abstract_syntax,
+                    is_storage=abstract_syntax != VERIFICATION,
+                    authorized=terms.node.peer(self._association.calling_ae, self._association.address),
+                    free=house.spool.free_bytes(),
+                    refuse_below=terms.refuse_below,
+                )
+            except Exception as error:
+                wrong = as_refusal(error)
+            if wrong is not None:
+                return _Drain(command, wrong)
+            return Intake(house.spool, command, transfer_syntax, self._association, terms)
+        if not command.is_request:
+            return _Drain(command, None)  # C-CANCEL of nothing, or the response to nothing
+        if abstract_syntax != VERIFICATION or command.field == N_EVENT_REPORT_RQ:
+            return _Drain(command, Refusal(Status.UNRECOGNIZED_OPERATION, "operation is not supported"))
+        return _Foreign(command)
+
+    def data(self, context_id: int, piece: memoryview) -> None:
+        """A piece of a data set. Raises TooMuch."""
+        message = self._open[context_id]
+        if type(message) is Intake:
+            message.take(piece)
+            if message.refused is not None and message.hopeless:
+                raise TooMuch
+            return
+        message.size += len(piece)
+        if isinstance(message, _Foreign):
+            if message.size > LARGEST_FOREIGN:
+                raise TooMuch
+            self._forward(fragment(context_id, bytes(piece), last=False))
+        elif message.size > DRAIN * self._house.terms.max_instance:
+            raise TooMuch
+
+    def data_end(self, context_id: int) -> None:
+        """A data set is complete."""
+        message = self._open.pop(context_id)
+        if isinstance(message, _Foreign):
+            self._forward(fragment(context_id, b"", last=True))
+        self._complete(context_id, message)
+
+    def discard(self) -> bool:
+        """The association ends: remove what is incomplete; True if there was anything."""
+        was_open = bool(self._open)
+        for message in self._open.values():
+            if isinstance(message, Intake):
+                message.discard()
+        self._open.clear()
+        return was_open
+
+    def _complete(self, context_id: int, message: _Message) -> None:
+        if isinstance(message, Intake):
+            self._answer(context_id, message.command, self._store(message))
+        elif isinstance(message, _Drain) and message.refused is not None:
+            self._answer(context_id, message.command, message.refused)
+
+    def _store(self, intake: Intake) -> Refusal | None:
+        """Make the instance durable: what is wrong with it, or None if it may be answered 0000H."""
+        house = self._house
+        try:
+            recorded = house.commit.instance(intake.finish(house.clock()))
+        except Refusal as wrong:
+            return wrong
+        except StoreError as error:
+            log.error("instance.unrecorded", assoc=self._association.id, error=str(error))
+            return as_refusal(error)
+        except Exception as error:
+            log.error("instance.failed", assoc=self._association.id, error=type(error).__name__)
+            return as_refusal(error)
+        self.n_bytes += intake.size
+        return Refusal(*CONFLICT) if recorded.kind == "conflict_kept_first" else None
+
+    def _answer(self, context_id: int, command: Command, wrong: Refusal | None) -> None:
+        if wrong is None:
+            self.n_stored += 1
+            response = answer(command, Status.SUCCESS)
+        else:
+            self.n_refused += 1
+            log.warning(
+                "instance.refused",
+                assoc=self._association.id,
+                status=f"{wrong.status:04X}H",
+                because=wrong.message,
+            )
+            response = answer(command, wrong.status, wrong.message)
+        self._send(as_pdus(context_id, response, self._largest_pdu))
+
+
+def fragment(context_id: int, data: bytes, *, last: bool) -> bytes:
+    """A P-DATA-TF PDU with one fragment of a data set."""
+    return (
+        b"\x04\x00"
+        + (len(data) + 6).to_bytes(4, "big")
+        + (len(data) + 2).to_bytes(4, "big")
+        + bytes((context_id, 2 if last else 0))
+        + data
+    )
