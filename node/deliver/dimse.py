@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
@@ -32,12 +32,12 @@ _IN_A_ROW = 3
 """So many transient refusals (A7xx) on end mean that the peer is full, not that an instance is odd."""
 
 
-class _NoContext(DeliveryError):
+class NoContext(DeliveryError):
     """The peer took no presentation context in which this instance could be sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Ready:
+class Ready:
     """An instance read, checked and encoded for the context it goes out on."""
 
     context_id: int
@@ -189,12 +189,10 @@ def send_over(
     parcels: Iterable[Parcel],
     on_outcome: OnOutcome,
     stop: Stop = lambda: False,
-    wait: Callable[[], None] = lambda: None,
 ) -> None:
-    """Send parcels over an association, in order; ``wait()`` is called before each."""
+    """Send parcels over an association, in order."""
     in_a_row = 0
-    for parcel, ready in ahead(parcels, lambda p: _prepare(p, sender.accepted)):
-        wait()
+    for parcel, ready in ahead(parcels, lambda p: prepare(p, sender.accepted)):
         if stop():
             return
         uid = parcel.sop_instance_uid
@@ -203,7 +201,7 @@ def send_over(
         except ParcelDamaged as error:
             on_outcome(refused(uid, DAMAGED, f"not sent: {error.message}"))
             continue
-        except _NoContext as error:
+        except NoContext as error:
             on_outcome(refused(uid, Status.SOP_CLASS_NOT_SUPPORTED, error.message))
             continue
         try:
@@ -233,14 +231,23 @@ def send_over(
             )
 
 
-def _prepare(parcel: Parcel, accepted: Mapping[Context, int]) -> _Ready:
+def prepare(parcel: Parcel, accepted: Mapping[Context, int]) -> Ready:
+    """Read, check and if need be re-encode a parcel for one of the accepted contexts.
+
+    Raises
+    ------
+    ParcelDamaged
+        If the spooled bytes are not those that were stored.
+    NoContext
+        If no context takes it, or it cannot be re-encoded for one that does.
+    """
     sop_class, stored = parcel.sop_class_uid, parcel.transfer_syntax_uid
     exact = accepted.get((sop_class, stored))
     if exact is not None:
-        return _Ready(context_id=exact, body=open_parcel(parcel))
+        return Ready(context_id=exact, body=open_parcel(parcel))
     others = [(s, accepted[sop_class, s]) for s in FALLBACKS if (sop_class, s) in accepted]
     if not others:
-        raise _NoContext("the destination accepts no presentation context for this SOP class")
+        raise NoContext("the destination accepts no presentation context for this SOP class")
     open_parcel(parcel).close()  # its digest is of the bytes as stored: check those
     why = ""
     for syntax, context_id in others:
@@ -249,5 +256,5 @@ def _prepare(parcel: Parcel, accepted: Mapping[Context, int]) -> _Ready:
         except Exception as error:  # whatever a decoder throws concerns this instance alone
             why = type(error).__name__
             continue
-        return _Ready(context_id=context_id, body=MemoryBody(data))
-    raise _NoContext(f"it cannot be re-encoded without loss for this destination ({why})")
+        return Ready(context_id=context_id, body=MemoryBody(data))
+    raise NoContext(f"it cannot be re-encoded without loss for this destination ({why})")

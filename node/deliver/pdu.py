@@ -76,8 +76,23 @@ def _command(*elements: bytes) -> bytes:
     return _element(0x0000, struct.pack("<L", len(body))) + body
 
 
-def store_request(message_id: int, sop_class_uid: str, sop_instance_uid: str) -> bytes:
-    """The command set of a C-STORE-RQ, medium priority (PS3.7 9.3.1.1)."""
+def store_request(
+    message_id: int, sop_class_uid: str, sop_instance_uid: str, originator: tuple[str, int] | None = None
+) -> bytes:
+    """The command set of a C-STORE-RQ, medium priority (PS3.7 9.3.1.1).
+
+    Parameters
+    ----------
+    originator
+        AE title and message id of the C-MOVE that asked for this, if one did.
+    """
+    moved: tuple[bytes, ...] = ()
+    if originator is not None:
+        title = originator[0].encode("ascii")
+        moved = (
+            _element(0x1030, title + b" " * (len(title) % 2)),
+            _element(0x1031, struct.pack("<H", originator[1])),
+        )
     return _command(
         _element(0x0002, _uid(sop_class_uid)),
         _element(0x0100, struct.pack("<H", C_STORE_RQ)),
@@ -85,6 +100,7 @@ def store_request(message_id: int, sop_class_uid: str, sop_instance_uid: str) ->
         _element(0x0700, struct.pack("<H", 0)),
         _element(0x0800, struct.pack("<H", _DATA_SET)),
         _element(0x1000, _uid(sop_instance_uid)),
+        *moved,
     )
 
 

@@ -111,7 +111,14 @@ class Sender:
             self._wire.send(pdu.command_pdus(context, pdu.echo_request(message), self._fragment), deadline)
             return self._answer(message, pdu.C_ECHO_RSP, deadline).status
 
-    def store(self, context_id: int, sop_class_uid: str, sop_instance_uid: str, body: Body) -> pdu.Response:
+    def store(
+        self,
+        context_id: int,
+        sop_class_uid: str,
+        sop_instance_uid: str,
+        body: Body,
+        originator: tuple[str, int] | None = None,
+    ) -> pdu.Response:
         """C-STORE one encoded data set, whose transfer syntax is that of the context.
 
         Parameters
@@ -120,6 +127,8 @@ class Sender:
             One of ``accepted``'s values.
         body
             The data set without preamble and file meta information.
+        originator
+            AE title and message id of the C-MOVE that asked for this, if one did.
 
         Raises
         ------
@@ -131,7 +140,7 @@ class Sender:
         message = self._next_message()
         start = time.monotonic()
         deadline = start + self._peer.timeout_s + body.size / SLOWEST_RATE
-        command = pdu.store_request(message, sop_class_uid, sop_instance_uid)
+        command = pdu.store_request(message, sop_class_uid, sop_instance_uid, originator)
         with self._dropped_on_trouble():
             self._wire.send(pdu.command_pdus(context_id, command, self._fragment), deadline)
             self._send_body(context_id, body, deadline)
