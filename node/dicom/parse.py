@@ -256,9 +256,10 @@ def parse(data: bytes | memoryview, transfer_syntax_uid: str) -> Elements:
     """
     if transfer_syntax_uid == DEFLATED_LE:
         data = inflate(data)
-    parser = _Parser(
-        data, explicit=transfer_syntax_uid != IMPLICIT_LE, little=transfer_syntax_uid != EXPLICIT_BE
-    )
+    # Senders exist that negotiate implicit and send explicit: a first element of the length that two VR
+    # letters make is none. The reverse is met element by element, see _odd.
+    explicit = transfer_syntax_uid != IMPLICIT_LE or bytes(data[4:6]) in _NAMES
+    parser = _Parser(data, explicit=explicit, little=transfer_syntax_uid != EXPLICIT_BE)
     elements, _ = parser.dataset(0, len(data), 0, open_ended=False)
     return elements
 

@@ -16,7 +16,15 @@ import numpy.typing as npt
 
 from node.dicom.decode import frame_cells, n_cells
 from node.dicom.elements import Element, Elements, tag_of
-from node.dicom.source import CT_CLASSES, Source, SourceLike, integer_of, number_of, text_of
+from node.dicom.source import (
+    CT_CLASSES,
+    Source,
+    SourceLike,
+    functional_groups,
+    integer_of,
+    number_of,
+    text_of,
+)
 from node.errors import DeriveError, SeriesError
 
 Integers: TypeAlias = npt.NDArray[np.integer[Any]]
@@ -305,7 +313,7 @@ def _rescale(
     if not s.is_multi_frame:
         slope, intercept = _linear(s.elements, is_ct)
         return (slope,) * n_frames, (intercept,) * n_frames, "HU" if is_ct else "arbitrary"
-    shared, per_frame = s.frame_groups()
+    shared, per_frame = functional_groups(s.elements)
     if len(per_frame) not in (0, n_frames):
         raise SeriesError("functional groups and frames differ in number")
     pairs = []

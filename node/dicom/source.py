@@ -128,13 +128,6 @@ class Source:
     def pixel_data(self) -> Element | None:
         return self.elements.get(PIXEL_DATA)
 
-    def frame_groups(self) -> tuple[Elements, tuple[Elements, ...]]:
-        """Shared functional groups and those of each frame; empty where there are none."""
-        shared = self.elements.get(_SHARED_GROUPS)
-        frames = self.elements.get(_FRAME_GROUPS)
-        first = shared.items[0] if shared is not None and shared.items else {}
-        return first, frames.items if frames is not None else ()
-
 
 _META: Final = {"SOPClassUID": 0, "SOPInstanceUID": 1}
 _MEDIA_CLASS, _MEDIA_INSTANCE, _SYNTAX = 0x00020002, 0x00020003, 0x00020010
@@ -142,6 +135,13 @@ _UID_CHARACTERS: Final = frozenset("0123456789.")
 _SHARED_GROUPS: Final = tag_of("SharedFunctionalGroupsSequence")
 _FRAME_GROUPS: Final = tag_of("PerFrameFunctionalGroupsSequence")
 _INTEGERS: Final = {"US": (2, False), "SS": (2, True), "UL": (4, False), "SL": (4, True)}
+
+
+def functional_groups(elements: Elements) -> tuple[Elements, tuple[Elements, ...]]:
+    """Shared functional groups and those of each frame; empty where there are none (PS3.3 C.7.6.16)."""
+    shared, frames = elements.get(_SHARED_GROUPS), elements.get(_FRAME_GROUPS)
+    first = shared.items[0] if shared is not None and shared.items else {}
+    return first, frames.items if frames is not None else ()
 
 
 def text_of(element: Element | None) -> str:
