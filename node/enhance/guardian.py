@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from multiprocessing.context import SpawnProcess
-from pathlib import Path
 from typing import Protocol
 
 from node.log import get_logger
@@ -43,7 +42,7 @@ class Jobs(Protocol):
         failure: str,
         at: datetime,
         not_before: datetime | None = None,
-    ) -> None: ...
+    ) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,8 +166,3 @@ def put_back(jobs: Jobs, job_id: int, attempt: int, how: str) -> None:
     )
     if held:
         log.error("job.held", job=job_id, series=job.series_id, because=how, attempts=attempt)
-
-
-def config_path(path: Path) -> Path:
-    """An absolute path, since a spawned child may have another working folder."""
-    return path.resolve()

@@ -1,0 +1,92 @@
+"""Verbs for the admin: config, db, spool."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from node.cli.common import ConfigOption, JsonOption, loaded, opened, out, print_json, visible
+from node.config.explain import explain, schema
+from node.housekeep import read_orphan
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the command line."""
+    config = typer.Typer(help="The configuration.", no_args_is_help=True)
+    config.command("show")(config_show)
+    config.command("explain")(config_explain)
+    config.command("schema")(config_schema)
+    config.command("history")(config_history)
+    app.add_typer(config, name="config")
+    db = typer.Typer(help="The database.", no_args_is_help=True)
+    db.command("upgrade")(db_upgrade)
+    app.add_typer(db, name="db")
+    spool = typer.Typer(help="The spool.", no_args_is_help=True)
+    spool.command("fsck")(spool_fsck)
+    app.add_typer(spool, name="spool")
+
+
+def config_show(config: ConfigOption = None) -> None:
+    """The configuration with its defaults filled in, secrets masked."""
+    print_json(loaded(config).shown)
+
+
+def config_explain(
+    key: Annotated[str, typer.Argument(help="For example rules.when; without one, all keys.")] = "",
+) -> None:
+    """What a key of config.yaml means."""
+    out.print(visible(explain(key)), highlight=False)
+
+
+def config_schema() -> None:
+    """The JSON schema of config.yaml, for editors."""
+    print_json(schema())
+
+
+def config_history(config: ConfigOption = None, json: JsonOption = False) -> None:
+    """Every version of config.yaml that was in force, with its difference to the one before."""
+    with opened(config) as store:
+        found = store.configs.history()
+    if json:
+        print_json(found)
+        return
+    for one in found:
+        out.print(f"{one.at.isoformat(timespec='seconds')}  {one.digest}", highlight=False)
+        if one.diff:
+            out.print(visible(one.diff), highlight=False)
+
+
+def db_upgrade(config: ConfigOption = None) -> None:
+    """Bring the database's schema up to date. `serve` does it by itself."""
+    with opened(config):
+        out.print("the schema is up to date")
+
+
+def spool_fsck(
+    config: ConfigOption = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Read every file and compare its digest.")] = False,
+    adopt: Annotated[bool, typer.Option("--adopt", help="Record files that have no record.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Compare the spool with the database; changes nothing without --adopt."""
+    from datetime import UTC, datetime
+
+    with opened(config) as store:
+        found = store.reconcile.fsck(verify=verify)
+        if adopt:
+            done = store.reconcile.scan(read_orphan, datetime.now(UTC))
+            out.print(f"{len(done.adopted)} adopted", highlight=False)
+    if json:
+        print_json(found)
+    else:
+        out.print(f"{found.n_files} files, {found.n_rows} records", highlight=False)
+        for what in ("adopted", "unreadable", "missing", "corrupt"):
+            paths = getattr(found, what)
+            if paths:
+                told = "without a record" if what == "adopted" else what
+                out.print(f"{len(paths)} {told}:", highlight=False)
+                for path in paths[:50]:
+                    out.print(f"  {path}", highlight=False)
+    if not found.ok:
+        raise typer.Exit(1)

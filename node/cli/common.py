@@ -1,0 +1,111 @@
+"""What the verbs share: where the configuration is, how the store is opened, how things are printed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from node.config.load import LoadedConfig, load
+from node.errors import ConfigError, ConfigFault
+from node.store import Store
+
+out = Console(soft_wrap=True)
+err = Console(stderr=True, soft_wrap=True)
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="config.yaml; otherwise $LUMINODE_CONFIG, then ./config.yaml."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+
+
+def config_file(given: Path | None) -> Path:
+    """The configuration to use.
+
+    Raises
+    ------
+    ConfigError
+        No file is where it should be.
+    """
+    path = given or Path(os.environ.get("LUMINODE_CONFIG", "config.yaml"))
+    if not path.is_file():
+        raise ConfigError(
+            (
+                ConfigFault(
+                    file=str(path), line=0, column=0, path="", message="there is no such file",
+                    hint="name one with --config, set LUMINODE_CONFIG, or run where config.yaml is",
+                ),
+            )
+        )  # fmt: skip
+    return path.resolve()
+
+
+def loaded(given: Path | None) -> LoadedConfig:
+    """Load and validate the configuration."""
+    return load(config_file(given), os.environ)
+
+
+@contextmanager
+def opened(given: Path | None) -> Iterator[Store]:
+    """The store that the configuration names."""
+    config = loaded(given).config
+    store = Store.open(config.store.database, Path(config.store.spool), create=True)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def plain(value: Any) -> Any:
+    """A JSON-able form of our dataclasses."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {k: plain(v) for k, v in asdict(value).items()}
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(v) for v in value]
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def print_json(value: Any) -> None:
+    """JSON to standard output, without colour or wrapping."""
+    typer.echo(json.dumps(plain(value), indent=2, ensure_ascii=False))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str) -> None:
+    """A table for people; ``empty`` is said where there are no rows."""
+    if not rows:
+        out.print(empty, highlight=False)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for c in columns:
+        table.add_column(c, overflow="fold")
+    for row in rows:
+        table.add_row(*[visible(str(cell)) for cell in row])
+    out.print(table)
+
+
+def visible(text: str) -> str:
+    """Text from the network made harmless on a terminal: no control characters, no markup."""
+    from rich.markup import escape
+
+    return escape("".join(c if c.isprintable() else "?" for c in text))
+
+
+def ago(at: datetime | None) -> str:
+    """A time as people read it in a list."""
+    return at.astimezone().strftime("%Y-%m-%d %H:%M:%S") if at else ""

@@ -1,0 +1,347 @@
+"""Verbs on what the node has on record: series, jobs, deliveries, provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, TypeVar
+
+import typer
+
+from node.cli.common import ConfigOption, JsonOption, ago, opened, out, print_json, print_table, visible
+from node.cli.story import told
+from node.errors import StoreError
+from node.model import DeliveryState, JobState, SeriesState
+from node.store import Store
+
+S = TypeVar("S", bound=StrEnum)
+
+IdArgument = Annotated[int, typer.Argument(help="The number in the first column of `list`.")]
+StateOption = Annotated[list[str] | None, typer.Option("--state", "-s", help="Only this state; repeatable.")]
+LimitOption = Annotated[int, typer.Option("--limit", "-n", min=1, help="The newest N.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the command line."""
+    series = typer.Typer(help="Series received.", no_args_is_help=True)
+    series.command("list")(series_list)
+    series.command("show")(series_show)
+    series.command("retry")(series_retry)
+    series.command("cancel")(series_cancel)
+    app.add_typer(series, name="series")
+    jobs = typer.Typer(help="Enhancements queued, running and done.", no_args_is_help=True)
+    jobs.command("list")(jobs_list)
+    jobs.command("show")(jobs_show)
+    jobs.command("retry")(jobs_retry)
+    jobs.command("cancel")(jobs_cancel)
+    app.add_typer(jobs, name="jobs")
+    deliveries = typer.Typer(help="Derived series on their way to destinations.", no_args_is_help=True)
+    deliveries.command("list")(deliveries_list)
+    deliveries.command("show")(deliveries_show)
+    deliveries.command("retry")(deliveries_retry)
+    deliveries.command("cancel")(deliveries_cancel)
+    app.add_typer(deliveries, name="deliveries")
+    app.command("provenance")(provenance)
+
+
+def _states(given: Sequence[str] | None, kind: type[S]) -> list[S]:
+    try:
+        return [kind(s.upper()) for s in given or ()]
+    except ValueError:
+        raise typer.BadParameter(f"a state is one of {', '.join(kind)}") from None
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _missing(what: str, number: int) -> StoreError:
+    return StoreError(f"there is no {what} {number}", hint=f"`luminode {what} list` shows those there are")
+
+
+# series -------------------------------------------------------------------------------------------
+def series_list(
+    config: ConfigOption = None, state: StateOption = None, limit: LimitOption = 50, json: JsonOption = False
+) -> None:
+    """The newest series, with their state and why they were closed."""
+    with opened(config) as store:
+        found = store.series.list(states=_states(state, SeriesState), limit=limit)
+        reasons = {s.id: d.reason or d.rule for s in found if (d := store.series.decision(s.id))}
+    if json:
+        print_json(found)
+        return
+    print_table(
+        ["id", "state", "modality", "instances", "gen", "from", "last received", "closed", "decision", "series UID"],
+        [
+            [
+                s.id, s.state, s.header.modality if s.header else "", s.count, s.generation, s.key.calling_ae,
+                ago(s.last_received_at), s.closed_because, reasons.get(s.id, ""), s.key.series_uid,
+            ]
+            for s in found
+        ],
+        empty="no series yet",
+    )  # fmt: skip
+
+
+def series_show(number: IdArgument, config: ConfigOption = None, json: JsonOption = False) -> None:
+    """One series: what was decided and why, and what came of it."""
+    with opened(config) as store:
+        one = store.series.get(number)
+        if one is None:
+            raise _missing("series", number)
+        decision = store.series.decision(number)
+        jobs = store.jobs.list(series_id=number)
+        events = store.events.list(series_id=number)
+    if json:
+        print_json({"series": one, "decision": decision, "jobs": jobs, "events": events})
+        return
+    facts = [
+        ("series UID", one.key.series_uid),
+        ("study UID", one.key.study_uid),
+        ("from", f"{one.key.calling_ae} to {one.key.called_ae}"),
+        ("generation", one.generation),
+        ("state", one.state),
+        ("instances", one.count),
+        ("received", f"{ago(one.opened_at)} to {ago(one.last_received_at)}"),
+        ("closed", f"{ago(one.closed_at)} {one.closed_because}"),
+        ("config digest", one.config_digest),
+    ]
+    if one.header is not None:
+        z, y, x = one.header.spacing_mm
+        facts.insert(4, ("modality", one.header.modality))
+        facts.append(("shape", " x ".join(map(str, one.header.shape))))
+        facts.append(("spacing", f"{z:g} x {y:g} x {x:g} mm"))
+    _facts(facts)
+    if decision is not None:
+        out.print(f"\ndecision: {decision.action} by rule {visible(decision.rule) or '-'}  {visible(decision.reason)}")
+        print_table(
+            ["rule", "keyword", "wanted", "found", "held"],
+            [[v.rule, v.keyword, v.wanted, v.found, "yes" if v.held else "no"] for v in decision.verdicts],
+            empty="no condition was looked at",
+        )
+    if jobs:
+        out.print()
+        print_table(
+            ["job", "state", "engine", "attempt", "failure"],
+            [[j.id, j.state, j.engine, j.attempt, j.failure] for j in jobs],
+            empty="",
+        )
+    for e in events:
+        out.print(f"{ago(e.at)} {e.level} {e.name} {visible(str(dict(e.body)))}", highlight=False)
+
+
+def series_retry(number: IdArgument, config: ConfigOption = None) -> None:
+    """Have a series decided again by the rules now in force."""
+    with opened(config) as store:
+        if store.series.get(number) is None:
+            raise _missing("series", number)
+        store.series.reopen_for_routing(number, _now())
+    out.print(f"series {number} will be routed again")
+
+
+def series_cancel(number: IdArgument, config: ConfigOption = None) -> None:
+    """Cancel all jobs and deliveries of a series that are not done."""
+    with opened(config) as store:
+        if store.series.get(number) is None:
+            raise _missing("series", number)
+        n = _cancel_all(store, number)
+    out.print(f"series {number}: {n} cancelled")
+
+
+def _cancel_all(store: Store, number: int) -> int:
+    n = 0
+    for job in store.jobs.list(series_id=number, limit=1000):
+        if job.state not in (JobState.DONE, JobState.CANCELLED):
+            store.jobs.cancel(job.id, _now())
+            n += 1
+        derived = store.deliveries.derived_of_job(job.id)
+        if derived is None:
+            continue
+        for d in store.deliveries.list(derived_id=derived.id):
+            if d.state not in (DeliveryState.SENT, DeliveryState.COMMITTED, DeliveryState.CANCELLED):
+                store.deliveries.cancel(d.id, _now())
+                n += 1
+    return n
+
+
+# jobs ---------------------------------------------------------------------------------------------
+def jobs_list(
+    config: ConfigOption = None, state: StateOption = None, limit: LimitOption = 50, json: JsonOption = False
+) -> None:
+    """The newest jobs."""
+    with opened(config) as store:
+        found = store.jobs.list(_states(state, JobState), limit=limit)
+    if json:
+        print_json(found)
+        return
+    print_table(
+        ["id", "state", "series", "rule", "engine", "attempt", "queued", "failure"],
+        [[j.id, j.state, j.series_id, j.rule, j.engine, j.attempt, ago(j.created_at), j.failure] for j in found],
+        empty="no jobs yet",
+    )
+
+
+def jobs_show(number: IdArgument, config: ConfigOption = None, json: JsonOption = False) -> None:
+    """One job, with its progress and what came of it."""
+    with opened(config) as store:
+        detail = store.jobs.detail(number)
+        if detail is None:
+            raise _missing("jobs", number)
+        derived = store.deliveries.derived_of_job(number)
+    if json:
+        print_json({"job": detail, "derived": derived})
+        return
+    job = detail.job
+    _facts(
+        [
+            ("series", job.series_id),
+            ("rule", job.rule),
+            ("engine", job.engine),
+            ("strength", job.params.get("strength", "")),
+            ("state", job.state),
+            ("attempt", job.attempt),
+            ("destinations", ", ".join(job.destinations)),
+            ("queued", ago(job.created_at)),
+            ("started", ago(detail.started_at)),
+            ("finished", ago(detail.finished_at)),
+            ("progress", ", ".join(f"{k} {v}" for k, v in detail.progress.items())),
+            ("failure", job.failure),
+            ("derived series UID", derived.series_uid if derived else ""),
+            ("derived instances", len(derived.instances) if derived else ""),
+        ]
+    )
+
+
+def jobs_retry(number: IdArgument, config: ConfigOption = None) -> None:
+    """Run a job again: the same objects, should it have made them before."""
+    with opened(config) as store:
+        if store.jobs.get(number) is None:
+            raise _missing("jobs", number)
+        store.jobs.retry(number, _now())
+    out.print(f"job {number} is queued")
+
+
+def jobs_cancel(number: IdArgument, config: ConfigOption = None) -> None:
+    """Cancel a job; one that runs stops at its next slab."""
+    with opened(config) as store:
+        if store.jobs.get(number) is None:
+            raise _missing("jobs", number)
+        store.jobs.cancel(number, _now())
+    out.print(f"job {number} is cancelled")
+
+
+# deliveries ---------------------------------------------------------------------------------------
+def deliveries_list(
+    config: ConfigOption = None, state: StateOption = None, limit: LimitOption = 50, json: JsonOption = False
+) -> None:
+    """The newest deliveries."""
+    with opened(config) as store:
+        found = store.deliveries.list(_states(state, DeliveryState), limit=limit)
+        details = [d for f in found if (d := store.deliveries.detail(f.id)) is not None]
+    if json:
+        print_json(details)
+        return
+    print_table(
+        ["id", "state", "destination", "done", "attempt", "queued", "next try", "failure"],
+        [
+            [
+                d.delivery.id, d.delivery.state, d.delivery.destination, f"{d.n_done}/{d.n_instances}",
+                d.delivery.attempt, ago(d.delivery.created_at),
+                ago(d.delivery.not_before) if d.delivery.state is DeliveryState.PENDING else "",
+                d.delivery.failure,
+            ]
+            for d in details
+        ],
+        empty="no deliveries yet",
+    )  # fmt: skip
+
+
+def deliveries_show(number: IdArgument, config: ConfigOption = None, json: JsonOption = False) -> None:
+    """One delivery, with the outcome of every instance that was not taken."""
+    with opened(config) as store:
+        detail = store.deliveries.detail(number)
+        if detail is None:
+            raise _missing("deliveries", number)
+        derived = store.deliveries.derived(detail.delivery.derived_id)
+        outcomes = store.deliveries.outcomes(number)
+    if json:
+        print_json({"delivery": detail, "derived": derived, "outcomes": list(outcomes.values())})
+        return
+    d = detail.delivery
+    _facts(
+        [
+            ("destination", d.destination),
+            ("state", d.state),
+            ("done", f"{detail.n_done} of {detail.n_instances}"),
+            ("attempt", d.attempt),
+            ("queued", ago(d.created_at)),
+            ("finished", ago(detail.finished_at)),
+            ("failure", d.failure),
+            ("derived series UID", derived.series_uid if derived else ""),
+        ]
+    )
+    bad = [o for o in outcomes.values() if not o.done]
+    if bad:
+        print_table(
+            ["SOP instance UID", "status", "comment"],
+            [[o.sop_instance_uid, f"{o.status:04X}H" if o.status >= 0 else "no answer", o.comment] for o in bad],
+            empty="",
+        )
+
+
+def deliveries_retry(number: IdArgument, config: ConfigOption = None) -> None:
+    """Send now what is missing; a delivery that was sent is sent again."""
+    with opened(config) as store:
+        if store.deliveries.get(number) is None:
+            raise _missing("deliveries", number)
+        store.deliveries.retry(number, _now())
+    out.print(f"delivery {number} is pending")
+
+
+def deliveries_cancel(number: IdArgument, config: ConfigOption = None) -> None:
+    """Cancel a delivery that is not done."""
+    with opened(config) as store:
+        if store.deliveries.get(number) is None:
+            raise _missing("deliveries", number)
+        store.deliveries.cancel(number, _now())
+    out.print(f"delivery {number} is cancelled")
+
+
+# provenance ---------------------------------------------------------------------------------------
+def provenance(
+    uid: Annotated[str | None, typer.Argument(help="Any study, series or SOP instance UID, source or derived.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Check the hash chain from its first link.")] = False,
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """The whole story of a UID, or the state of the chain."""
+    if verify == (uid is not None):
+        raise typer.BadParameter("give a UID, or --verify")
+    with opened(config) as store:
+        if uid is None:
+            report = store.provenance.verify()
+            if json:
+                print_json(report)
+            elif report.ok:
+                out.print(f"the chain holds: {report.checked} records")
+            else:
+                out.print(f"record {report.first_bad} does not hold: {report.fault}", style="red")
+            if not report.ok:
+                raise typer.Exit(1)
+            return
+        story = store.provenance.story(uid)
+    if json:
+        print_json(story)
+    elif not (story.records or story.series or story.derived):
+        out.print("nothing is known of that UID")
+        raise typer.Exit(1)
+    else:
+        out.print(told(story), highlight=False)
+
+
+def _facts(facts: Sequence[tuple[str, object]]) -> None:
+    width = max(len(name) for name, _ in facts)
+    for name, value in facts:
+        if value != "":
+            out.print(f"{name:<{width}}  {visible(str(value))}", highlight=False)

@@ -1,0 +1,92 @@
+"""Verbs that run something: serve, demo, pacs."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from node.app.roles import run_role
+from node.app.settings import Settings
+from node.app.supervise import ROLES, Supervisor
+from node.cli.common import ConfigOption, config_file, err, out
+from node.demo import Demo
+from node.trial.pacs import Pacs
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the command line."""
+    app.command("serve")(serve)
+    app.command("demo")(demo)
+    app.command("pacs")(pacs)
+
+
+def serve(
+    config: ConfigOption = None,
+    role: Annotated[
+        list[str] | None,
+        typer.Option("--role", help=f"Run one role alone in this process: {', '.join(ROLES)}."),
+    ] = None,
+) -> None:
+    """Run the node until SIGTERM; SIGHUP reads config.yaml again."""
+    path = config_file(config)
+    if role:
+        if len(role) > 1 or role[0] not in ROLES:
+            raise typer.BadParameter(f"one role of {', '.join(ROLES)}, or none for all of them")
+        raise typer.Exit(run_role(role[0], path))
+    settings = Settings(path, "supervisor")
+    settings.open_store().close()  # the schema is brought up to date once, before anybody works
+    raise typer.Exit(Supervisor(path).run())
+
+
+def demo(
+    series: Annotated[
+        Path | None, typer.Option("--series", help="Send this folder instead of the phantoms.", exists=True)
+    ] = None,
+    folder: Annotated[Path, typer.Option("--folder", help="Where everything is kept.")] = Path("demo-out"),
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the node and the PACS running until Ctrl-C.")] = False,
+    engine_ct: Annotated[str, typer.Option("--ct", help="Engine for CT.")] = "ct-nlm",
+    engine_mr: Annotated[str, typer.Option("--mr", help="Engine for MR.")] = "mr-nlm",
+) -> None:
+    """The main job on embedded defaults: scanner, node, PACS, picture."""
+    trial = Demo(folder=folder.resolve(), series=series, engines={"CT": engine_ct, "MR": engine_mr}, console=out)
+    raise typer.Exit(trial.run(keep=keep))
+
+
+def pacs(
+    folder: Annotated[Path, typer.Option("--folder", help="Where instances are kept.")] = Path("var/pacs"),
+    ae_title: Annotated[str, typer.Option("--ae-title", help="Our AE title.")] = "PACS",
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535)] = 11113,
+    move_to: Annotated[
+        list[str] | None,
+        typer.Option("--move-to", help="AE=host:port that C-MOVE may send to; repeatable."),
+    ] = None,
+) -> None:
+    """A small PACS to try rules against: Storage, FIND, MOVE, GET, Verification."""
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGINT, lambda *_: stop.set())
+    server = Pacs(folder, ae_title, host, port, move_to=_peers(move_to or []))
+    server.start()
+    out.print(f"PACS {ae_title} listens on {host}:{server.port}, keeps instances in {folder}", highlight=False)
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        err.print("anybody who can reach this address can read and write: for trials only", style="yellow")
+    stop.wait()
+    server.stop()
+
+
+def _peers(given: list[str]) -> dict[str, tuple[str, int]]:
+    peers = {}
+    for each in given:
+        name, _, address = each.partition("=")
+        host, _, port = address.rpartition(":")
+        if not (name and host and port.isdigit()):
+            raise typer.BadParameter("--move-to is AE=host:port")
+        peers[name] = (host, int(port))
+    return peers
+
+

@@ -1,0 +1,266 @@
+"""The gatherer: reads the headers of what arrived, closes series, asks the rules, queues jobs.
+
+It keeps what it read of open series in memory, so that a look at a growing series costs no query per instance;
+after a restart the same is read back from the store.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from engines.base import Card
+from node.config.schema import Config
+from node.dicom.headers import merge
+from node.dicom.modality import eligibility
+from node.dicom.read import read_header
+from node.dicom.stacks import regular
+from node.errors import NodeError, StoreError
+from node.gather.complete import Carried, Judgement, Ladder, SeriesView, judge
+from node.gather.plan import plan
+from node.log import get_logger
+from node.model import Action, Association, Decision, Instance, InstanceHeader, Series, SeriesKey
+from node.route import decide
+from node.store import Store
+
+log = get_logger()
+
+_AT_ONCE = 200
+_LOOK_AGAIN_S = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InForce:
+    """The configuration that decides now, with its digest."""
+
+    config: Config
+    digest: str
+
+
+@dataclass(slots=True)
+class _Growing:
+    """What is known of one open generation."""
+
+    earlier: Mapping[str, InstanceHeader]
+    mine: dict[str, InstanceHeader] = field(default_factory=dict)
+    n_unreadable: int = 0
+    last_by_association: dict[str, datetime] = field(default_factory=dict)
+
+    def headers(self) -> list[InstanceHeader]:
+        return [*(h for uid, h in self.earlier.items() if uid not in self.mine), *self.mine.values()]
+
+    def note(self, instance: Instance) -> None:
+        known = self.last_by_association.get(instance.association)
+        if known is None or instance.received_at > known:
+            self.last_by_association[instance.association] = instance.received_at
+
+
+class Gatherer:
+    """Run by one process; a second one would only repeat reads, since every transition is fenced.
+
+    Parameters
+    ----------
+    store
+        Database and spool.
+    in_force
+        Gives the configuration to decide with.
+    cards
+        Engine cards by catalogue name.
+    """
+
+    def __init__(
+        self, store: Store, in_force: Callable[[], InForce], cards: Mapping[str, Card]
+    ) -> None:
+        self._store = store
+        self._in_force = in_force
+        self._cards = cards
+        self._growing: dict[int, _Growing] = {}
+        self._open: dict[SeriesKey, int] = {}
+
+    def run(self, stop: threading.Event) -> None:
+        """Gather until ``stop`` is set. A database that is away is waited for."""
+        ticker = self._store.changes.ticker()
+        wait_s = 0.0
+        try:
+            while not stop.is_set():
+                try:
+                    ticker.wait(wait_s)
+                    wait_s = self.step(datetime.now(UTC))
+                except StoreError as e:
+                    log.error("gather.store_failed", because=type(e).__name__)
+                    self._growing.clear()
+                    stop.wait(1.0)
+        finally:
+            ticker.close()
+
+    def step(self, now: datetime) -> float:
+        """One round: index, judge, route. Returns after how many seconds to look again at the latest."""
+        if self._index(now):
+            return 0.0
+        again = _LOOK_AGAIN_S
+        open_series = self._store.series.open_series()
+        self._open = {s.key: s.id for s in open_series}
+        for series in open_series:
+            told = self._judge(series, now)
+            if told is None:
+                continue
+            if told.close:
+                if self._store.series.close(series.id, told.because, now, count=series.count):
+                    self._growing.pop(series.id, None)
+                    log.info(
+                        "series.closed", series=series.id, generation=series.generation,
+                        instances=series.count, because=told.because, detail=told.detail,
+                    )  # fmt: skip
+            elif told.at is not None:
+                again = min(again, max(0.01, (told.at - now).total_seconds()))
+        for known in set(self._growing) - {s.id for s in open_series}:
+            del self._growing[known]
+        for series in self._store.series.closed_series():
+            self._route(series, now)
+        return again
+
+    # reading --------------------------------------------------------------------------------------
+    def _index(self, now: datetime) -> bool:
+        """Read headers that were not read yet. Returns True if there may be more."""
+        waiting = self._store.series.unindexed(_AT_ONCE)
+        if not waiting:
+            return False
+        read: list[tuple[int, InstanceHeader]] = []
+        for row_id, instance in waiting:
+            try:
+                header = read_header(self._store.spool.path(instance.path))
+            except (NodeError, OSError) as e:
+                reason = e.message if isinstance(e, NodeError) else (e.strerror or "unreadable")
+                log.warning("instance.unreadable", instance=row_id, because=type(e).__name__)
+                self._store.series.mark_unreadable(row_id, reason, now)
+                continue
+            read.append((row_id, header))
+            growing = self._growing.get(self._open.get(_key(instance), 0))
+            if growing is not None:
+                growing.mine[header.sop_instance_uid] = header
+                growing.note(instance)
+        if read:
+            self._store.series.index(read)
+        return len(waiting) == _AT_ONCE
+
+    def _known(self, series: Series) -> _Growing | None:
+        """What is known of an open series, brought up to date; None while headers are still unread."""
+        growing = self._growing.get(series.id)
+        if growing is not None and len(growing.mine) + growing.n_unreadable == series.count:
+            return growing
+        if self._store.series.pending(series.id):
+            return None
+        mine = self._store.series.headers(series.id)
+        whole = (
+            self._store.series.headers(series.id, all_generations=True) if series.generation > 1 else mine
+        )
+        own = {h.sop_instance_uid: h for h in mine}
+        growing = _Growing(
+            earlier={h.sop_instance_uid: h for h in whole if h.sop_instance_uid not in own},
+            mine=own,
+            n_unreadable=self._store.series.unreadable(series.id),
+        )
+        for instance in self._store.series.instances(series.id):
+            growing.note(instance)
+        if len(own) + growing.n_unreadable != series.count:
+            return None  # something arrived since the series' row was read
+        self._growing[series.id] = growing
+        return growing
+
+    # judging --------------------------------------------------------------------------------------
+    def _judge(self, series: Series, now: datetime) -> Judgement | None:
+        ladder = _ladder(self._in_force().config)
+        growing = self._known(series)
+        if growing is None:
+            view = SeriesView(
+                opened_at=series.opened_at, last_received_at=series.last_received_at, headers=(),
+                n_unread=1, carried=(),
+            )  # fmt: skip
+            return judge(view, now, ladder, regular)
+        carried = [
+            Carried(
+                association=c.association,
+                n_instances=c.n_seen,
+                last_received_at=growing.last_by_association.get(c.association_id, series.last_received_at),
+            )
+            for c in self._store.series.carried(series.id)
+            if c.association is not None
+        ]
+        view = SeriesView(
+            opened_at=series.opened_at,
+            last_received_at=series.last_received_at,
+            headers=growing.headers(),
+            n_unread=0,
+            carried=carried,
+            others_open=self._others(series, carried),
+        )
+        return judge(view, now, ladder, regular)
+
+    def _others(self, series: Series, carried: Sequence[Carried]) -> list[Association]:
+        own = {c.association.id for c in carried}
+        addresses = {c.association.address for c in carried}
+        others = []
+        for address in addresses:
+            for a in self._store.series.open_associations(series.key.calling_ae, address):
+                if a.id in own:
+                    continue
+                studies = self._store.series.studies_of(a.id)
+                if not studies or series.key.study_uid in studies:
+                    others.append(a)
+        return others
+
+    # deciding -------------------------------------------------------------------------------------
+    def _route(self, series: Series, now: datetime) -> None:
+        config = self._in_force()
+        headers = self._store.series.headers(series.id, all_generations=series.generation > 1)
+        decision = self._decide(series, headers, config.config)
+        jobs = plan(series, decision, config.config, self._cards)
+        ids = self._store.series.route(series.id, decision, jobs, config.digest, now)
+        log.info(
+            "series.routed", series=series.id, action=str(decision.action), rule=decision.rule,
+            because=decision.reason, jobs=ids,
+        )  # fmt: skip
+
+    def _decide(self, series: Series, headers: Sequence[InstanceHeader], config: Config) -> Decision:
+        if not headers:
+            return Decision(rule="", action=Action.REJECT, reason="no instance of it can be read")
+        header = merge(headers)
+        cards = {
+            name: self._cards[entry.engine]
+            for name, entry in config.engines.items()
+            if entry.engine in self._cards
+        }
+
+        def decided(ineligible: str) -> Decision:
+            return decide(
+                header, config.rules, engines_cards=cards, ineligible=ineligible,
+                calling_ae=series.key.calling_ae, called_ae=series.key.called_ae,
+            )  # fmt: skip
+
+        first = decided(eligibility(header, headers, allow_vendor_denoised=False))
+        entry = config.engines.get(first.engine)
+        if first.action is Action.REJECT and entry is not None and entry.enhance_vendor_denoised:
+            return decided(eligibility(header, headers, allow_vendor_denoised=True))
+        return first
+
+
+def _key(instance: Instance) -> SeriesKey:
+    return SeriesKey(
+        study_uid=instance.study_uid,
+        series_uid=instance.series_uid,
+        calling_ae=instance.calling_ae,
+        called_ae=instance.called_ae,
+    )
+
+
+def _ladder(config: Config) -> Ladder:
+    series = config.series
+    return Ladder(
+        quiet_after_s=series.quiet_after,
+        give_up_after_s=series.give_up_after,
+        settle_s=series.settle,
+        on_count=series.close_on.count,
+        on_release=series.close_on.release,
+    )

@@ -1,0 +1,111 @@
+"""From a decision to jobs: pure.
+
+A job carries everything that shapes its result, as it was when the series was routed: engine, version and
+weights, strength, how the derived objects are to be marked, and the settings of every destination. An edit
+of config.yaml, or an upgrade, never changes what is already queued.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from engines.base import Card
+from node.config.schema import Config, Destination, EngineSettings
+from node.dicom.uids import derivation_key
+from node.model import Action, Decision, Series
+from node.store.jobs import NewJob
+
+
+def plan(
+    series: Series, decision: Decision, config: Config, cards: Mapping[str, Card]
+) -> tuple[NewJob, ...]:
+    """Jobs that a decision asks for.
+
+    Destinations that want different equipment modules cannot share objects, since one UID never stands for
+    two different objects; each policy is a job of its own, with UIDs of its own.
+
+    Parameters
+    ----------
+    series
+        Closed; its generation decides between a whole series and an addition to one.
+    decision
+        Of ``node.route.decide``.
+    config
+        The version that the decision was made with.
+    cards
+        Engine cards by catalogue name.
+    """
+    if decision.action is not Action.ENHANCE:
+        return ()
+    settings = config.engines[decision.engine]
+    rule = next(r for r in config.rules if r.name == decision.rule)
+    card = cards[settings.engine]
+    strength = next(s for s in (rule.strength, settings.strength, card.default_strength) if s is not None)
+    groups: dict[str, dict[str, Destination]] = {}
+    for name in decision.destinations:
+        destination = config.destinations[name]
+        groups.setdefault(destination.equipment, {})[name] = destination
+    revise = config.series.late == "revise" and series.generation > 1
+    revision = series.generation if revise else 1
+    return tuple(
+        _job(series, decision, settings, card, strength, equipment, group, config, revision)
+        for equipment, group in sorted(groups.items())
+    )
+
+
+def _job(
+    series: Series,
+    decision: Decision,
+    settings: EngineSettings,
+    card: Card,
+    strength: float,
+    equipment: str,
+    destinations: Mapping[str, Destination],
+    config: Config,
+    revision: int,
+) -> NewJob:
+    shape: dict[str, Any] = {
+        "strength": strength,
+        "options": dict(settings.options),
+        "output": {
+            "description_suffix": settings.description_suffix,
+            "series_number_offset": settings.series_number_offset,
+            "research_mark": settings.research_mark,
+            "value2": settings.value2,
+            "equipment": equipment,
+        },
+    }
+    key = derivation_key(
+        study_uid=series.key.study_uid,
+        series_uid=series.key.series_uid,
+        engine=card.name,
+        engine_version=card.version,
+        weights_sha256=card.weights_sha256,
+        params=shape,
+        rule=decision.rule,
+    )
+    append = series.generation > 1 and revision == 1
+    return NewJob(
+        rule=decision.rule,
+        engine=card.name,
+        params={
+            **shape,
+            "card": {"name": card.name, "version": card.version, "weights_sha256": card.weights_sha256},
+            "runtime": settings.runtime,
+            "enhance_vendor_denoised": settings.enhance_vendor_denoised,
+            "key": key,
+            "serial": config.node.ae_title,
+        },
+        destinations={name: _snapshot(d, config) for name, d in destinations.items()},
+        derivation_key=f"{key}:{revision}:{series.generation if append else 0}",
+        only_after_generation=series.generation - 1 if append else 0,
+        revision=revision,
+    )
+
+
+def _snapshot(destination: Destination, config: Config) -> dict[str, Any]:
+    told = destination.model_dump(mode="json", by_alias=True)
+    if destination.kind == "dimse" and not told.get("calling_ae"):
+        told["calling_ae"] = config.node.ae_title
+    return told
