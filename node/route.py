@@ -144,4 +144,5 @@ def _unfit(engine: str, header: SeriesHeader, engines_cards: Mapping[str, HasMod
     card = engines_cards.get(engine)
     if card is None or header.modality in card.modalities:
         return ""
-    return f"engine {engine} is for {' and '.join(card.modalities)}, the series is {header.modality or 'unknown'}"
+    wanted = " and ".join(card.modalities)
+    return f"engine {engine} is for {wanted}, the series is {header.modality or 'unknown'}"

@@ -194,6 +194,19 @@ def parse_condition(keyword: str, written: object) -> Condition:
     return Condition(keyword=keyword, sort=sort, tests=tuple(tests), negated=negations[0])
 
 
+_SCALAR_JSON = {"type": ["string", "number"]}
+WHEN_JSON: dict[str, Any] = {
+    "anyOf": [
+        {"const": "any"},
+        {
+            "type": "object",
+            "minProperties": 1,
+            "additionalProperties": {"anyOf": [_SCALAR_JSON, {"type": "array", "items": _SCALAR_JSON}]},
+        },
+    ]
+}
+
+
 def parse_when(value: object) -> Mapping[str, Condition]:
     """Parse the whole of a rule's ``when``: ``any`` gives no condition at all.
 

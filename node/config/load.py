@@ -159,7 +159,10 @@ def parse(
     if config is not None:
         found += _doubts(config, root)
         found += _unreadable(config, root) if files else []
-    faults += [_fault(each, file) for each in found if not each.warning]
+    blamed = {(fault.line, fault.column) for fault in faults}  # what follows from those is no news
+    faults += [
+        _fault(each, file) for each in found if not each.warning and (each.line, each.column) not in blamed
+    ]
     if faults or config is None:
         raise ConfigError(_ordered(faults))
     return LoadedConfig(

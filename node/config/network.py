@@ -91,7 +91,12 @@ def _which(value: object) -> str:
 
 
 _Any = Annotated[Literal["any"], Tag("any")]
-_Peers = Annotated[tuple[Annotated[Peer, BeforeValidator(_peer)], ...], Field(min_length=1), Tag("list")]
+_Peer = Annotated[
+    Peer,
+    BeforeValidator(_peer),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object", "required": ["ae_title"]}]}),
+]
+_Peers = Annotated[tuple[_Peer, ...], Field(min_length=1), Tag("list")]
 _UIDs = Annotated[tuple[UID, ...], Field(min_length=1), Tag("list")]
 
 AcceptFrom: TypeAlias = Annotated[

@@ -11,10 +11,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, field_serializer, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    WithJsonSchema,
+    field_serializer,
+    model_validator,
+)
 
 from node.config.conditions import Condition
-from node.config.grammar import parse_when, write_when
+from node.config.grammar import WHEN_JSON, parse_when, write_when
 from node.config.network import (
     AcceptFrom,
     Address,
@@ -41,6 +49,7 @@ from node.config.values import (
     Truth,
     Whole,
     did_you_mean,
+    not_yet,
     quote,
 )
 
@@ -253,15 +262,6 @@ class Retry(Section):
         return self
 
 
-def _later(what: str) -> BeforeValidator:
-    def check(value: object) -> object:
-        if value is True or (isinstance(value, str) and value.strip().lower() == "true"):
-            raise Refused(f"{what} comes with a later release", "take the line out or write false")
-        return value
-
-    return BeforeValidator(check)
-
-
 class DimseDestination(Section):
     """A PACS that takes C-STORE."""
 
@@ -284,10 +284,10 @@ class DimseDestination(Section):
         "the scanner as contributing equipment; `retain` keeps the scanner's, for a PACS that sorts by it.",
     )
     tls: ClientTLS | None = Field(default=None, description="Use TLS with these files. Left out: plain TCP.")
-    forward_originals: Annotated[Truth, _later("forwarding originals")] = Field(
+    forward_originals: Annotated[Truth, BeforeValidator(not_yet("forwarding originals"))] = Field(
         default=False, description="Not built yet: only `false`. The scanner sends originals to PACS itself."
     )
-    commit: Annotated[Truth, _later("storage commitment")] = Field(
+    commit: Annotated[Truth, BeforeValidator(not_yet("storage commitment"))] = Field(
         default=False, description="Not built yet: only `false`. Ask the PACS to commit to what it stored."
     )
 
@@ -353,7 +353,7 @@ class Rule(Section):
     name: Annotated[Filled, Field(max_length=64)] = Field(
         description="What people call the rule; unique. At most 64 characters."
     )
-    when: Annotated[Mapping[str, Condition], BeforeValidator(parse_when)] = Field(
+    when: Annotated[Mapping[str, Condition], BeforeValidator(parse_when), WithJsonSchema(WHEN_JSON)] = Field(
         description="`any`, or DICOM keywords with a condition each, all of which must hold."
     )
     enhance: Name | None = Field(default=None, description="The entry of `engines:` to enhance with.")

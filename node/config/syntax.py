@@ -16,6 +16,11 @@ _MEANINGS: tuple[tuple[str, str, str], ...] = (
         f"put it in quotes; {_OPERATORS}",
     ),
     (
+        r"found character '[>|]'",
+        "a value begins with > or |, which is YAML syntax",
+        f"put it in quotes; {_OPERATORS}",
+    ),
+    (
         r"found character '[%@`&*!]'",
         "a value begins with a character that is YAML syntax",
         "put the value in quotes",
@@ -43,7 +48,7 @@ _MEANINGS: tuple[tuple[str, str, str], ...] = (
     ),
     (r"could not find expected ':'", "a colon is missing", "write key: value"),
     (r"unknown escape|escape sequence", "a backslash begins an escape here", "use single quotes"),
-    (r"undefined tag handle|tag", "an exclamation mark begins a YAML tag", f"put it in quotes; {_OPERATORS}"),
+    (r"undefined tag handle|tag", "an exclamation mark begins a YAML tag", "to deny a value write: not X"),
     (r"alias|anchor", "* and & begin YAML aliases and anchors", f"put the value in quotes; {_OPERATORS}"),
     (r"YAML document|directive", "a line that begins with % is a YAML directive", "take the line out"),
 )
@@ -66,7 +71,8 @@ def explain_syntax(error: MarkedYAMLError) -> tuple[int, int, str, str]:
     """
     problem = " ".join(str(part) for part in (error.problem, error.context) if part)
     at_end = "stream end" in problem or "end of stream" in problem
-    mark = error.context_mark if at_end and error.context_mark is not None else error.problem_mark
+    at_start = at_end or re.search("an? tag", problem) is not None
+    mark = error.context_mark if at_start and error.context_mark is not None else error.problem_mark
     mark = mark if mark is not None else error.context_mark
     line, column = (mark.line + 1, mark.column + 1) if mark is not None else (0, 0)
     if at_end:

@@ -118,7 +118,12 @@ class _Builder:
         self.n_documents = 0
 
     def fault(self, line: int, column: int, message: str, hint: str = "") -> None:
-        path = ".".join(o.key[0] for o in self.open if o.key is not None)
+        parts = [
+            str(len(o.node.items) + (o is self.open[-1])) if o.key is None else o.key[0] for o in self.open
+        ]
+        path = ".".join(
+            part for part, o in zip(parts, self.open, strict=True) if o.key or o.node.kind == "list"
+        )
         self.faults.append(
             ConfigFault(file=self.file, line=line, column=column, path=path, message=message, hint=hint)
         )
@@ -204,14 +209,9 @@ class _Builder:
         if known is None:
             inside = any(o.anchor == anchor for o in self.open)
             what = "stands inside what it repeats" if inside else "repeats nothing: there is no such anchor"
-            self.fault(
-                line,
-                column,
-                f"*{anchor} is a YAML alias that {what}"[:200],
-                f"a text that begins with * stands in quotes; to look for a part write: contains {anchor}"[
-                    :200
-                ],
-            )
+            word = anchor.strip("*")[:60]
+            hint = f"a text that begins with * stands in quotes; to look for a part write: contains {word}"
+            self.fault(line, column, f"{quote(f'*{anchor}')} is a YAML alias that {what}", hint)
             self.place(Node("scalar", line, column, value="", written=f"*{anchor}", secret=True), None)
             return
         node, size, depth = known

@@ -117,7 +117,7 @@ def type_text(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     if origin in (tuple, list):
         return f"list of {type_text(arguments[0])}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return "AE title or section" if "addresses" in annotation.model_fields else "section"
+        return "AE titles or sections" if "addresses" in annotation.model_fields else "section"
     return {str: "text", int: "whole number", float: "number", bool: "true or false"}.get(annotation, "value")
 
 
