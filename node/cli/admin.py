@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from node.cli.common import ConfigOption, JsonOption, loaded, opened, out, print_json, visible
-from node.config.explain import explain, schema
+from node.config.explain import explain, json_schema, markdown
+from node.config.values import Refused
 from node.housekeep import read_orphan
 
 
@@ -36,12 +37,19 @@ def config_explain(
     key: Annotated[str, typer.Argument(help="For example rules.when; without one, all keys.")] = "",
 ) -> None:
     """What a key of config.yaml means."""
-    out.print(visible(explain(key)), highlight=False)
+    if not key:
+        typer.echo(markdown())
+        return
+    try:
+        told = explain(key)
+    except Refused as e:
+        raise typer.BadParameter(str(e)) from None
+    out.print("\n".join(visible(line) for line in told.splitlines()), highlight=False)
 
 
 def config_schema() -> None:
     """The JSON schema of config.yaml, for editors."""
-    print_json(schema())
+    print_json(json_schema())
 
 
 def config_history(config: ConfigOption = None, json: JsonOption = False) -> None:
@@ -54,7 +62,7 @@ def config_history(config: ConfigOption = None, json: JsonOption = False) -> Non
     for one in found:
         out.print(f"{one.at.isoformat(timespec='seconds')}  {one.digest}", highlight=False)
         if one.diff:
-            out.print(visible(one.diff), highlight=False)
+            out.print("\n".join(visible(line) for line in one.diff.splitlines()), highlight=False)
 
 
 def db_upgrade(config: ConfigOption = None) -> None:

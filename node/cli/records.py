@@ -337,7 +337,7 @@ def provenance(
         out.print("nothing is known of that UID")
         raise typer.Exit(1)
     else:
-        out.print(told(story), highlight=False)
+        out.print(told(story), highlight=False, markup=True)
 
 
 def _facts(facts: Sequence[tuple[str, object]]) -> None:

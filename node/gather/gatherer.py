@@ -13,16 +13,14 @@ from datetime import UTC, datetime
 
 from engines.base import Card
 from node.config.schema import Config
-from node.dicom.headers import merge
-from node.dicom.modality import eligibility
 from node.dicom.read import read_header
 from node.dicom.stacks import regular
 from node.errors import NodeError, StoreError
 from node.gather.complete import Carried, Judgement, Ladder, SeriesView, judge
+from node.gather.decide import decide_series
 from node.gather.plan import plan
 from node.log import get_logger
-from node.model import Action, Association, Decision, Instance, InstanceHeader, Series, SeriesKey
-from node.route import decide
+from node.model import Association, Instance, InstanceHeader, Series, SeriesKey
 from node.store import Store
 
 log = get_logger()
@@ -215,35 +213,16 @@ class Gatherer:
     def _route(self, series: Series, now: datetime) -> None:
         config = self._in_force()
         headers = self._store.series.headers(series.id, all_generations=series.generation > 1)
-        decision = self._decide(series, headers, config.config)
+        decision = decide_series(
+            headers, config.config, self._cards,
+            calling_ae=series.key.calling_ae, called_ae=series.key.called_ae,
+        )  # fmt: skip
         jobs = plan(series, decision, config.config, self._cards)
         ids = self._store.series.route(series.id, decision, jobs, config.digest, now)
         log.info(
             "series.routed", series=series.id, action=str(decision.action), rule=decision.rule,
             because=decision.reason, jobs=ids,
         )  # fmt: skip
-
-    def _decide(self, series: Series, headers: Sequence[InstanceHeader], config: Config) -> Decision:
-        if not headers:
-            return Decision(rule="", action=Action.REJECT, reason="no instance of it can be read")
-        header = merge(headers)
-        cards = {
-            name: self._cards[entry.engine]
-            for name, entry in config.engines.items()
-            if entry.engine in self._cards
-        }
-
-        def decided(ineligible: str) -> Decision:
-            return decide(
-                header, config.rules, engines_cards=cards, ineligible=ineligible,
-                calling_ae=series.key.calling_ae, called_ae=series.key.called_ae,
-            )  # fmt: skip
-
-        first = decided(eligibility(header, headers, allow_vendor_denoised=False))
-        entry = config.engines.get(first.engine)
-        if first.action is Action.REJECT and entry is not None and entry.enhance_vendor_denoised:
-            return decided(eligibility(header, headers, allow_vendor_denoised=True))
-        return first
 
 
 def _key(instance: Instance) -> SeriesKey:

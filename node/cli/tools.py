@@ -1,0 +1,295 @@
+"""Verbs that try something out: check, route, enhance, send, echo."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from engines.base import Params
+from engines.catalog import Catalog
+from engines.errors import EngineError
+from node.app.roles import cards, threads
+from node.cli.common import ConfigOption, JsonOption, err, loaded, out, print_json, print_table, visible
+from node.config.schema import Config
+from node.deliver.files import FileOutcome, echo, send_files
+from node.enhance.offline import enhance_series, find
+from node.errors import EnhanceError, NodeError
+from node.gather.decide import decide_series
+from node.store import Store
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the command line."""
+    app.command("check")(check)
+    app.command("route")(route)
+    app.command("enhance")(enhance)
+    app.command("send")(send)
+    app.command("echo")(echo_)
+
+
+# check --------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Finding:
+    what: str
+    ok: bool
+    text: str
+    hint: str = ""
+
+
+def check(
+    config: ConfigOption = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Ask no destination.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Is everything in order? Configuration, store, engines, destinations. Exit status 1 if not."""
+    given = loaded(config)
+    findings = [_Finding(what="config.yaml", ok=True, text=f"valid, digest {given.digest[:12]}")]
+    findings += [_Finding(what="config.yaml", ok=True, text=f"warning: {w}") for w in given.warnings]
+    findings += _check_store(given.config)
+    findings += _check_engines(given.config)
+    if not offline:
+        for name, settings in given.config.destinations.items():
+            answer = echo(settings, calling_ae=given.config.node.ae_title)
+            findings.append(
+                _Finding(what=f"destination {name}", ok=answer.ok, text=answer.text, hint=answer.hint)
+            )
+    if json:
+        print_json(findings)
+    else:
+        for f in findings:
+            mark = "[green]ok[/green]  " if f.ok else "[red]FAIL[/red]"
+            out.print(f"{mark} {visible(f.what):<24} {visible(f.text)}", highlight=False)
+            if f.hint and not f.ok:
+                out.print(f"     {'':<24} {visible(f.hint)}", highlight=False)
+    if not all(f.ok for f in findings):
+        raise typer.Exit(1)
+
+
+def _check_store(config: Config) -> list[_Finding]:
+    try:
+        with Store.open(config.store.database, Path(config.store.spool), create=True) as store:
+            chain = store.provenance.verify()
+            free = store.spool.free_bytes()
+    except NodeError as e:
+        return [_Finding(what="store", ok=False, text=e.message, hint=e.hint)]
+    enough = free >= config.store.refuse_below
+    return [
+        _Finding(what="database", ok=True, text="opens, schema up to date"),
+        _Finding(
+            what="provenance", ok=chain.ok, text=f"{chain.checked} records, chain {'holds' if chain.ok else 'broken'}"
+        ),
+        _Finding(
+            what="spool",
+            ok=enough,
+            text=f"{free / 1e9:.1f} GB free, C-STORE is refused below {config.store.refuse_below / 1e9:.1f} GB",
+            hint="free space, or lower store.refuse_below",
+        ),
+    ]
+
+
+def _check_engines(config: Config) -> list[_Finding]:
+    catalog = Catalog.default()
+    findings = []
+    for name, entry in config.engines.items():
+        started = time.monotonic()
+        try:
+            engine = catalog.load(entry.engine, runtime=entry.runtime, threads=threads())
+        except EngineError as e:
+            findings.append(_Finding(what=f"engine {name}", ok=False, text=e.message, hint=e.hint))
+            continue
+        card = engine.card
+        text = (
+            f"{card.name} {card.version}, {card.family}, {card.runtime}, weights {card.weights_sha256[:12]}, "
+            f"loaded in {time.monotonic() - started:.2f} s"
+        )
+        findings.append(_Finding(what=f"engine {name}", ok=True, text=text))
+    return findings
+
+
+# route --------------------------------------------------------------------------------------------
+def route(
+    paths: Annotated[list[Path], typer.Argument(help="DICOM files or folders.", exists=True)],
+    config: ConfigOption = None,
+    calling_ae: Annotated[str, typer.Option("--from", help="As if this AE title had sent them.")] = "",
+    json: JsonOption = False,
+) -> None:
+    """Which rule would take each series, and why."""
+    settings = loaded(config).config
+    found = find(paths)
+    catalog = cards()
+    told = []
+    for uid, members in found.series.items():
+        decision = decide_series(
+            [h for _, h in members], settings, catalog, calling_ae=calling_ae, called_ae=settings.node.ae_title
+        )
+        told.append((uid, len(members), members[0][1].modality, decision))
+    if json:
+        print_json(
+            {
+                "series": [
+                    {"series_uid": u, "instances": n, "modality": m, "decision": d} for u, n, m, d in told
+                ],
+                "unreadable": [{"path": p, "reason": r} for p, r in found.unreadable],
+            }
+        )
+        return
+    for uid, n, modality, d in told:
+        goes = f" to {', '.join(d.destinations)}" if d.destinations and d.action.value == "enhance" else ""
+        color = {"enhance": "green", "reject": "yellow"}.get(d.action.value, "default")
+        out.print(f"[bold]{visible(uid)}[/bold]  {visible(modality)}, {n} instances", highlight=False)
+        out.print(f"  [{color}]{d.action.value}[/{color}]{goes} by rule {visible(d.rule) or '-'}: {visible(d.reason)}")
+        for v in d.verdicts:
+            mark = "[green]yes[/green]" if v.held else "[red]no[/red] "
+            out.print(
+                f"    {mark} {visible(v.rule)}: {v.keyword} {visible(v.wanted)}  (found {visible(v.found)})",
+                highlight=False,
+            )
+    for path, reason in found.unreadable:
+        out.print(f"unreadable {visible(str(path))}: {visible(reason)}", highlight=False)
+
+
+# enhance ------------------------------------------------------------------------------------------
+def enhance(
+    paths: Annotated[list[Path], typer.Argument(help="DICOM files or folders.", exists=True)],
+    engine: Annotated[str, typer.Option("--engine", "-e", help="Name in the catalogue.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the derived series.")],
+    strength: Annotated[
+        float | None, typer.Option("--strength", "-s", min=0, max=1, help="Otherwise the engine's own.")
+    ] = None,
+    runtime: Annotated[str, typer.Option("--runtime", help="auto, tensorrt, tensorrt_rtx or onnx.")] = "auto",
+    json: JsonOption = False,
+) -> None:
+    """Enhance files without a server: the same chain as the node's, for trying and for finding bugs."""
+    try:
+        loaded_engine = Catalog.default().load(engine, runtime=runtime, threads=threads())
+    except EngineError as e:
+        raise EnhanceError(e.message, hint=e.hint) from None
+    params = Params(strength=loaded_engine.card.default_strength if strength is None else strength)
+    found = find(paths)
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
+    when = datetime.fromtimestamp(int(epoch), UTC) if epoch.isdigit() else datetime.now(UTC)
+    made, failed = [], 0
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        console=err, disable=json or not err.is_terminal,
+    ) as progress:  # fmt: skip
+        for number, (uid, members) in enumerate(found.series.items(), 1):
+            task = progress.add_task(f"series {number}", total=100)
+            target = output / f"series-{number:03d}"
+            try:
+                one = enhance_series(
+                    members, loaded_engine, params, target, when=when,
+                    tell=lambda step, share, t=task: progress.update(  # type: ignore[misc]
+                        t, completed=100 * share, description=f"{step}"
+                    ),
+                )  # fmt: skip
+            except (NodeError, EngineError) as e:
+                failed += 1
+                shutil.rmtree(target, ignore_errors=True)
+                err.print(f"series {number}: {visible(e.message)}", style="red")
+                continue
+            progress.update(task, completed=100)
+            made.append(one)
+    if json:
+        print_json(made)
+    else:
+        rows = []
+        for m in made:
+            f = m.report.figures if m.report else {}
+            rows.append(
+                [
+                    m.series_uid, m.n_sources, m.n_made, f"{f['noise_before']:.3g}" if f else "",
+                    f"{f['noise_after']:.3g}" if f else "", f"{f['mean_change']:+.3g}" if f else "",
+                    m.folder or "", m.reason,
+                ]
+            )  # fmt: skip
+        columns = ["series UID", "sources", "made", "noise before", "after", "mean change", "folder", "not enhanced because"]
+        print_table(columns, rows, empty="no DICOM series found")
+        for path, reason in found.unreadable:
+            out.print(f"unreadable {visible(str(path))}: {visible(reason)}", highlight=False)
+    if failed:
+        raise typer.Exit(1)
+
+
+# send and echo ------------------------------------------------------------------------------------
+def _peer(address: str) -> dict[str, object]:
+    """``AE@host:port`` -> settings of a destination."""
+    ae_title, at, rest = address.partition("@")
+    host, _, port = rest.rpartition(":")
+    if not (ae_title and at and host and port.isdigit() and len(ae_title) <= 16):
+        raise typer.BadParameter("a peer is AE@host:port, or the name of a destination in config.yaml")
+    return {"kind": "dimse", "ae_title": ae_title, "address": rest}
+
+
+def _where(peer: str, config: Path | None) -> tuple[object, str]:
+    if "@" in peer:
+        return _peer(peer), "LUMINODE"
+    settings = loaded(config).config
+    if peer not in settings.destinations:
+        raise typer.BadParameter(
+            f"there is no destination {peer}; there are {', '.join(settings.destinations) or 'none'}"
+        )
+    return settings.destinations[peer], settings.node.ae_title
+
+
+def send(
+    peer: Annotated[str, typer.Argument(help="AE@host:port, or a destination of config.yaml.")],
+    paths: Annotated[list[Path], typer.Argument(help="DICOM files or folders.", exists=True)],
+    calling_ae: Annotated[str, typer.Option("--from", help="Our AE title.")] = "",
+    associations: Annotated[int, typer.Option("--associations", "-j", min=1, max=64)] = 1,
+    pace: Annotated[float, typer.Option("--pace", min=0, help="Instances a second; 0 is as fast as it goes.")] = 0,
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Send files to a peer, as a scanner would."""
+    settings, own = _where(peer, config)
+    files = [p for path in paths for p in (sorted(path.rglob("*")) if path.is_dir() else [path]) if p.is_file()]
+    with Progress(
+        TextColumn("send"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        console=err, disable=json or not err.is_terminal,
+    ) as progress:  # fmt: skip
+        task = progress.add_task("send", total=len(files))
+
+        def tell(_outcome: FileOutcome) -> None:
+            progress.advance(task)
+
+        sent = send_files(
+            files, settings, tell, calling_ae=calling_ae or own, associations=associations, pace=pace  # type: ignore[arg-type]
+        )
+    if json:
+        print_json(sent)
+    else:
+        rate = sent.n_done / sent.seconds if sent.seconds else 0.0
+        out.print(f"{sent.n_done} of {sent.n_files} sent in {sent.seconds:.2f} s ({rate:.0f}/s)", highlight=False)
+        for o in sent.not_done[:50]:
+            out.print(f"  {visible(str(o.path))}: {visible(o.text)}", highlight=False)
+        for e in sent.errors:
+            out.print(f"  {visible(e)}", highlight=False)
+    if not sent.ok:
+        raise typer.Exit(1)
+
+
+def echo_(
+    peer: Annotated[str, typer.Argument(help="AE@host:port, or a destination of config.yaml.")],
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Is a peer there?"""
+    settings, own = _where(peer, config)
+    answer = echo(settings, calling_ae=own)  # type: ignore[arg-type]
+    if json:
+        print_json(answer)
+    else:
+        out.print(f"{'ok' if answer.ok else 'FAIL'}: {visible(answer.text)} ({answer.seconds * 1000:.0f} ms)")
+        if answer.hint:
+            out.print(visible(answer.hint), highlight=False)
+    if not answer.ok:
+        raise typer.Exit(1)
