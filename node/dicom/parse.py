@@ -44,8 +44,8 @@ EXPLICIT_BE: Final = "1.2.840.10008.1.2.2"
 
 _NAMES: Final = {vr.encode(): vr for vr in SHORT_VRS | LONG_VRS}
 _PIXEL_REPRESENTATION: Final = 0x00280103
-FIRST_PIXEL_DATA: Final = 0x7FE00008
-"""Float Pixel Data; Double Float Pixel Data and Pixel Data follow it (PS3.3 C.7.6.3, C.7.6.24)."""
+PIXEL_TAGS: Final = frozenset({0x7FE00008, 0x7FE00009, PIXEL_DATA})
+"""Float, Double Float and integer Pixel Data (PS3.3 C.7.6.3, C.7.6.24)."""
 
 
 class MalformedError(SeriesError):
@@ -64,8 +64,8 @@ class _Parser:
     left: int = MAX_ELEMENTS
     signed: bool = False
     items_left: int = MAX_ELEMENTS
-    stop: int = 1 << 32
-    """Tag at which the top level ends, whatever follows."""
+    header_only: bool = False
+    """The top level ends in front of the pixel data."""
 
     def dataset(self, at: int, end: int, depth: int, *, open_ended: bool) -> tuple[Elements, int]:
         """Elements from ``at`` to ``end``, or to the item delimiter of an item of undefined length."""
@@ -87,7 +87,7 @@ class _Parser:
             else:
                 (group, number), (length,), name = tag_at(data, at), long_at(data, at + 4), b""
             tag = group << 16 | number
-            if tag >= self.stop and depth == 0:
+            if group == 0x7FE0 and self.header_only and depth == 0 and tag in PIXEL_TAGS:
                 return out, at
             self.left -= 1
             if self.left < 0:
@@ -292,7 +292,7 @@ def parse_header(
         If the bytes are no data set or end inside an element.
     """
     explicit, little = transfer_syntax_uid != IMPLICIT_LE, transfer_syntax_uid != EXPLICIT_BE
-    parser = _Parser(data, explicit, little, left=elements, items_left=items, stop=FIRST_PIXEL_DATA)
+    parser = _Parser(data, explicit, little, left=elements, items_left=items, header_only=True)
     return parser.dataset(0, len(data), 0, open_ended=False)
 
 
