@@ -225,9 +225,7 @@ class Intake:
     def _identify(self, scan: Callable[[], Ids | NeedMore]) -> None:
         try:
             found = scan()
-        except HeaderFault as fault:
-            raise Refusal(fault.status, fault.message) from None
-        except StoreError:
+        except (HeaderFault, StoreError):
             raise
         except Exception:
             raise Refusal(*UNREADABLE) from None
@@ -258,8 +256,10 @@ def as_refusal(error: Exception) -> Refusal:
     """The answer to whatever went wrong while an instance was received. Never success."""
     if isinstance(error, Refusal):
         return error
+    if isinstance(error, HeaderFault):
+        return Refusal(error.status, error.message)
     if isinstance(error, OutOfSpace):
         return Refusal(*SPACE)
-    if isinstance(error, StoreError | OSError):
+    if isinstance(error, StoreError | OSError | MemoryError):
         return Refusal(*STORE)
     return Refusal(*DEFECT)  # a defect of ours

@@ -1,0 +1,199 @@
+"""Who may associate, how slow a peer may be, which refusal has which status: pure rules."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from node.config.network import HostPort, Peer
+from node.config.schema import Config, NodeSettings, StoreSettings
+from node.dicom.scan import Ids
+from node.errors import HeaderFault, OutOfSpace, StoreError
+from node.receive.commands import parse
+from node.receive.guard import COURTESY, Gate
+from node.receive.intake import Refusal, as_refusal, refuse_command, refuse_ids
+from node.receive.pace import FLOOR, Pace
+from node.receive.terms import APPLICATION_CONTEXT, admit, terms
+from tests.senders import CT, MR, store_rq
+
+NODE = NodeSettings(
+    listen=HostPort(host="127.0.0.1", port=0),
+    accept_from=(Peer(ae_title="CT1"), Peer(ae_title="MR1", addresses=("10.1.0.0/16", "192.0.2.7"))),
+)
+
+
+@pytest.mark.parametrize(
+    ("calling", "called", "address", "context", "told"),
+    [
+        ("CT1", "LUMINODE", "10.9.9.9", APPLICATION_CONTEXT, None),
+        ("MR1", "LUMINODE", "10.1.2.3", APPLICATION_CONTEXT, None),
+        ("MR1", "LUMINODE", "192.0.2.7", APPLICATION_CONTEXT, None),
+        ("MR1", "LUMINODE", "::ffff:10.1.2.3", APPLICATION_CONTEXT, None),
+        ("MR1", "LUMINODE", "10.2.0.1", APPLICATION_CONTEXT, (1, 1, 3)),
+        ("WHO", "LUMINODE", "10.1.2.3", APPLICATION_CONTEXT, (1, 1, 3)),
+        ("ct1", "LUMINODE", "10.1.2.3", APPLICATION_CONTEXT, (1, 1, 3)),
+        ("CT1", "OTHER", "10.9.9.9", APPLICATION_CONTEXT, (1, 1, 7)),
+        ("WHO", "OTHER", "10.9.9.9", APPLICATION_CONTEXT, (1, 1, 7)),
+        ("CT1", "LUMINODE", "10.9.9.9", "1.2.3", (1, 1, 2)),
+        ("CT1", "LUMINODE", "10.9.9.9", "", (1, 1, 2)),
+    ],
+)
+def test_who_may_associate(
+    calling: str, called: str, address: str, context: str, told: tuple[int, int, int] | None
+) -> None:
+    rejection = admit(NODE, calling_ae=calling, called_ae=called, address=address, context=context)
+    assert (rejection and (rejection.result, rejection.source, rejection.reason)) == told
+
+
+def test_any_and_another_called_title_if_the_config_says_so() -> None:
+    node = NODE.model_copy(update={"accept_from": "any", "require_called_ae": False})
+    assert admit(node, calling_ae="X", called_ae="Y", address="1.2.3.4", context=APPLICATION_CONTEXT) is None
+
+
+def test_terms_are_a_snapshot_of_the_configuration() -> None:
+    config = Config(node=NODE, store=StoreSettings(refuse_below=7, duplicates="replace"))
+    one = terms(config)
+    assert (one.refuse_below, one.duplicates, one.max_instance) == (7, "replace", 2_000_000_000)
+    assert terms(config, one.contexts).contexts is one.contexts
+
+
+# --- pace ---------------------------------------------------------------------------------------------
+
+
+def pace() -> Pace:
+    return Pace(pdu_s=20, dimse_s=60, network_s=120, now=0.0)
+
+
+def test_silence_is_bounded_more_tightly_inside_a_message() -> None:
+    one = pace()
+    assert one.late(120.0) == ""
+    assert one.late(120.1) == "silence"
+    one.heard(100.0, 10, pdus=1, partial=False, in_message=True)
+    assert one.late(160.0) == ""
+    assert one.late(160.1) == "silence inside a message"
+    assert one.wait_s(100.0) == pytest.approx(60.001)
+
+
+def test_dripping_bytes_do_not_extend_a_pdu() -> None:
+    one = pace()
+    for second in range(0, 30, 2):
+        one.heard(float(second), 1, pdus=0, partial=True, in_message=False)
+    assert one.late(19.9) == ""
+    assert one.late(20.1) == "a PDU took too long"
+    assert one.wait_s(19.0) == pytest.approx(1.001)
+
+
+def test_a_new_pdu_has_its_own_time() -> None:
+    one = pace()
+    one.heard(0.0, 1, pdus=0, partial=True, in_message=False)
+    one.heard(15.0, 100, pdus=1, partial=True, in_message=False)
+    assert one.late(30.0) == ""
+    assert one.late(35.1) == "a PDU took too long"
+
+
+def test_tiny_complete_pdus_do_not_hold_a_message_open_for_ever() -> None:
+    one = pace()
+    told = ""
+    for second in range(0, 600, 5):
+        one.heard(float(second), 13, pdus=second, partial=False, in_message=True)
+        told = one.late(float(second))
+        if told:
+            break
+    assert told == "a message comes too slowly"
+    assert second <= 70
+
+
+def test_a_slow_but_steady_message_is_let_through_and_the_next_has_its_own_time() -> None:
+    one = pace()
+    for second in range(1000):
+        one.heard(float(second), FLOOR, pdus=second, partial=False, in_message=True)
+        assert one.late(float(second)) == ""
+    one.message_ended(1000.0)
+    one.heard(1000.0, 13, pdus=2000, partial=False, in_message=True)
+    assert one.late(1050.0) == ""
+
+
+# --- the gate -----------------------------------------------------------------------------------------
+
+
+class Visitor:
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+
+def test_the_gate_counts_connections_by_address_and_established_ones_apart() -> None:
+    gate = Gate()
+    crowd = [Visitor("10.0.0.1") for _ in range(4 + COURTESY)]
+    for one in crowd:
+        assert gate.may_enter("10.0.0.1", per_address=4, in_all=1000)
+        gate.enter(one)
+    assert not gate.may_enter("10.0.0.1", per_address=4, in_all=1000)
+    assert gate.may_enter("10.0.0.2", per_address=4, in_all=1000)
+    assert not gate.may_enter("10.0.0.2", per_address=4, in_all=4 + COURTESY)
+    assert [gate.establish(one, 2) for one in crowd[:3]] == [True, True, False]
+    gate.leave(crowd[0])
+    gate.leave(crowd[0])
+    assert gate.establish(crowd[2], 2)
+    assert gate.n_established == 2
+    for one in crowd:
+        gate.leave(one)
+    assert (gate.n_connections, gate.n_established, gate.from_address("10.0.0.1")) == (0, 0, 0)
+
+
+# --- statuses (R4) --------------------------------------------------------------------------------------
+
+
+def refused(uid: str = "1.2.3", sop_class: str = CT, data_type: int = 1, **more: object) -> int | None:
+    arguments: dict[str, object] = {
+        "abstract_syntax": CT, "is_storage": True, "authorized": True, "free": 100, "refuse_below": 10, **more,
+    }  # fmt: skip
+    wrong = refuse_command(parse(store_rq(uid, sop_class, data_type=data_type)), **arguments)  # type: ignore[arg-type]
+    return wrong.status if wrong else None
+
+
+def test_each_refusal_of_a_command_has_its_status() -> None:
+    assert refused() is None
+    assert refused(authorized=False) == 0x0124
+    assert refused(is_storage=False) == 0x0122
+    assert refused(sop_class=MR) == 0x0122
+    assert refused(sop_class="nonsense") == 0x0122
+    assert refused(uid="") == 0x0117
+    assert refused(uid="1.2.x") == 0x0117
+    assert refused(uid="1" * 65) == 0x0117
+    assert refused(data_type=0x101) == 0x0212
+    assert refused(free=9) == 0xA700
+
+
+def test_a_data_set_that_contradicts_its_command_is_a900() -> None:
+    command = parse(store_rq("1.2.3", CT))
+    assert refuse_ids(command, Ids(CT, "1.2.3", "1.4", "1.5")) is None
+    assert refuse_ids(command, Ids("", "", "1.4", "1.5")) is None
+    for ids in (Ids(CT, "1.2.4", "1.4", "1.5"), Ids(MR, "1.2.3", "1.4", "1.5")):
+        wrong = refuse_ids(command, ids)
+        assert wrong is not None
+        assert wrong.status == 0xA900
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (OutOfSpace("full"), 0xA700),
+        (StoreError("away"), 0xA700),
+        (OSError(errno.EIO, "input/output error"), 0xA700),
+        (OSError(errno.ENOSPC, "no space"), 0xA700),
+        (Refusal(0xA900, "x"), 0xA900),
+        (HeaderFault("x"), 0xC000),
+        (ValueError("1.2.3 DOE^JANE"), 0x0110),
+        (KeyError("x"), 0x0110),
+        (AssertionError(), 0x0110),
+        (RecursionError(), 0x0110),
+        (MemoryError(), 0xA700),
+        (NotImplementedError(), 0x0110),
+    ],
+)
+def test_no_exception_is_ever_success_nor_quoted(error: Exception, status: int) -> None:
+    wrong = as_refusal(error)
+    assert wrong.status == status
+    assert len(wrong.message) <= 64
+    assert "DOE" not in wrong.message
