@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from node.store import Store
+from tests.peers import orthanc, scripted, slow_network, storescp, storescps  # noqa: F401 - fixtures
 from tests.postgres import (  # noqa: F401 - fixtures
     postgres_binaries,
     postgres_empty,

@@ -233,17 +233,20 @@ class ScriptedScp:
         n (from 0) -> None to accept, a :class:`Reject`, or one of the words.
     store
         (n over all associations, SOP Instance UID) -> a status, a :class:`Status`, or one of the words.
-        What is not done with a failure status is kept in ``stored``, unless the word is NOT_READ.
+        What is not done with a failure status is kept in ``stored``.
     accepts
         (SOP class, transfer syntax) -> whether to accept the presentation context.
     max_pdu
         Announced maximum; 0 is without limit.
+    reads_at_most
+        After so many bytes of an association nothing is read any more, and nothing closed; 0 is no limit.
     """
 
     associate: Callable[[int], Reject | str | None] = lambda _n: None
     store: Callable[[int, str], int | Status | str] = lambda _n, _uid: 0x0000
     accepts: Callable[[str, str], bool] = lambda _c, _s: True
     max_pdu: int = 16384
+    reads_at_most: int = 0
     stored: list[Stored] = field(default_factory=list)
     n_associations: int = 0
     n_stores: int = 0
@@ -254,6 +257,8 @@ class ScriptedScp:
 
     def __post_init__(self) -> None:
         self._listener = socket.create_server((HOST, 0), backlog=64)
+        if self.reads_at_most:  # or the kernel reads on by itself
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
         self.port = int(self._listener.getsockname()[1])
         self._open: list[socket.socket] = []
         self._lock = threading.Lock()
@@ -310,9 +315,10 @@ class ScriptedScp:
             return
         contexts, answer = self._negotiate(body)
         sock.sendall(answer)
-        command = data = b""
-        while True:
+        command, data, n_read = b"", b"", 0
+        while not self.reads_at_most or n_read < self.reads_at_most:
             kind, body = self._pdu(sock)
+            n_read += len(body)
             if kind == 5:
                 self.n_released += 1
                 sock.sendall(b"\x06\0\0\0\0\4\0\0\0\0")
@@ -349,7 +355,7 @@ class ScriptedScp:
         what = self.store(n, uid)
         failed = isinstance(what, int) and not _holds(what)
         failed = failed or (isinstance(what, Status) and not _holds(what.status))
-        if not failed and what != NOT_READ:
+        if not failed:
             with self._lock:
                 self.stored.append(Stored(uid, contexts[context], data))
         if isinstance(what, int):
@@ -382,7 +388,7 @@ class ScriptedScp:
         elif what == RELEASE:
             sock.sendall(b"\x05\0\0\0\0\4\0\0\0\0")
             self._pdu(sock)
-        elif what in (SILENCE, NOT_READ):
+        elif what == SILENCE:
             return  # the socket stays open, and nothing comes any more
         sock.close()
 
