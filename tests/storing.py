@@ -124,10 +124,17 @@ def header(instance: Instance, number: int, **attributes: Any) -> InstanceHeader
     )
 
 
+def indexed(store: Store) -> None:
+    """Read every header that was not read yet."""
+    waiting = store.series.unindexed(10_000)
+    store.series.index([(i, header(one, n)) for n, (i, one) in enumerate(waiting, 1)])
+
+
 def closed_series(store: Store, *, n: int = 3, series: int = 1, at: datetime = NOW) -> int:
     """A series of ``n`` instances that is complete; returns its row id."""
     told = store.reception.record([received(store, i, series=series, at=at) for i in range(1, n + 1)])
     series_id = told[0].series_id
+    indexed(store)
     assert store.series.close(series_id, "count", at, count=n)
     return series_id
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, delete
 
 from node.model import Instance
 from node.store import events
@@ -29,8 +29,17 @@ def keep_aside(
     """
     values = {name: row[name] for name in _KEPT} | {"at": at, "kept": kept}
     statement = upsert(connection, ConflictRow).values(**values)
-    done = connection.execute(statement.on_conflict_do_nothing(index_elements=["sop_instance_uid", "sha256"]))
-    return bool(done.rowcount)
+    once = statement.on_conflict_do_nothing(index_elements=["sop_instance_uid", "sha256"])
+    return connection.execute(once.returning(ConflictRow.id)).first() is not None
+
+
+def forget(connection: Connection, one: Instance) -> None:
+    """These bytes come into force: should they have been kept aside under another policy, no more."""
+    connection.execute(
+        delete(ConflictRow).where(
+            ConflictRow.sop_instance_uid == one.sop_instance_uid, ConflictRow.sha256 == one.sha256
+        )
+    )
 
 
 def tell(connection: Connection, series_id: int, policy: str, one: Instance) -> None:

@@ -26,7 +26,9 @@ from node.store.disk import refuse_network_filesystem
 
 BUSY_TIMEOUT_S = 30.0
 CHANNEL = "luminode"
-_RETRY = frozenset({"40001", "40P01"})  # serialization_failure, deadlock_detected: run the whole again
+_RETRY = frozenset({"40001", "40P01", "23505"})
+"""serialization_failure, deadlock_detected, unique_violation (another was first): run the whole again."""
+
 _AGAIN = 5
 
 T = TypeVar("T")
@@ -89,7 +91,7 @@ class Database:
                     connection.execute(_NOTIFY)
 
     def transact(self, work: Callable[[Connection], T]) -> T:
-        """Run ``work`` in a write transaction, again if the database broke a deadlock by ending it."""
+        """Run ``work`` in a write transaction, again if another got in its way."""
         for again in range(_AGAIN):
             try:
                 with self.write() as connection:

@@ -13,11 +13,6 @@ def upsert(connection: Connection, table: Any) -> Any:
     return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
 
 
-def greatest(connection: Connection, *values: Any) -> Any:
-    """The greatest of several values of one row."""
-    return (func.greatest if connection.dialect.name == "postgresql" else func.max)(*values)
-
-
 _FILES_LOCK = 0x4C554D01
 
 

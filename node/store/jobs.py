@@ -14,7 +14,7 @@ from node.errors import StoreError, TransitionRefused
 from node.model import Job, JobState
 from node.store import events, moves, outbox, provenance, rows
 from node.store.db import Database
-from node.store.outbox import NewDerived
+from node.store.outbox import NewDerived as NewDerived
 from node.store.spool import Spool
 from node.store.tables import DerivedRow, JobRow, SeriesRow
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, select, update
 
 from node.errors import StoreError
-from node.model import Association, AssociationEnd, Instance, SeriesKey, SeriesState
-from node.store import conflicts, rows
+from node.model import Association, AssociationEnd, Instance, SeriesState
+from node.store import arrivals, conflicts, rows
+from node.store.arrivals import Known, OpenSeries
 from node.store.db import Database
-from node.store.dialect import greatest, hold_files, upsert
+from node.store.dialect import hold_files, upsert
 from node.store.spool import Spool
 from node.store.tables import (
     AssociationRow,
-    CarriedRow,
     ConflictRow,
     DerivedInstanceRow,
     InstanceRow,
@@ -101,7 +101,20 @@ class Reception:
         return self._db.transact(lambda c: self._record(c, batch, duplicates)) if batch else []
 
     def adopt(self, instance: Instance) -> Recorded:
-        """Record a file that was found in the spool without a row. It never displaces another."""
+        """Record a file that was found in the spool without a row. It never displaces another.
+
+        Its sender went with its row: where the rest of its series is known, it joins that, so that a
+        crash does not split a series in two.
+        """
+        with self._db.read() as connection:
+            known = connection.execute(
+                select(SeriesRow.calling_ae, SeriesRow.called_ae)
+                .where(SeriesRow.series_uid == instance.series_uid, SeriesRow.study_uid == instance.study_uid)
+                .order_by(SeriesRow.id.desc())
+                .limit(1)
+            ).first()
+        if known is not None:
+            instance = replace(instance, calling_ae=known.calling_ae, called_ae=known.called_ae)
         return self.record([instance], duplicates="keep_first")[0]
 
     def known_path(self, relative: str) -> bool:
@@ -113,84 +126,78 @@ class Reception:
         self, connection: Connection, batch: Sequence[Instance], duplicates: Duplicates
     ) -> list[Recorded]:
         hold_files(connection)
-        open_series = _OpenSeries(connection)
-        for key in sorted({_key(i) for i in batch}, key=_order):  # in one order, against deadlocks
-            open_series.lock(key)
-        found = _current(connection, [i.sop_instance_uid for i in batch])
-        told: list[Recorded] = []
+        series = arrivals.OpenSeries(connection)
+        series.lock({arrivals.key_of(one) for one in batch})
+        found = arrivals.current(connection, [one.sop_instance_uid for one in batch])
+        told: dict[int, Recorded] = {}
         fresh: list[dict[str, Any]] = []
-        for one in batch:
+        # series by series, in one order whoever does it: two receivers then wait for, not on, each other
+        for at, one in sorted(enumerate(batch), key=lambda item: arrivals.order_of(item[1])):
             known = found.get(one.sop_instance_uid)
             if known is None:
                 self._must_exist(one.path)
-                series_id = open_series.take(one)
-                fresh.append(_row(one, series_id))
-                found[one.sop_instance_uid] = _Known(
-                    id=0, series_id=series_id, sha256=one.sha256, path=one.path, state=SeriesState.OPEN
-                )
-                told.append(Recorded(kind="new", series_id=series_id))
+                series_id = series.take(one)
+                fresh.append(arrivals.row_of(one, series_id))
+                found[one.sop_instance_uid] = arrivals.known_of(one, series_id)
+                told[at] = Recorded(kind="new", series_id=series_id)
                 continue
-            if known.id == 0:  # twice in one batch: its row must be there to be compared
-                _insert(connection, fresh)
-                fresh = []
-                known = _current(connection, [one.sop_instance_uid])[one.sop_instance_uid]
-            told.append(self._again(connection, open_series, one, known, duplicates))
-            found.update(_current(connection, [one.sop_instance_uid]))
-        _insert(connection, fresh)
-        connection.execute(delete(TrashRow).where(TrashRow.path.in_([i.path for i in batch])))
-        open_series.write()
-        _carry(connection, batch, told)
-        return told
+            if known.id == 0:  # twice in one batch: the first must have its row to be spoken of
+                arrivals.insert_rows(connection, fresh)
+                fresh.clear()
+                known = arrivals.current(connection, [one.sop_instance_uid])[one.sop_instance_uid]
+            told[at] = self._again(connection, series, one, known, duplicates)
+            if told[at].kind == "replaced" or found[one.sop_instance_uid].id == 0:
+                found.update(arrivals.current(connection, [one.sop_instance_uid]))
+        arrivals.insert_rows(connection, fresh)
+        arrivals.rescue(connection, (one.path for one in batch))
+        series.write()
+        answers = [told[at] for at in range(len(batch))]
+        arrivals.carry(connection, _carried(batch, answers))
+        return answers
 
     def _again(
         self,
         connection: Connection,
-        open_series: _OpenSeries,
+        series: OpenSeries,
         one: Instance,
-        known: _Known,
+        known: Known,
         duplicates: Duplicates,
     ) -> Recorded:
         """A UID that is there already: a no-op, or a conflict handled by the policy."""
         if known.sha256 == one.sha256:
-            if known.path != one.path:  # same bytes told under another series folder: keep the first
-                return Recorded(kind="same", series_id=known.series_id)
-            connection.execute(  # publish() laid the same data set over it, perhaps behind another preamble
-                update(InstanceRow)
-                .where(InstanceRow.id == known.id)
-                .values(size=one.size, offset=one.offset, transfer_syntax_uid=one.transfer_syntax_uid)
-            )
-            open_series.touch(known.series_id, one.received_at)
+            arrivals.rewrite(connection, known, one)
+            series.touch(known.series_id, one.received_at)
             return Recorded(kind="same", series_id=known.series_id)
         self._must_exist(one.path)
-        if duplicates == "keep_first":
-            if conflicts.keep_aside(connection, _row(one, known.series_id), "first", one.received_at):
-                conflicts.tell(connection, known.series_id, "kept_first", one)
-            return Recorded(kind="conflict_kept_first", series_id=known.series_id, stale_path=one.path)
-        return self._replace(connection, open_series, one, known)
+        if duplicates == "replace":
+            return self._replace(connection, series, one, known)
+        row = arrivals.row_of(one, known.series_id)
+        if conflicts.keep_aside(connection, row, "first", one.received_at):
+            conflicts.tell(connection, known.series_id, "kept_first", one)
+        series.touch(known.series_id, one.received_at)
+        return Recorded(kind="conflict_kept_first", series_id=known.series_id, stale_path=one.path)
 
-    def _replace(
-        self, connection: Connection, open_series: _OpenSeries, one: Instance, known: _Known
-    ) -> Recorded:
+    def _replace(self, connection: Connection, series: OpenSeries, one: Instance, known: Known) -> Recorded:
         """The later bytes win. In a series that is still open they take the place of the earlier; in one
         that is closed the earlier stay what was worked on, and the later belong to the next generation."""
         old = connection.execute(rows.whole(InstanceRow).where(InstanceRow.id == known.id)).one()
+        holder = connection.execute(
+            rows.whole(SeriesRow).where(SeriesRow.id == known.series_id).with_for_update()
+        ).one()
+        in_place = holder.state == SeriesState.OPEN.value and rows.series_key(holder) == arrivals.key_of(one)
         conflicts.keep_aside(connection, old._asdict(), "replaced", one.received_at)
+        conflicts.forget(connection, one)
         connection.execute(update(InstanceRow).where(InstanceRow.id == known.id).values(current=False))
-        connection.execute(  # should the later bytes have been kept aside before, under another policy
-            delete(ConflictRow).where(
-                ConflictRow.sop_instance_uid == one.sop_instance_uid, ConflictRow.sha256 == one.sha256
-            )
-        )
-        if known.state is SeriesState.OPEN and _same_series(connection, known.series_id, one):
+        if in_place:
             series_id = known.series_id
-            # a row of its own: a header that is being read of the old bytes must not end up on the new
-            _insert(connection, [_row(one, series_id)])
-            connection.execute(delete(InstanceRow).where(InstanceRow.id == known.id))
-            open_series.resize(series_id, one.size - old.size)
-            open_series.touch(series_id, one.received_at)
+            series.add(series_id, 0, one.size - known.size)
+            series.touch(series_id, one.received_at)
         else:
-            series_id = open_series.take(one)
-            _insert(connection, [_row(one, series_id)])
+            series_id = series.take(one)
+        # a row of its own: a header that is just being read of the old bytes must not end up on the new
+        arrivals.insert_rows(connection, [arrivals.row_of(one, series_id)])
+        if in_place:
+            connection.execute(delete(InstanceRow).where(InstanceRow.id == known.id))
         conflicts.tell(connection, series_id, "replaced", one)
         return Recorded(kind="replaced", series_id=series_id, stale_path=known.path)
 
@@ -207,167 +214,12 @@ def is_known(connection: Connection, relative: str) -> bool:
     return False
 
 
-@dataclass(slots=True, kw_only=True)
-class _Known:
-    id: int
-    series_id: int
-    sha256: str
-    path: str
-    state: SeriesState
-
-
-class _OpenSeries:
-    """The newest generation of each series of a batch, locked, and what the batch adds to it."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._c = connection
-        self._newest: dict[SeriesKey, tuple[int, int, SeriesState] | None] = {}
-        self._added: dict[int, tuple[int, int]] = {}
-        self._last: dict[int, datetime] = {}
-
-    def lock(self, key: SeriesKey) -> None:
-        """Read the newest generation; on PostgreSQL its row is locked, so that it cannot close meanwhile."""
-        row = self._c.execute(
-            select(SeriesRow.id, SeriesRow.generation, SeriesRow.state)
-            .where(*rows.key_is(key))
-            .order_by(SeriesRow.generation.desc())
-            .limit(1)
-            .with_for_update()
-        ).first()
-        self._newest[key] = (row.id, row.generation, SeriesState(row.state)) if row else None
-
-    def take(self, one: Instance) -> int:
-        """The series row that takes this instance: the newest if it is open, else generation n+1."""
-        key = _key(one)
-        newest = self._newest[key]
-        if newest is None or newest[2] is not SeriesState.OPEN:
-            newest = self._open(key, (newest[1] if newest else 0) + 1, one.received_at)
-        series_id = newest[0]
-        count, size = self._added.get(series_id, (0, 0))
-        self._added[series_id] = (count + 1, size + one.size)
-        self.touch(series_id, one.received_at)
-        return series_id
-
-    def resize(self, series_id: int, by: int) -> None:
-        count, size = self._added.get(series_id, (0, 0))
-        self._added[series_id] = (count, size + by)
-
-    def touch(self, series_id: int, at: datetime) -> None:
-        self._last[series_id] = max(at, self._last.get(series_id, at))
-
-    def write(self) -> None:
-        for series_id in sorted(self._last):
-            count, size = self._added.get(series_id, (0, 0))
-            last = self._last[series_id]
-            self._c.execute(
-                update(SeriesRow)
-                .where(SeriesRow.id == series_id, SeriesRow.state == SeriesState.OPEN.value)
-                .values(
-                    count=SeriesRow.count + count,
-                    size=SeriesRow.size + size,
-                    last_received_at=greatest(self._c, SeriesRow.last_received_at, last),
-                )
-            )
-
-    def _open(self, key: SeriesKey, generation: int, at: datetime) -> tuple[int, int, SeriesState]:
-        values = {
-            "study_uid": key.study_uid,
-            "series_uid": key.series_uid,
-            "calling_ae": key.calling_ae,
-            "called_ae": key.called_ae,
-            "generation": generation,
-            "state": SeriesState.OPEN.value,
-            "count": 0,
-            "size": 0,
-            "opened_at": at,
-            "last_received_at": at,
-        }
-        # another receiver may open the same generation at the same moment: its row is then taken
-        self._c.execute(upsert(self._c, SeriesRow).values(**values).on_conflict_do_nothing())
-        self.lock(key)
-        newest = self._newest[key]
-        if newest is None or newest[2] is not SeriesState.OPEN:
-            raise StoreError("a series closed while it was being opened")
-        return newest
-
-
-def _key(one: Instance) -> SeriesKey:
-    return SeriesKey(
-        study_uid=one.study_uid, series_uid=one.series_uid, calling_ae=one.calling_ae, called_ae=one.called_ae
-    )
-
-
-def _order(key: SeriesKey) -> tuple[str, str, str, str]:
-    return key.series_uid, key.study_uid, key.calling_ae, key.called_ae
-
-
-def _row(one: Instance, series_id: int) -> dict[str, Any]:
-    return {
-        "series_id": series_id,
-        "sop_class_uid": one.sop_class_uid,
-        "sop_instance_uid": one.sop_instance_uid,
-        "transfer_syntax_uid": one.transfer_syntax_uid,
-        "association": one.association,
-        "path": one.path,
-        "size": one.size,
-        "offset": one.offset,
-        "sha256": one.sha256,
-        "received_at": one.received_at,
-        "current": True,
-    }
-
-
-def _insert(connection: Connection, values: Sequence[Mapping[str, Any]]) -> None:
-    if values:
-        ordered = sorted(values, key=lambda v: str(v["sop_instance_uid"])) if len(values) > 1 else values
-        connection.execute(insert(InstanceRow), [dict(v) for v in ordered])
-
-
-def _current(connection: Connection, uids: Sequence[str]) -> dict[str, _Known]:
-    known: dict[str, _Known] = {}
-    for start in range(0, len(uids), 500):
-        for row in connection.execute(
-            select(
-                InstanceRow.id,
-                InstanceRow.sop_instance_uid,
-                InstanceRow.series_id,
-                InstanceRow.sha256,
-                InstanceRow.path,
-                SeriesRow.state,
-            )
-            .join(SeriesRow, SeriesRow.id == InstanceRow.series_id)
-            .where(InstanceRow.current, InstanceRow.sop_instance_uid.in_(uids[start : start + 500]))
-        ):
-            known[row.sop_instance_uid] = _Known(
-                id=row.id,
-                series_id=row.series_id,
-                sha256=row.sha256,
-                path=row.path,
-                state=SeriesState(row.state),
-            )
-    return known
-
-
-def _same_series(connection: Connection, series_id: int, one: Instance) -> bool:
-    row = connection.execute(rows.whole(SeriesRow).where(SeriesRow.id == series_id)).one()
-    return rows.series_key(row) == _key(one)
-
-
-def _carry(connection: Connection, batch: Sequence[Instance], told: Sequence[Recorded]) -> None:
+def _carried(batch: Sequence[Instance], told: Sequence[Recorded]) -> dict[tuple[int, str], tuple[int, int]]:
     counts: dict[tuple[int, str], tuple[int, int]] = {}
     for one, what in zip(batch, told, strict=True):
         new, seen = counts.get((what.series_id, one.association), (0, 0))
         counts[what.series_id, one.association] = (new + (what.kind in ("new", "replaced")), seen + 1)
-    for (series_id, association), (new, seen) in sorted(counts.items()):
-        statement = upsert(connection, CarriedRow).values(
-            series_id=series_id, association=association, n_new=new, n_seen=seen
-        )
-        connection.execute(
-            statement.on_conflict_do_update(
-                index_elements=["series_id", "association"],
-                set_={"n_new": CarriedRow.n_new + new, "n_seen": CarriedRow.n_seen + seen},
-            )
-        )
+    return counts
 
 
 def _end(connection: Connection, association_id: str, end: AssociationEnd, at: datetime) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, func, or_, select, update
+from sqlalchemy import Connection, exists, func, or_, select, update
 
 from node.errors import StoreError
 from node.model import (
@@ -271,10 +271,11 @@ class SeriesStore:
     def close(self, series_id: int, because: str, at: datetime, *, count: int | None = None) -> bool:
         """OPEN -> CLOSED; later instances open the next generation.
 
-        ``count`` is how many instances the caller judged: if another arrived meanwhile nothing happens
-        and False comes back.
+        ``count`` is how many instances the caller judged: if another arrived meanwhile, or took an
+        instance's place and was not indexed yet, nothing happens and False comes back.
         """
-        extra = () if count is None else (SeriesRow.count == count,)
+        unread = exists().where(InstanceRow.series_id == series_id, InstanceRow.indexed == 0)
+        extra = () if count is None else (SeriesRow.count == count, ~unread)
         with self._db.write() as connection:
             return moves.move_series(
                 connection, series_id, SeriesState.CLOSED, SeriesRow.state == SeriesState.OPEN.value, *extra,
