@@ -112,7 +112,7 @@ def vr_of(keyword: str) -> str:
     """
     if keyword in PSEUDO:
         return PSEUDO[keyword]
-    tag = keyword_dict.get(keyword)
+    tag = keyword_dict.get(keyword) if keyword else None  # some retired elements have an empty keyword
     return "" if tag is None else dictionary_VR(tag).split(" ")[0]
 
 

@@ -304,7 +304,7 @@ def read_tree(text: str, file: str, env: Mapping[str, str]) -> tuple[Node | None
         before = text[: error.position]
         column = error.position - (before.rfind("\n") + 1) + 1
         builder.open.clear()
-        what = f"a character that YAML does not allow: U+{ord(str(error.character)):04X}"
+        what = f"a character that YAML does not allow: U+{int(error.character):04X}"
         builder.fault(before.count("\n") + 1, column, what, "delete it; is the file saved as UTF-8 text?")
         return None, builder.faults
     except Exception:  # ruamel.yaml raises assorted errors on hostile escapes and directives
