@@ -79,14 +79,12 @@ def pacs(
     server.stop()
 
 
-def _peers(given: list[str]) -> dict[str, tuple[str, int]]:
+def _peers(given: list[str]) -> dict[str, str]:
     peers = {}
     for each in given:
         name, _, address = each.partition("=")
         host, _, port = address.rpartition(":")
         if not (name and host and port.isdigit()):
             raise typer.BadParameter("--move-to is AE=host:port")
-        peers[name] = (host, int(port))
+        peers[name] = address
     return peers
-
-
