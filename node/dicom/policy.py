@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 
 from node.dicom.elements import Element, Elements, Fragments, tag_of
-from node.dicom.parse import items_in
+from node.dicom.parse import MAX_DEPTH, items_in
 
 
 class Do(StrEnum):
@@ -239,23 +239,28 @@ def keep_private(element: Element, siblings: Elements, frame_bytes: int) -> bool
     creator = reserved.raw.strip(b" \x00").decode("latin-1") if reserved is not None else ""
     if (creator, group, number & 0xFF) in _PRIVATE or isinstance(element.value, Fragments):
         return False
-    if element.items:
-        return not _holds_pixels(element.items)
+    if _holds_pixels(_within(element)):
+        return False
     value = element.value
     if element.vr not in _BINARY or isinstance(value, tuple):
         return True
     if len(value) >= max(frame_bytes, 1024) and creator not in LARGE_BUT_KEPT:
         return False
-    start = bytes(value[:12])
-    if start.startswith(_PICTURES):
-        return False
-    items = items_in(value)
-    return items is None or not _holds_pixels(items)
+    return not bytes(value[:12]).startswith(_PICTURES)
 
 
-def _holds_pixels(items: Iterable[Elements]) -> bool:
+def _holds_pixels(items: Iterable[Elements], depth: int = 0) -> bool:
+    """Whether there are pixels anywhere inside; nests too deep to look into count as if there were."""
     return any(
-        tag in _PIXELS or (element.items and _holds_pixels(element.items))
+        tag in _PIXELS
+        or (bool(inner := _within(e)) and (depth >= MAX_DEPTH or _holds_pixels(inner, depth + 1)))
         for item in items
-        for tag, element in item.items()
+        for tag, e in item.items()
     )
+
+
+def _within(element: Element) -> tuple[Elements, ...]:
+    """Items of a sequence, also of one that a system without a dictionary left as UN."""
+    if element.vr == "UN" and not isinstance(element.value, tuple | Fragments):
+        return items_in(element.value) or ()
+    return element.items
