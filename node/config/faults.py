@@ -14,8 +14,16 @@ from node.config.walk import models_at, name_of, walk
 
 
 def findings(error: ValidationError, root: Node) -> list[Finding]:
-    """Every error of ``error`` as a finding."""
-    return [_finding(each, root) for each in error.errors(include_url=False, include_input=True)]
+    """Every error of ``error`` as a finding.
+
+    A list whose items are all faulty seems empty to pydantic: that is no fault of its own.
+    """
+    errors = error.errors(include_url=False, include_input=False)
+    return [
+        _finding(each, root)
+        for each in errors
+        if not (each["type"] == "too_short" and locate(root, each["loc"])[0].items)
+    ]
 
 
 def locate(root: Node, loc: Sequence[str | int]) -> tuple[Node, tuple[int, int], list[str | int]]:
@@ -61,7 +69,8 @@ def _finding(error: Mapping[str, Any], root: Node) -> Finding:
     said = node.get("kind") if there[:1] == ["destinations"] and len(there) == 2 else None
     where = said if said is not None else node  # a kind that is wrong is blamed where it stands
     if any(each.secret for each in node.nodes()):
-        return Finding(where.line, where.column, path_text(there), SECRET, wanted)
+        told = f"{SECRET} ({quote(node.written)})" if node.kind == "scalar" else SECRET
+        return Finding(where.line, where.column, path_text(there), told, wanted)
     return Finding(where.line, where.column, path_text(there), message, hint)
 
 

@@ -11,7 +11,7 @@ import difflib
 import hashlib
 import threading
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class _Seen:
     inode: int
     sha256: str
     text: str
-    error: ConfigError | None = None
+    error: ConfigError | None = field(default=None, compare=False)
 
 
 class LiveConfig:

@@ -91,11 +91,21 @@ def _which(value: object) -> str:
 
 
 _Any = Annotated[Literal["any"], Tag("any")]
-_Peer = Annotated[
-    Peer,
-    BeforeValidator(_peer),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object", "required": ["ae_title"]}]}),
-]
+_PEER_JSON = {
+    "anyOf": [
+        {"type": "string", "minLength": 1, "maxLength": 16},
+        {
+            "type": "object",
+            "required": ["ae_title"],
+            "additionalProperties": False,
+            "properties": {
+                "ae_title": {"type": "string"},
+                "addresses": {"type": "array", "items": {"type": "string"}},
+            },
+        },
+    ]
+}
+_Peer = Annotated[Peer, BeforeValidator(_peer), WithJsonSchema(_PEER_JSON)]
 _Peers = Annotated[tuple[_Peer, ...], Field(min_length=1), Tag("list")]
 _UIDs = Annotated[tuple[UID, ...], Field(min_length=1), Tag("list")]
 

@@ -83,8 +83,8 @@ def test_patterns_that_stop_a_backtracking_engine_cost_nothing(source: str) -> N
     assert len(pattern.program) <= MAX_PROGRAM
 
 
-_OUTSIDE = r"""( ) (a a) [ [a * a** a{ a{x} a{3,1} (?P<x>a) (?=a) (?<!a) \1 \x41 a\ ^* \b+ [z-a] [a-\d] a++ a{1}{2}
-(a{99}){99} (){999}(){999} ((){99}){99} (?x)a {2} a{,} ((((((((((((((((((a))))))))))))))))))"""
+_OUTSIDE = r"""( ) (a a) [ [a * a** a{ a{x} a{3,1} (?P<x>a) (?=a) (?<!a) \1 \x41 a\ ^* \b+ [z-a] [a-\d] a++
+a{1}{2} (a{99}){99} (){999}(){999} ((){99}){99} (?x)a {2} a{,} ((((((((((((((((((a))))))))))))))))))"""
 
 
 @pytest.mark.parametrize("source", [*_OUTSIDE.split(), "", "a" * 201])

@@ -143,7 +143,10 @@ def test_what_is_not_negotiated_is_left_out() -> None:
     raw = associate_rq(
         contexts,
         extra=item(0x7F, b"unheard of"),
-        extra_user=item(0x60, b"?") + item(0x58, b"\2\1\0\1a\0\1b") + item(0x53, b"\0\5\0\5") + item(0x54, b"odd"),
+        extra_user=item(0x60, b"?")
+        + item(0x58, b"\2\1\0\1a\0\1b")
+        + item(0x53, b"\0\5\0\5")
+        + item(0x54, b"odd"),
     )
     with pytest.raises(Exception):  # noqa: B017 - whatever pynetdicom raises
         read(raw)
@@ -158,7 +161,9 @@ def test_what_is_not_negotiated_is_left_out() -> None:
 
 
 def test_padding_of_uids_is_taken_off() -> None:
-    raw = associate_rq([(1, CT + "\0", [EXPLICIT + "\0", IMPLICIT + " "])], application="1.2.840.10008.3.1.1.1\0")
+    raw = associate_rq(
+        [(1, CT + "\0", [EXPLICIT + "\0", IMPLICIT + " "])], application="1.2.840.10008.3.1.1.1\0"
+    )
     pdu = read(tidy(raw))
     assert pdu.presentation_context[0].abstract_syntax == CT
     assert pdu.presentation_context[0].transfer_syntax == [EXPLICIT, IMPLICIT]
@@ -207,7 +212,9 @@ def test_every_transfer_syntax_that_pydicom_knows_is_accepted_lossless_first() -
     assert len(set(syntaxes)) == len(syntaxes)
     assert syntaxes[:2] == (EXPLICIT, IMPLICIT)
     lossless = syntaxes.index("1.2.840.10008.1.2.4.70")
-    assert all(syntaxes.index(lossy) > lossless for lossy in ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.81"))
+    assert all(
+        syntaxes.index(lossy) > lossless for lossy in ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.81")
+    )
     assert transfer_syntaxes([IMPLICIT, EXPLICIT, "1.2.3"]) == (EXPLICIT, IMPLICIT, "1.2.3")
 
 

@@ -146,7 +146,8 @@ def test_the_gate_counts_connections_by_address_and_established_ones_apart() -> 
 
 def refused(uid: str = "1.2.3", sop_class: str = CT, data_type: int = 1, **more: object) -> int | None:
     arguments: dict[str, object] = {
-        "abstract_syntax": CT, "is_storage": True, "authorized": True, "free": 100, "refuse_below": 10, **more,
+        "abstract_syntax": CT, "is_storage": True, "authorized": True, "free": 100, "refuse_below": 10,
+        **more,
     }  # fmt: skip
     wrong = refuse_command(parse(store_rq(uid, sop_class, data_type=data_type)), **arguments)  # type: ignore[arg-type]
     return wrong.status if wrong else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -68,7 +69,7 @@ def joined(happenings: list[Happening]) -> list[object]:
 
 def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
     edges = [0, *sorted(c for c in cuts if c <= len(data)), len(data)]
-    return [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [data[a:b] for a, b in pairwise(edges)]
 
 
 fragments = st.lists(st.integers(0, 3000), max_size=6)
@@ -76,13 +77,15 @@ fragments = st.lists(st.integers(0, 3000), max_size=6)
 
 @st.composite
 def legal_streams(draw: st.DrawFn) -> tuple[bytes, list[object]]:
-    """Messages on several contexts, each fragmented at will, interleaved at will, packed into PDUs at will."""
+    """Messages on several contexts, fragmented, interleaved and packed into PDUs at will."""
     queues: dict[int, list[tuple[bytes, object | None]]] = {}
     for context in sorted(draw(st.sets(st.sampled_from(sorted(CONTEXTS)), min_size=1))):
         queue: list[tuple[bytes, object | None]] = []
         for _ in range(draw(st.integers(1, 3))):
             data = draw(st.one_of(st.none(), st.binary(max_size=3000)))
-            command = store_rq("1.2.3") if data is not None else draw(st.sampled_from([echo_rq(), cancel_rq()]))
+            command = (
+                store_rq("1.2.3") if data is not None else draw(st.sampled_from([echo_rq(), cancel_rq()]))
+            )
             for bits, content in ((1, command), (0, data)):
                 if content is None:
                     continue
@@ -215,8 +218,14 @@ FAULTS = {
     "context even": (p_data(pdv(2, 3, C)), Reason.INVALID_PARAMETER),
     "data without a command": (p_data(pdv(1, 2, D)), Reason.UNEXPECTED_PARAMETER),
     "data on another context": (p_data(pdv(1, 3, C), pdv(3, 2, D)), Reason.UNEXPECTED_PARAMETER),
-    "data where none was announced": (p_data(pdv(1, 3, echo_rq()), pdv(1, 2, D)), Reason.UNEXPECTED_PARAMETER),
-    "command inside a data set": (p_data(pdv(1, 3, C), pdv(1, 0, D), pdv(1, 3, C)), Reason.UNEXPECTED_PARAMETER),
+    "data where none was announced": (
+        p_data(pdv(1, 3, echo_rq()), pdv(1, 2, D)),
+        Reason.UNEXPECTED_PARAMETER,
+    ),
+    "command inside a data set": (
+        p_data(pdv(1, 3, C), pdv(1, 0, D), pdv(1, 3, C)),
+        Reason.UNEXPECTED_PARAMETER,
+    ),
     "command that is none": (p_data(pdv(1, 3, b"\1\2\3")), Reason.INVALID_PARAMETER),
     "empty command": (p_data(pdv(1, 3, b"")), Reason.INVALID_PARAMETER),
     "command too long": (
@@ -247,7 +256,15 @@ def test_faults_have_their_reason(case: str) -> None:
         (header(5, 4), True),
         (header(0x16, 0x03010200), True),
     ],
-    ids=["request at its cap", "request over it", "request of 4 GiB", "abort", "long abort", "release", "TLS"],
+    ids=[
+        "request at its cap",
+        "request over it",
+        "request of 4 GiB",
+        "abort",
+        "long abort",
+        "release",
+        "TLS",
+    ],
 )
 def test_before_an_association_only_a_request_of_bounded_length(raw: bytes, is_fault: bool) -> None:
     assert any(isinstance(one, Fault) for one in feed(Wire(LARGEST), raw)) is is_fault
