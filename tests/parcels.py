@@ -119,7 +119,7 @@ def delivery(
         size=size, offset=0, sha256=sha256, received_at=at,
     )  # fmt: skip
     series_id = store.reception.record([source])[0].series_id
-    assert store.series.close(series_id, "count", at, count=1)
+    assert store.series.close(series_id, "count", at)
     new = NewJob(
         rule="chest", engine="ct-nlm", params={}, destinations=destinations,
         derivation_key=hashlib.sha256(f"{series}".encode()).hexdigest(),
@@ -150,9 +150,7 @@ def delivery(
     derived = NewDerived(
         study_uid=STUDY, series_uid=derived_uid, number=1001, description="LUNG [LUM]", instances=instances
     )
-    store.jobs.finish(
-        job.id, "maker", job.attempt, derived, list(destinations.items()), {"engine": "ct-nlm"}, at
-    )
+    store.jobs.finish(job.id, "maker", job.attempt, derived, {"engine": "ct-nlm"}, at)
     made = store.deliveries.derived_by_series_uid(derived_uid)[0]
     return store.deliveries.list(derived_id=made.id)
 

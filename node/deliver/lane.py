@@ -251,7 +251,9 @@ class Lane:
             return
         known.breaker = known.breaker.failed(now)
         known.reopens = self._clock.now() + timedelta(seconds=known.breaker.retry_at - now)
-        down_for, because = known.breaker.down_for(now), error.message if error else ""
+        # What waits knows it over restarts, too: the oldest is tried first.
+        waited = (self._clock.now() - delivery.created_at).total_seconds()
+        down_for, because = max(known.breaker.down_for(now), waited), error.message if error else ""
         if isinstance(error, AssociationRejected) and not error.retryable and not known.rejected:
             known.rejected = True
             self._event("error", "destination.rejects", endpoint, because=because, hint=error.hint)

@@ -110,14 +110,14 @@ def test_a_pacs_frozen_before_the_association_is_left_in_bounded_time(
     storescp.freeze()
     started = time.monotonic()
     with pytest.raises(PeerUnreachable, match="no answer"):
-        send(storescp.settings(timeout=1.5), parcels)
-    assert 1.4 < time.monotonic() - started < 5
+        send(storescp.settings(timeout=1), parcels)
+    assert 0.9 < time.monotonic() - started < 5
     storescp.thaw()
     wait_until(lambda: echo(storescp.settings(timeout=2)).ok)
     assert all(o.done for o in send(storescp.settings(), parcels))
 
 
-@pytest.mark.parametrize("after", [1, 4, 9])
+@pytest.mark.parametrize("after", [1, 9])
 def test_a_pacs_frozen_on_the_way_is_left_and_the_rest_is_sent_when_it_wakes(
     storescp: StoreScp, parcels: list[Parcel], after: int
 ) -> None:
@@ -130,8 +130,8 @@ def test_a_pacs_frozen_on_the_way_is_left_and_the_rest_is_sent_when_it_wakes(
 
     started = time.monotonic()
     with pytest.raises(PeerUnreachable):
-        destination(storescp.settings(timeout=1.5)).send(parcels, on_outcome=on_outcome)
-    assert time.monotonic() - started < 5
+        destination(storescp.settings(timeout=1)).send(parcels, on_outcome=on_outcome)
+    assert time.monotonic() - started < 4
     assert [o.done for o in told] == [True] * after + [False]
     assert told[-1].status == -1
     storescp.thaw()
@@ -194,7 +194,7 @@ def test_a_destination_that_is_frozen_costs_another_one_nothing(
 ) -> None:
     frozen, up = storescps("+xa"), storescps("+xa")
     frozen.freeze()
-    stuck = threading.Thread(target=echo, args=(frozen.settings(timeout=2),), daemon=True)
+    stuck = threading.Thread(target=echo, args=(frozen.settings(timeout=1),), daemon=True)
     stuck.start()
     started = time.monotonic()
     assert all(o.done for o in send(up.settings(), parcels))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,14 +49,21 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return found
 
 
+@pytest.fixture(scope="module")
+def pacs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pacs]:
+    with Pacs(tmp_path_factory.mktemp("pacs")) as one:
+        yield one
+
+
 @pytest.fixture
-def dimse(tmp_path: Path) -> Iterator[Place]:
-    with Pacs(tmp_path / "pacs") as pacs:
-        yield Place(
-            settings=dimse_settings(pacs.port, "PACS"),
-            held=lambda: files_of(tmp_path / "pacs"),
-            dead=dimse_settings(free_port(), "PACS", timeout=2),
-        )
+def dimse(pacs: Pacs) -> Place:
+    shutil.rmtree(pacs.shelf.folder)
+    assert pacs.shelf.fill() == 0
+    return Place(
+        settings=dimse_settings(pacs.port, "PACS"),
+        held=lambda: files_of(pacs.shelf.folder),
+        dead=dimse_settings(free_port(), "PACS", timeout=2),
+    )
 
 
 @pytest.fixture
@@ -118,7 +126,7 @@ def test_a_stop_leaves_a_part_that_is_told_truly_and_can_be_resumed(
     place: Place, parcels: list[Parcel]
 ) -> None:
     told: list[Outcome] = []
-    many = [*parcels, *ct_parcels(parcels[0].path.parent / "more", 60, first=101, side=8)]
+    many = [*parcels, *ct_parcels(parcels[0].path.parent / "more", 40, first=101, side=8)]
     place.destination.send(many, on_outcome=told.append, stop=lambda: len(told) >= 3)
     done = {o.sop_instance_uid for o in told if o.done}
     assert 3 <= len(done) < len(many)
