@@ -7,6 +7,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
+from node.trial.noise import QuantumNoise
 from tests.phantoms import Phantom, ct_phantom, mr_phantom, small_ct, small_mr, write_series
 
 
@@ -57,8 +58,8 @@ def test_salt_changes_uids_and_nothing_else(make) -> None:
 
 def test_other_pixels_never_go_under_an_old_uid() -> None:
     variants = [
-        small_ct(1), small_ct(2), small_ct(1, noise_hu=60.0), small_ct(1, signed=False), small_ct(1, 5),
-        small_ct(1, 6, 64), small_mr(1), small_mr(1, sequence="T2"), small_mr(1, partial=0.7),
+        small_ct(1), small_ct(1, noise_hu=60.0), small_ct(1, signed=False), small_ct(1, 5),
+        small_mr(1), small_mr(2), small_mr(1, 6, 80), small_mr(1, sequence="T2"), small_mr(1, partial=0.7),
     ]  # fmt: skip
     uids = [str(ds.SOPInstanceUID) for series in variants for ds in series]
     assert len(set(uids)) == len(uids)
@@ -104,10 +105,25 @@ def test_ct_noise_has_level_colour_and_direction(chest: Phantom) -> None:
     )
     assert low < 0.6 * peak
     assert high < 0.2 * peak
-    steep = np.arctan2(np.abs(f)[:, None], np.abs(f)[None, :])
-    band = (radius > 0.06) & (radius < 0.25)
-    # The long paths run from side to side: streaks along x, so more power along the frequency axis of y.
-    assert power[band & (steep > 1.2)].mean() > 1.3 * power[band & (steep < 0.35)].mean()
+
+
+def test_noise_of_long_paths_is_stronger_and_lies_along_them() -> None:
+    size, pixel = 128, 3.0
+    line = (np.arange(size) - (size - 1) / 2) * pixel
+    inside = np.hypot(line[None, :] / 170, line[:, None] / 100) < 1
+    water = np.where(inside, 0.0, -1000.0).astype(np.float32)
+    model = QuantumNoise(size, pixel)
+    rng = np.random.default_rng(1)
+    profiles = model.strength(water)
+    runs = [model.sample(rng.standard_normal((size, size), dtype=np.float32), profiles) for _ in range(8)]
+    middle = np.stack(runs)[:, 44:84, 44:84]
+    assert middle.std() > 2 * np.stack(runs)[:, :12, :12].std()
+    power = (np.abs(np.fft.fft2(middle)) ** 2).mean(axis=0)
+    f = np.fft.fftfreq(40)
+    radius, steep = np.hypot(f[:, None], f[None, :]), np.arctan2(np.abs(f)[:, None], np.abs(f)[None, :])
+    band = (radius > 0.06) & (radius < 0.3)
+    # Streaks along x: the power lies along the frequency axis of y.
+    assert power[band & (steep > 1.2)].mean() > 2 * power[band & (steep < 0.35)].mean()
 
 
 def test_padding_is_kept_for_padding() -> None:
