@@ -61,10 +61,12 @@ class QuantumNoise:
         for k in range(sectors):
             t = k * np.pi / sectors  # direction of the detector; the rays run across it
             c, s = np.cos(t), np.sin(t)
-            self._project.append(np.rint((cx * c + cy * s) / bin_mm + self._bins / 2).astype(np.intp).ravel())
+            self._project.append(
+                np.floor((cx * c + cy * s) / bin_mm + self._bins / 2).astype(np.intp).ravel()
+            )
             at = (fine[None, :] * c + fine[:, None] * s) / bin_mm * 8 + self._bins * 4
             self._back.append(np.rint(at).astype(np.int32))
-        self._fine = np.arange(self._bins * 8) / 8
+        self._fine = np.arange(self._bins * 8) / 8 - 0.5  # in units of bins, whose centres are at halves
 
     def strength(self, hu: Field) -> list[npt.NDArray[np.float32]]:
         """Per sector, the noise of the rays over the fine detector, 1 for rays through air."""
@@ -78,9 +80,9 @@ class QuantumNoise:
             path = np.bincount(where, weights=mu.ravel(), minlength=self._bins)[: self._bins] * (
                 self.pixel * q
             )
+            path = np.convolve(path, (0.25, 0.5, 0.25), mode="same")
             # A bow-tie filter gives the edge less to begin with, which softens the fall.
             noise = np.exp(np.clip(path, 0, 7.5) / 2 * 0.86)
-            noise = np.convolve(noise, (0.25, 0.5, 0.25), mode="same")
             profiles.append(np.interp(self._fine, np.arange(self._bins), noise).astype(np.float32))
         return profiles
 
