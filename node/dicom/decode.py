@@ -118,7 +118,9 @@ def _decompressed(
             decoding_plugin=plugin,
             **options,
         )
-    except Exception as error:  # decoders raise everything there is; the text may hold values
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # a panic of the RLE decoder (Rust) is no Exception; texts may hold values
         raise SeriesError(f"pixels cannot be decoded ({type(error).__name__}, {_known(syntax)})") from None
     if array.shape != (rows, columns) or array.dtype.kind not in "iu":
         raise SeriesError("the decoded image has another size than its header")

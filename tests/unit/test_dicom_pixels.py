@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from typing import Any
 
 import hypothesis.strategies as st
@@ -14,7 +15,8 @@ from hypothesis.extra import numpy as hnp
 from pydicom.dataset import Dataset
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
-from node.dicom.decode import announced_size
+from node.dicom.decode import announced_size, can_decode
+from node.dicom.elements import PIXEL_DATA, Element, Fragments
 from node.dicom.pixels import PixelFormat, decode, pixel_format, to_stored, to_values
 from node.dicom.source import Source
 from node.errors import DeriveError, SeriesError
@@ -311,6 +313,18 @@ def test_damaged_streams_are_refused(syntax: str) -> None:
         assert error.message  # noqa: PT017 - either is right
 
 
+def test_a_decoder_that_panics_is_only_a_decoder() -> None:
+    # Two segments that unpack to more than a frame: the RLE decoder, written in Rust, panics. What Python
+    # then sees is no Exception, and must still be an error of this instance alone.
+    segment = b"\x81\x07" * 40
+    stream = struct.pack("<16I", 2, 64, 64 + len(segment), *[0] * 13) + segment * 2
+    elements = Source.open(part10(image(np.zeros((8, 6), np.uint16)))).elements
+    value = Fragments((b"", stream))
+    source = Source({**elements, PIXEL_DATA: Element(PIXEL_DATA, "OB", value)}, RLELossless)
+    with pytest.raises(SeriesError, match="cannot be decoded"):
+        decode(source)
+
+
 def test_sizes_announced_in_streams() -> None:
     assert announced_size(b"\xff\xd8\xff\xf7\x00\x0b\x08\x00\x10\x00\x0c\x01", JPEGLSLossless) == (16, 12)
     assert announced_size(b"\xff\xd8\xff\xe0\x00\x02\xff\xc3\x00\x0b\x0c\x01\x00\x02\x00", "x") == (256, 512)
@@ -354,3 +368,40 @@ def test_a_j2k_stream_whose_sign_is_not_its_headers() -> None:
 def test_what_cannot_be_decoded_says_so(name: str) -> None:
     with pytest.raises(SeriesError):
         decode(corpus("odd", name))
+
+
+def test_which_syntaxes_can_be_decoded() -> None:
+    lossless = ["50", "51", "57", "70", "80", "81", "90", "91", "201", "202", "203"]
+    assert all(can_decode(f"1.2.840.10008.1.2.4.{n}") for n in lossless)
+    assert can_decode(EXPLICIT)
+    assert not can_decode("1.2.840.10008.1.2.4.100")  # MPEG-2
+    assert not can_decode("1.2.3")
+    elements = Source.open(part10(image())).elements
+    with pytest.raises(SeriesError, match="not encapsulated"):
+        decode(Source(elements, JPEG2000Lossless))
+    packed = {**elements, PIXEL_DATA: Element(PIXEL_DATA, "OB", Fragments((b"", b"\x01\x02")))}
+    for syntax in ("1.2.840.10008.1.2.4.100", "1.2.3", EXPLICIT):
+        with pytest.raises(SeriesError, match="no decoder") as caught:
+            decode(Source(packed, syntax))
+        assert "1.2.3" not in caught.value.message
+
+
+@pytest.mark.parametrize(("n_frames", "parts"), [(2, 3), (3, 2)])
+def test_fragments_that_are_not_frames(n_frames: int, parts: int) -> None:
+    elements = Source.open(part10(enhanced(n_frames))).elements
+    value = Fragments((b"", *(b"\x00" * 64,) * parts))
+    with pytest.raises(SeriesError):
+        decode(Source({**elements, PIXEL_DATA: Element(PIXEL_DATA, "OB", value)}, RLELossless))
+
+
+def test_frames_over_several_fragments() -> None:
+    ds = enhanced(2)
+    whole = Source.open(compressed(ds, JPEGLSLossless))
+    assert whole.pixel_data is not None
+    assert isinstance(whole.pixel_data.value, Fragments)
+    _, *frames = whole.pixel_data.value.parts
+    halves = [half for f in frames for half in (bytes(f)[:40], bytes(f)[40:])]
+    offsets = struct.pack("<2I", 0, sum(8 + len(h) for h in halves[:2]))
+    value = Fragments((offsets, *halves))
+    source = Source({**whole.elements, PIXEL_DATA: Element(PIXEL_DATA, "OB", value)}, JPEGLSLossless)
+    assert np.array_equal(decode(source), decode(part10(ds)))
