@@ -79,6 +79,7 @@ class Element:
         return self.value if isinstance(self.value, tuple) else ()
 
 
+@lru_cache(maxsize=1024)
 def tag_of(keyword: str) -> int:
     """Tag of a keyword of the data dictionary; KeyError if there is none."""
     tag = tag_for_keyword(keyword)

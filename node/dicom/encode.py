@@ -64,7 +64,15 @@ def chunks(elements: Elements, out: list[Buffer], *, explicit: bool = True, litt
     """Append the encoded elements to ``out`` piece by piece and return the number of bytes."""
     size = 0
     for tag in sorted(elements):
-        size += _element(elements[tag], out, explicit, little)
+        element = elements[tag]
+        value = element.value
+        if little and explicit and type(value) is bytes and not len(value) & 1 and len(value) <= 0xFFFE:
+            # What nearly every element is, without the way round.
+            head = header(tag, element.vr, len(value))
+            out += (head, value)
+            size += len(head) + len(value)
+        else:
+            size += _element(element, out, explicit, little)
     return size
 
 

@@ -237,7 +237,9 @@ def to_stored(values: Floats, stored: Integers, valid: Mask, fmt: PixelFormat, *
             exact /= slope
         exact += frame
         good = valid[i]
-        if not np.isfinite(exact).all():
+        with np.errstate(invalid="ignore"):
+            all_finite = np.isfinite(exact.sum())  # one pass: a sum is finite only if every part is
+        if not all_finite:
             if not np.isfinite(exact[good]).all():
                 raise DeriveError("an engine returned values that are not finite")
             exact[~good] = 0.0

@@ -280,9 +280,11 @@ def test_results_that_are_no_numbers_or_of_another_shape() -> None:
     stored = np.zeros((1, 4, 6), np.uint16)
     valid = np.ones(stored.shape, bool)
     values = np.full(stored.shape, -1024, np.float32)
-    values[0, 1, 1] = np.nan
-    with pytest.raises(DeriveError, match="finite"):
-        to_stored(values, stored, valid, f)
+    for bad in ([np.nan, 0.0], [np.inf, -np.inf], [np.inf, 0.0]):
+        values[0, 1, 1:3] = bad
+        with pytest.raises(DeriveError, match="finite"):
+            to_stored(values, stored, valid, f)
+    values[0, 1, 2] = -1024
     valid[0, 1, 1] = False  # padding: whatever an engine wrote there is not looked at
     assert not to_stored(values, stored, valid, f).any()
     with pytest.raises(DeriveError, match="shape"):
