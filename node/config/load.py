@@ -14,6 +14,7 @@ from node.config.faults import findings
 from node.config.schema import Config, DimseDestination
 from node.config.secret import digest, has_password, mask, shown
 from node.config.tree import MAX_CHARACTERS, Node, read_tree
+from node.config.values import legible
 from node.errors import ConfigError, ConfigFault
 
 MAX_FAULTS = 100
@@ -188,9 +189,9 @@ def _fault(finding: Finding, file: str) -> ConfigFault:
         file=file,
         line=finding.line,
         column=finding.column,
-        path=finding.path,
-        message=finding.message,
-        hint=finding.hint,
+        path=legible(finding.path),
+        message=legible(finding.message),
+        hint=legible(finding.hint),
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 HEAD = """
 # Configuration
 
-<!-- Generated from the schema: `luminode config explain --markdown > docs/configuration.md`. Do not edit. -->
+<!-- Generated from the schema: `luminode config explain > docs/configuration.md`. Do not edit. -->
 
 One file, `config.yaml`. The one at the top of the repository is annotated and runs as it is.
 

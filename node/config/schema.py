@@ -62,8 +62,6 @@ __all__ = [
 RESTART: dict[str, Any] = {"restart": True}
 """Marks a key whose change takes effect only when the node starts again."""
 
-DEFAULT_SUFFIX = " [LUM]"
-
 
 class Timeouts(Section):
     """How long the receiver waits for a peer."""
@@ -226,7 +224,7 @@ class EngineSettings(Section):
     )
     options: Options = Field(default={}, description="Further settings of this engine, see its card.")
     description_suffix: Annotated[Text, Field(max_length=32)] = Field(
-        default=DEFAULT_SUFFIX,
+        default=" [LUM]",
         description="Appended to Series Description, which is cut to fit 64 characters; this never is.",
     )
     series_number_offset: Annotated[Whole, Field(ge=1, le=1_000_000)] = Field(

@@ -26,7 +26,7 @@ from ruamel.yaml.events import (
 from ruamel.yaml.reader import ReaderError
 
 from node.config.syntax import explain_syntax, tabs
-from node.config.values import quote
+from node.config.values import legible, quote
 from node.errors import ConfigFault
 
 MAX_CHARACTERS = 256 * 1024
@@ -125,7 +125,14 @@ class _Builder:
             part for part, o in zip(parts, self.open, strict=True) if o.key or o.node.kind == "list"
         )
         self.faults.append(
-            ConfigFault(file=self.file, line=line, column=column, path=path, message=message, hint=hint)
+            ConfigFault(
+                file=self.file,
+                line=line,
+                column=column,
+                path=legible(path),
+                message=legible(message),
+                hint=legible(hint),
+            )
         )
 
     def stop(self, line: int, column: int, message: str, hint: str) -> _Stop:

@@ -41,8 +41,13 @@ def quote(value: object, limit: int = 60) -> str:
     """A value as text for people: on one line, printable, shortened, in quotes."""
     if isinstance(value, (Mapping, list, tuple)):
         return "a mapping" if isinstance(value, Mapping) else "a list"
-    text = "".join(c if c.isprintable() else "?" for c in str(value))
+    text = legible(str(value))
     return f'"{text[: limit - 3]}..."' if len(text) > limit else f'"{text}"'
+
+
+def legible(text: str) -> str:
+    """Text fit for a terminal and a log line: whatever cannot be printed is a question mark."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
 def nearest(word: str, words: Iterable[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from node.config.load import decode, parse, shipped
@@ -92,6 +92,7 @@ def test_random_edits_are_taken_or_refused(text: str, edits: list[tuple[float, s
 
 
 @settings(max_examples=100, deadline=None)
+@example("*\u2427")  # a character that cannot be printed, in a hint
 @given(st.text(max_size=200))
 def test_any_text_is_taken_or_refused(text: str) -> None:
     _check(text)
