@@ -120,12 +120,13 @@ class Params:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
     """Figures per slice, float32 (z,) each: noise (standard deviation in ``unit``; NaN where the slice
-    has nothing to measure), a robust high intensity (99th percentile of valid voxels), and the share of
-    voxels that are valid."""
+    has nothing to measure), a robust high intensity (99th percentile of valid voxels), the share of
+    voxels that are valid, and the mean spatial frequency of the noise in cycles per pixel (NaN as sigma)."""
 
     sigma: Floats
     high: Floats
     share: Floats
+    frequency: Floats
 
     def __len__(self) -> int:
         return int(self.sigma.shape[0])
@@ -137,6 +138,7 @@ def join(surveys: Sequence[Survey]) -> Survey:
         sigma=np.concatenate([s.sigma for s in surveys]),
         high=np.concatenate([s.high for s in surveys]),
         share=np.concatenate([s.share for s in surveys]),
+        frequency=np.concatenate([s.frequency for s in surveys]),
     )
 
 
@@ -145,8 +147,10 @@ class Enhancement:
     """What came out.
 
     ``volume`` holds the kept slices only. ``figures`` are floats in ``unit``: ``noise_before``,
-    ``noise_after``, ``mean_change``, ``largest_change``, per kept slices; ``skipped`` counts slices that
-    were passed through unchanged, with the reasons in ``notes``.
+    ``noise_after`` (means over a few of the enhanced slices, NaN where there is none), ``mean_change``,
+    ``largest_change``, over the kept slices; ``cfr``, the mean frequency of the noise after over before
+    (near 1: the texture is kept; low: it has become coarse); ``skipped`` and ``enhanced`` count slices
+    that were passed through unchanged, with the reasons in ``notes``, and those that were not.
     """
 
     volume: Volume

@@ -1,0 +1,131 @@
+"""``python -m engines list|verify [--json] [--zoo FOLDER ...]``: what engines there are, and whether they work.
+
+``verify`` checks every card and digest, loads every engine and lets it enhance a small phantom twice.
+Exit status 1 if anything is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from engines.base import Params, Volume
+from engines.catalog import Catalog
+from engines.classical import phantoms
+from engines.errors import EngineError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What was found of one engine or folder; ``output`` is a digest of its enhanced test phantom."""
+
+    name: str
+    ok: bool
+    version: str = ""
+    family: str = ""
+    modalities: tuple[str, ...] = ()
+    runtime: str = ""
+    weights_sha256: str = ""
+    title: str = ""
+    output: str = ""
+    noise_ratio: float | None = None
+    seconds: float = 0.0
+    fault: str = ""
+    hint: str = ""
+
+
+def sample(modality: str) -> Volume:
+    """A small seeded stack to try an engine on."""
+    shape = (3, 96, 120)
+    ct = modality == "CT"
+    made = phantoms.ct(5, shape=shape, kind="abdomen") if ct else phantoms.mr(5, shape=shape)
+    return Volume(
+        values=made.noisy,
+        spacing_mm=(1.0, 0.8, 0.8),
+        unit="HU" if ct else "arbitrary",
+        valid=np.ones(shape, np.bool_),
+        contiguous=np.ones(shape[0], np.bool_),
+        step=np.ones(shape[0], np.float32),
+    )
+
+
+def listed(catalog: Catalog, name: str) -> Finding:
+    """Tell what the card says."""
+    card = catalog.card(name)
+    return Finding(
+        name=card.name,
+        ok=True,
+        version=card.version,
+        family=card.family,
+        modalities=tuple(card.modalities),
+        runtime=card.runtime,
+        weights_sha256=card.weights_sha256,
+        title=card.title,
+    )
+
+
+def verified(catalog: Catalog, name: str) -> Finding:
+    """Load an engine, try it, and tell what came of it."""
+    began = time.perf_counter()
+    told = listed(catalog, name)
+    fields = asdict(told)
+    try:
+        engine = catalog.load(name)
+        given = sample(told.modalities[0])
+        strength = Params(strength=engine.card.default_strength)
+        first, second = (engine.enhance(given, strength) for _ in range(2))
+        output = hashlib.sha256(first.volume.values.tobytes()).hexdigest()
+        fault = "" if np.array_equal(first.volume.values, second.volume.values) else "two runs differ"
+        before, after = (first.figures.get(k, float("nan")) for k in ("noise_before", "noise_after"))
+        ratio = after / before if before > 0 and np.isfinite(after) else None
+    except EngineError as e:
+        fields |= {"ok": False, "fault": e.message, "hint": e.hint}
+        return Finding(**fields)
+    fields |= {"ok": not fault, "fault": fault, "output": output, "noise_ratio": ratio}
+    return Finding(**(fields | {"seconds": round(time.perf_counter() - began, 3)}))
+
+
+def broken(catalog: Catalog) -> list[Finding]:
+    """The folders that are no engines."""
+    return [
+        Finding(name=name, ok=False, fault=e.message, hint=e.hint) for name, e in catalog.faults().items()
+    ]
+
+
+def _line(f: Finding) -> str:
+    if not f.ok:
+        return f"{f.name:14} BROKEN  {f.fault}" + (f"\n{'':14}         {f.hint}" if f.hint else "")
+    text = f"{f.name:14} {f.version:7} {f.family:11} {'/'.join(f.modalities):6} {f.runtime:9} {f.title}"
+    if f.output:
+        ratio = "" if f.noise_ratio is None else f", noise x {f.noise_ratio:.2f}"
+        text += f"\n{'':14} works: {f.seconds:.2f} s{ratio}, output {f.output[:12]}"
+    return text
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m engines", description="Engines of the catalogue.")
+    parser.add_argument("verb", choices=["list", "verify"])
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--zoo", action="append", type=Path, default=[], help="another folder of engines")
+    asked = parser.parse_args(arguments)
+    catalog = Catalog.default(asked.zoo)
+    look = verified if asked.verb == "verify" else listed
+    findings = [look(catalog, name) for name in catalog.names()] + broken(catalog)
+    if asked.json:
+        sys.stdout.write(json.dumps([asdict(f) for f in findings], indent=2) + "\n")
+    else:
+        sys.stdout.write("\n".join(_line(f) for f in findings) + "\n")
+    return 0 if all(f.ok for f in findings) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

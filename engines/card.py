@@ -1,0 +1,146 @@
+"""card.yaml: what an engine's folder says of itself, read and checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from engines.base import Card, Family, Modality, Unit
+from engines.errors import CardInvalid
+
+MAX_BYTES = 64 * 1024
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,47}$")]
+FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class CardFile(BaseModel):
+    """The fields of card.yaml; see :class:`engines.base.Card` for those that are not told here.
+
+    Attributes
+    ----------
+    core
+        Classical engines: the algorithm, a key of ``engines.classical.CORES``.
+    model
+        Learned engines: the ONNX fp32 file in the same folder.
+    weights_sha256
+        Digest of ``model``, or of ``core`` and ``parameters`` (:func:`digest`).
+    parameters
+        Of the algorithm. ``lock`` is read for every engine: the radius, in pixels, of the window whose
+        mean is kept (G3).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    name: Name
+    version: Annotated[str, StringConstraints(pattern=r"^\d+\.\d+\.\d+$")]
+    title: str
+    family: Family
+    modalities: Annotated[list[Modality], Field(min_length=1)]
+    unit: Unit
+    core: Literal["nlm", "tv", "wavelet"] | None = None
+    model: FileName | None = None
+    weights_sha256: Digest
+    sigma_range: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=2, max_length=2)]
+    receptive_field: Annotated[int, Field(ge=0, le=512)]
+    alignment: Annotated[int, Field(ge=1, le=64)] = 1
+    neighbours: Annotated[int, Field(ge=0, le=1)] = 0
+    bound_sigmas: Annotated[float, Field(ge=0, le=8)] = 4.0
+    bound: Annotated[float, Field(ge=0)]
+    default_strength: Share = 0.6
+    trained_on: str = ""
+    evaluated: str = ""
+    intended_use: str = ""
+    not_for: str = ""
+    licence: str = "Apache-2.0"
+    parameters: dict[str, int | float | str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _whole(self) -> CardFile:
+        learned = self.family in ("cnn", "gan", "autoencoder")
+        if (self.core is not None) != (self.family == "classical"):
+            raise ValueError("core is for the family classical, and only for it")
+        if (self.model is not None) != learned:
+            raise ValueError("model is for learned families, and only for them")
+        if self.sigma_range[0] >= self.sigma_range[1]:
+            raise ValueError("sigma_range is the lowest noise and the highest")
+        lock = self.parameters.get("lock", 32)
+        if not isinstance(lock, int) or not 0 <= lock <= 128:
+            raise ValueError("parameters.lock is a radius in pixels, 0 to 128")
+        return self
+
+
+def digest(core: str | None, parameters: dict[str, int | float | str]) -> str:
+    """SHA-256 of an engine without weights: its algorithm and parameters, as canonical JSON."""
+    told = json.dumps({"core": core, "parameters": parameters}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def read(folder: Path) -> CardFile:
+    """Read ``folder/card.yaml``.
+
+    Raises
+    ------
+    CardInvalid
+        With every fault in its message; the folder's name must be the engine's.
+    """
+    path = folder / "card.yaml"
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as e:
+        raise CardInvalid(f"{folder.name}: card.yaml cannot be read: {e.strerror}") from e
+    if len(content) > MAX_BYTES:
+        raise CardInvalid(f"{folder.name}: card.yaml is larger than 64 KiB")
+    try:
+        loaded = YAML(typ="safe", pure=True).load(content.decode("utf-8"))
+    except (YAMLError, UnicodeDecodeError, RecursionError) as e:
+        first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise CardInvalid(f"{folder.name}: card.yaml is not YAML: {first}") from e
+    if not isinstance(loaded, dict):
+        raise CardInvalid(f"{folder.name}: card.yaml is not a mapping")
+    try:
+        card = CardFile.model_validate(loaded)
+    except ValidationError as e:
+        faults = "; ".join(f"{'.'.join(map(str, f['loc'])) or 'card'}: {f['msg']}" for f in e.errors())
+        raise CardInvalid(f"{folder.name}: {faults}") from e
+    if card.name != folder.name:
+        raise CardInvalid(f"{folder.name}: the card names another engine, {card.name}")
+    return card
+
+
+def as_card(file: CardFile) -> Card:
+    """The card as the rest of the node knows it."""
+    runtime = {"classical": "numpy", "identity": "identity"}.get(file.family, "onnx")
+    parameters: dict[str, Any] = dict(file.parameters)
+    return Card(
+        name=file.name,
+        version=file.version,
+        family=file.family,
+        modalities=tuple(file.modalities),
+        unit=file.unit,
+        sigma_range=(file.sigma_range[0], file.sigma_range[1]),
+        receptive_field=file.receptive_field,
+        alignment=file.alignment,
+        neighbours=file.neighbours,
+        bound_sigmas=file.bound_sigmas,
+        bound=file.bound,
+        weights_sha256=file.weights_sha256,
+        title=file.title,
+        runtime=runtime,
+        default_strength=file.default_strength,
+        trained_on=file.trained_on,
+        evaluated=file.evaluated,
+        intended_use=file.intended_use,
+        not_for=file.not_for,
+        licence=file.licence,
+        parameters=parameters,
+    )

@@ -1,0 +1,191 @@
+"""The catalogue: finds engine folders, verifies what is in them, picks the runtime.
+
+An engine is a folder with a card.yaml (engines/card.py), in ``engines/zoo`` or in a folder of the caller's.
+A broken folder is kept as its fault and hides no other; a name that is taken cannot be taken again, so that
+no folder of a site shadows a shipped engine.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from engines.base import Card, Engine
+from engines.card import CardFile, as_card, digest, read
+from engines.classical import CORES
+from engines.errors import CardInvalid, EngineError, RuntimeUnavailable, WeightsMismatch
+from engines.front import Enhancer
+from engines.learned import Learned
+from engines.runtime.identity import Identity
+from engines.runtime.network import Network
+from engines.runtime.onnx import OnnxNetwork
+
+ZOO = Path(__file__).resolve().parent / "zoo"
+
+RUNTIMES: Mapping[str, Callable[[Path, str, int], Network]] = {
+    "onnx": lambda path, sha256, threads: OnnxNetwork.load(path, sha256, threads=threads),
+}
+"""Runtimes of learned engines, the fastest first; ``auto`` takes the first that is there."""
+
+KNOWN_RUNTIMES = ("auto", "tensorrt", "tensorrt_rtx", "onnx")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Entry:
+    folder: Path
+    file: CardFile
+    card: Card
+
+
+class Catalog:
+    """The engines of some folders, by name.
+
+    Parameters
+    ----------
+    folders
+        Each holds one folder per engine; earlier ones keep a name that later ones repeat. A folder that
+        is not there holds nothing.
+    """
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._entries: dict[str, _Entry] = {}
+        self._faults: dict[str, EngineError] = {}
+        for folder in folders:
+            self._scan(folder)
+
+    @classmethod
+    def default(cls, extra: Sequence[Path] = ()) -> Catalog:
+        """The shipped zoo, then the caller's folders."""
+        return cls([ZOO, *extra])
+
+    def _scan(self, folder: Path) -> None:
+        try:
+            inside = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "_")))
+        except OSError as e:
+            if not isinstance(e, FileNotFoundError):
+                self._faults[folder.name] = CardInvalid(f"{folder.name}: cannot be listed: {e.strerror}")
+            return
+        for path in inside:
+            try:
+                file = read(path)
+                if file.name in self._entries:
+                    raise CardInvalid(
+                        f"{file.name}: there is an engine of this name already",
+                        hint="a site's engine needs a name of its own",
+                    )
+                self._entries[file.name] = _Entry(folder=path, file=file, card=as_card(file))
+            except EngineError as e:
+                self._faults[self._free(path.name)] = e
+
+    def _free(self, name: str) -> str:
+        """A key for a fault: the folder's name, and a number if that is taken."""
+        key, n = name, 2
+        while key in self._faults or key in self._entries:
+            key, n = f"{name}#{n}", n + 1
+        return key
+
+    def names(self) -> tuple[str, ...]:
+        """Names of all engines whose cards are sound, sorted."""
+        return tuple(sorted(self._entries))
+
+    def faults(self) -> Mapping[str, EngineError]:
+        """What is wrong with the other folders, by folder name."""
+        return dict(self._faults)
+
+    def card(self, name: str) -> Card:
+        """The card of an engine; nothing is loaded.
+
+        Raises
+        ------
+        CardInvalid
+            There is no such engine, or its folder is broken.
+        """
+        return self._entry(name).card
+
+    def load(self, name: str, runtime: str = "auto", threads: int = 0) -> Engine:
+        """Verify and load an engine.
+
+        Parameters
+        ----------
+        runtime
+            ``auto`` takes the best that is there; a name insists on it. Classical engines have none to
+            choose: they take ``auto`` only.
+        threads
+            How many the engine may use; 0 means one per processor. No bit of the result depends on it.
+
+        Raises
+        ------
+        CardInvalid, WeightsMismatch, RuntimeUnavailable
+        """
+        entry = self._entry(name)
+        if runtime not in KNOWN_RUNTIMES:
+            raise RuntimeUnavailable(
+                f"there is no runtime {runtime!r}", hint=f"one of {', '.join(KNOWN_RUNTIMES)}"
+            )
+        n_threads = threads if threads > 0 else processors()
+        if entry.file.model is None:
+            return self._without_weights(entry, runtime, n_threads)
+        network = _first(entry.folder / entry.file.model, entry.card.weights_sha256, runtime, n_threads)
+        return Enhancer(entry.card, Learned(entry.card, network), n_threads)
+
+    def _without_weights(self, entry: _Entry, runtime: str, threads: int) -> Engine:
+        file, card = entry.file, entry.card
+        seen = digest(file.core, file.parameters)
+        if seen != file.weights_sha256:
+            raise WeightsMismatch(
+                f"{file.name}: the parameters are not the ones that were evaluated: "
+                f"{seen[:12]}, not {file.weights_sha256[:12]}",
+                hint="a site's own parameters need a folder, a name and a version of their own",
+            )
+        if runtime != "auto":
+            raise RuntimeUnavailable(
+                f"{file.name} runs without a network runtime", hint="say `runtime: auto`, or nothing"
+            )
+        if file.core is None:
+            return Enhancer(card, Learned(card, Identity()), threads)
+        try:
+            core = CORES[file.core](file.parameters, threads)
+        except (KeyError, TypeError, ValueError) as e:
+            raise CardInvalid(f"{file.name}: parameters do not fit the core {file.core}: {e}") from e
+        if card.receptive_field < core.halo:
+            raise CardInvalid(f"{file.name}: receptive_field must be at least {core.halo}")
+        return Enhancer(card, core, threads)
+
+    def _entry(self, name: str) -> _Entry:
+        if name in self._entries:
+            return self._entries[name]
+        if name in self._faults:
+            raise self._faults[name]
+        near = difflib.get_close_matches(name, self._entries, n=1)
+        raise CardInvalid(
+            f"there is no engine {name!r}",
+            hint=f"did you mean {near[0]}?" if near else f"there are {', '.join(self.names())}",
+        )
+
+
+def _first(path: Path, sha256: str, runtime: str, threads: int) -> Network:
+    """The named runtime, or the first that is there."""
+    if runtime != "auto":
+        if runtime not in RUNTIMES:
+            raise RuntimeUnavailable(
+                f"the runtime {runtime} is not part of this release", hint="say `runtime: auto`"
+            )
+        return RUNTIMES[runtime](path, sha256, threads)
+    last: RuntimeUnavailable | None = None
+    for build in RUNTIMES.values():
+        try:
+            return build(path, sha256, threads)
+        except RuntimeUnavailable as e:
+            last = e
+    assert last is not None
+    raise last
+
+
+def processors() -> int:
+    """How many processors this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return os.cpu_count() or 1

@@ -1,0 +1,150 @@
+"""ONNX Runtime on the CPU: fp32, deterministic, one self-contained file whose digest is the card's.
+
+This is the reference that every other runtime is compared with, and the fallback of them all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from engines.base import Floats
+from engines.errors import (
+    CardInvalid,
+    OutOfMemory,
+    OutputImplausible,
+    RuntimeUnavailable,
+    WeightsMismatch,
+)
+from engines.runtime.onnxfile import inspect
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+MAX_BYTES = 1 << 30
+
+_NO_MEMORY = ("allocate", "bad_alloc", "out of memory")
+
+
+def read_verified(path: Path, sha256: str) -> bytes:
+    """Read a weights file once, and return its bytes if their digest is the wanted one.
+
+    No parser sees the file before this; what is parsed afterwards is these bytes, not the file again.
+
+    Raises
+    ------
+    CardInvalid
+        The file is missing, a link, or too large.
+    WeightsMismatch
+    """
+    try:
+        # A link could lead out of the folder, a pipe would block.
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except OSError as e:
+        raise CardInvalid(
+            f"the weights file {path.name} cannot be opened: {e.strerror}",
+            hint="it must be a plain file in the engine's folder",
+        ) from e
+    with os.fdopen(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise CardInvalid(f"the weights file {path.name} is not a plain file")
+        if os.fstat(file.fileno()).st_size > MAX_BYTES:
+            raise CardInvalid(f"the weights file {path.name} is larger than 1 GiB")
+        content = file.read(MAX_BYTES + 1)
+    seen = hashlib.sha256(content).hexdigest()
+    if seen != sha256:
+        raise WeightsMismatch(
+            f"the weights file {path.name} is not the one the card names: {seen[:12]}, not {sha256[:12]}",
+            hint="restore the file from the release; never edit the digest to fit",
+        )
+    return content
+
+
+class OnnxNetwork:
+    """Meets :class:`engines.runtime.network.Network`."""
+
+    name = "onnx"
+    device = "cpu"
+
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self._session = session
+
+    @classmethod
+    def load(cls, path: Path, sha256: str, *, threads: int = 0) -> OnnxNetwork:
+        """Load a network.
+
+        Parameters
+        ----------
+        threads
+            Of one run; 0 means one per physical core. The number does not change the result.
+
+        Raises
+        ------
+        CardInvalid
+            The file is not a network of our contract, or not self-contained.
+        WeightsMismatch
+            Its digest is not ``sha256``; nothing has parsed it.
+        RuntimeUnavailable
+            ONNX Runtime is not installed or cannot run it.
+        """
+        content = read_verified(path, sha256)
+        inspect(content)
+        try:
+            import onnxruntime as ort
+        except ImportError as e:
+            raise RuntimeUnavailable("ONNX Runtime is not installed", hint="pip install onnxruntime") from e
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        options.use_deterministic_compute = True
+        options.log_severity_level = 4
+        # Threads that wait do not burn the cores that receive and deliver.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except Exception as e:  # ONNX Runtime has no narrower root.
+            raise RuntimeUnavailable(
+                f"ONNX Runtime cannot load {path.name} ({type(e).__name__})",
+                hint="it may need a newer ONNX Runtime; see `python -m engines verify`",
+            ) from e
+        _contract(session)
+        return cls(session)
+
+    def run(self, x: Floats, c: Floats) -> Floats:
+        """Run the network; see the protocol."""
+        try:
+            (r,) = self._session.run(["r"], {"x": x, "c": c})
+        except MemoryError as e:
+            raise OutOfMemory("no memory for this slab", hint="smaller slabs, or option tile") from e
+        except Exception as e:  # ONNX Runtime has no narrower root.
+            if any(word in str(e).lower() for word in _NO_MEMORY):
+                raise OutOfMemory("no memory for this slab", hint="smaller slabs, or option tile") from e
+            raise RuntimeUnavailable(f"ONNX Runtime failed ({type(e).__name__})") from e
+        out = np.asarray(r)
+        if out.shape != c.shape or out.dtype != np.float32:
+            raise OutputImplausible("the network returned another shape or kind than the card promises")
+        return out
+
+
+def _contract(session: Any) -> None:
+    """Inputs x [N, 3, H, W] and c [N, 1, H, W], output r [N, 1, H, W], all float32."""
+    wanted = {"x": 3, "c": 1}
+    seen = {i.name: i for i in session.get_inputs()}
+    out = {o.name: o for o in session.get_outputs()}
+    if set(seen) != set(wanted) or "r" not in out:
+        raise CardInvalid("the network's inputs must be x and c, its output r")
+    for name, n_channels in (*wanted.items(), ("r", 1)):
+        value = out["r"] if name == "r" else seen[name]
+        fits = value.type == "tensor(float)" and len(value.shape) == 4
+        # The output's channels may be unknown to shape inference; a wrong number shows at the first run.
+        fits = fits and (
+            value.shape[1] == n_channels or (name == "r" and not isinstance(value.shape[1], int))
+        )
+        if not fits:
+            raise CardInvalid(f"the network's {name} must be float32 [N, {n_channels}, H, W]")
