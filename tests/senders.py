@@ -1,4 +1,4 @@
-"""A peer that speaks DICOM by hand, so that it can speak it as oddly as a test wants; and data sets to send."""
+"""A peer that speaks DICOM by hand, so that it can speak it as oddly as a test wants; data sets to send."""
 
 from __future__ import annotations
 
@@ -41,12 +41,17 @@ def data_set(
 ) -> bytes:
     """A small CT-like data set in Explicit VR Little Endian; an empty UID is left out."""
     parts = [(8, 0x16, sop_class), (8, 0x18, uid), (0x20, 0x0D, study), (0x20, 0x0E, series)]
-    uids = {(group, number): element(group, number, "UI", value.encode()) for group, number, value in parts if value}
+    uids = {
+        (group, number): element(group, number, "UI", value.encode())
+        for group, number, value in parts
+        if value
+    }
+    small = element(0x28, 0x10, "US", b"\x08\0") + element(0x28, 0x11, "US", b"\x08\0")
     return b"".join(
         (
             uids.get((8, 0x16), b""), uids.get((8, 0x18), b""), element(8, 0x60, "CS", b"CT"),
-            element(0x10, 0x10, "PN", name.encode()), uids.get((0x20, 0x0D), b""), uids.get((0x20, 0x0E), b""),
-            element(0x28, 2, "US", b"\1\0"), element(0x28, 0x10, "US", b"\x08\0"), element(0x28, 0x11, "US", b"\x08\0"),
+            element(0x10, 0x10, "PN", name.encode()), uids.get((0x20, 0x0D), b""),
+            uids.get((0x20, 0x0E), b""), element(0x28, 2, "US", b"\1\0"), small,
             element(0x7FE0, 0x10, "OW", pixels),
         )
     )  # fmt: skip
@@ -57,7 +62,7 @@ def sha256(data: bytes) -> str:
 
 
 def part10_data_set(path: Path) -> tuple[str, str, str, bytes]:
-    """SOP class, SOP instance, transfer syntax and the encoded data set of a Part 10 file, cut out by hand."""
+    """SOP class, SOP instance, transfer syntax and encoded data set of a Part 10 file, cut out by hand."""
     raw = path.read_bytes()
     assert raw[128:132] == b"DICM"
     found: dict[int, str] = {}
@@ -93,7 +98,14 @@ def ui(uid: str) -> bytes:
 def store_rq(uid: str, sop_class: str = CT, number: int = 1, *, data_type: int = 1) -> bytes:
     """The command set of a C-STORE-RQ."""
     return command_set(
-        {2: ui(sop_class), 0x100: us(1), 0x110: us(number), 0x700: us(0), 0x800: us(data_type), 0x1000: ui(uid)}
+        {
+            2: ui(sop_class),
+            0x100: us(1),
+            0x110: us(number),
+            0x700: us(0),
+            0x800: us(data_type),
+            0x1000: ui(uid),
+        }
     )
 
 
@@ -180,7 +192,9 @@ class Peer:
 
     def __post_init__(self) -> None:
         source = (self.source, 0) if self.source else None
-        self.sock = socket.create_connection((self.host, self.port), timeout=self.timeout, source_address=source)
+        self.sock = socket.create_connection(
+            (self.host, self.port), timeout=self.timeout, source_address=source
+        )
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def __enter__(self) -> Peer:

@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol
 from pynetdicom.transport import AssociationServer
 
 from node.log import get_logger
+from node.receive import sockets
 
 log = get_logger()
 
@@ -140,6 +141,7 @@ class Guard(AssociationServer):  # type: ignore[misc]
     def close(self) -> None:
         """Stop accepting and close the listening socket; connections go on."""
         self._tired.set()
+        sockets.cut(self.socket)  # wakes the thread, and whoever connects from here on is refused
         if self._thread is not None:
             super(AssociationServer, self).shutdown()  # pynetdicom's own wants to be in the AE's list
             self._thread.join()

@@ -191,6 +191,8 @@ class Intake:
         """
         try:
             if self.refused is None and self._writer is not None:
+                if not self.size:
+                    raise Refusal(*UNREADABLE)
                 if self._ids is None:
                     self._identify_whole(self._writer)
                 if self._ids is None:

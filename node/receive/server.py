@@ -60,6 +60,7 @@ class Receiver:
         self._ae = AE(ae_title=config.node.ae_title)
         self._ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
         self._ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
+        self._ae.maximum_associations = 2**31  # the gate counts, and not the half-open ones
         self.name = f"{socket.gethostname()}:{config.node.listen.port}"[:128]
         commit = GroupCommit(
             store.reception, store.spool, receiver=self.name, duplicates=lambda: self._house.terms.duplicates
