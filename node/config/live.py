@@ -66,7 +66,7 @@ class LiveConfig:
         Called with the new configuration and its diff before it is in force. If it raises, the old one
         stays, and the next poll tries again.
     on_refused
-        Called once for each bad version of the file.
+        Called once for each bad version of the file; if it raises, again.
     catalogue
         Names of the installed engines; see :func:`node.config.load.load`.
 
@@ -153,7 +153,10 @@ class LiveConfig:
 
     def _run(self, interval_s: float) -> None:
         while not self._stopping.wait(interval_s):
-            self.poll()
+            try:
+                self.poll()
+            except Exception:  # on_refused failed (the database is away): the next polls tell it again
+                continue
 
     def _parse(self, text: str) -> LoadedConfig:
         return parse(text, str(self.path), self._env, catalogue=self._catalogue, files=True, path=self.path)
@@ -175,8 +178,8 @@ class LiveConfig:
                 raise seen.error
             new = self._parse(seen.text)
         except ConfigError as error:
-            self._refused = seen.sha256
             self._tell(seen, error)
+            self._refused = seen.sha256
             return False
         try:
             self._on_applied(new, diff(self._current, new))
@@ -191,8 +194,8 @@ class LiveConfig:
 
     def _tell(self, seen: _Seen, error: ConfigError) -> None:
         if self._told != seen.sha256:
-            self._told = seen.sha256
             self._on_refused(error)
+            self._told = seen.sha256
 
     def _fault(self, message: str) -> ConfigError:
         hint = "the last good configuration stays in force"

@@ -26,6 +26,7 @@ class Watch:
         self.diffs: list[str] = []
         self.refused: list[str] = []
         self.fail = 0
+        self.fail_to_tell = 0
         self.changed = threading.Event()
         self.live = LiveConfig(path, {}, on_applied=self.on_applied, on_refused=self.on_refused)
 
@@ -38,6 +39,9 @@ class Watch:
         self.changed.set()
 
     def on_refused(self, error: ConfigError) -> None:
+        if self.fail_to_tell:
+            self.fail_to_tell -= 1
+            raise OSError("the database is away")
         self.refused.append(str(error))
         self.changed.set()
 
@@ -231,7 +235,22 @@ def test_the_thread_applies_by_itself_and_stops(watch: Watch, path: Path) -> Non
     assert watch.accept_from == "MR1"
 
 
-def test_a_thousand_edits_in_a_row_leave_the_last_good_one(watch: Watch, path: Path) -> None:
+def test_the_thread_outlives_whoever_it_tells(watch: Watch, path: Path) -> None:
+    watch.fail_to_tell = 3
+    path.write_text(BAD)
+    watch.live.start(interval_s=0.01)
+    try:
+        assert watch.changed.wait(10)
+        watch.changed.clear()
+        path.write_text(OTHER)
+        assert watch.changed.wait(10)
+    finally:
+        watch.live.stop()
+    assert len(watch.refused) == 1
+    assert watch.accept_from == "MR1"
+
+
+def test_many_edits_in_a_row_leave_the_last_good_one(watch: Watch, path: Path) -> None:
     texts = (BAD, OTHER, OTHER[:20], "[" * 100, GOOD, "", "a: &a [*a]\n", OTHER)
     for n in range(200):
         path.write_text(texts[n % len(texts)])
