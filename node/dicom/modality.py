@@ -22,13 +22,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Final, NamedTuple, TypeAlias
 
 from pydicom.uid import UID
 
 from node.dicom import contents, source
 from node.dicom.contents import Bar, Verdict
+from node.dicom.decode import can_decode
 from node.model import InstanceHeader, SeriesHeader, Values
 
 
@@ -354,19 +354,9 @@ def _compression(header: InstanceHeader) -> Verdict | None:
         return Verdict(
             Bar.DEFECT, "It was compressed with loss, and an engine would take the artefacts for anatomy."
         )
-    if not _decodable(syntax):
+    if not can_decode(syntax):
         return Verdict(Bar.DEFECT, "There is no decoder for its transfer syntax.")
     return None
-
-
-@lru_cache(maxsize=256)
-def _decodable(transfer_syntax_uid: str) -> bool:
-    from pydicom.pixels.decoders.base import get_decoder  # slow to import, and reception never needs it
-
-    try:
-        return bool(get_decoder(UID(transfer_syntax_uid)).is_available)
-    except NotImplementedError:
-        return False
 
 
 _CHECKS: Final[tuple[_Check, ...]] = (

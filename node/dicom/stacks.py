@@ -29,6 +29,8 @@ SCALED: Final = 1e-3
 """Pixel spacings that differ by a smaller share are the same."""
 UNEVEN: Final = 0.25
 """A gap may differ by this share from the usual one: rounded positions do, a missing slice is 100 % off."""
+CROWDED: Final = 0.15
+"""No reconstruction steps by less of its slice thickness; volumes that moved a little look like that."""
 SHEARED: Final = 1.0
 """Pixels by which consecutive slices may be shifted against each other, as a tilted gantry does."""
 FEWEST_SLICES: Final = 4
@@ -212,14 +214,16 @@ def usual_gap(positions: Sequence[float]) -> float:
 def _contiguous(volume: Sequence[Placed], usual: float, spacing: _Spacing) -> list[bool]:
     """Whether slice i+1 is a true neighbour of slice i.
 
-    One gap that happens to be right proves nothing where none beside it is: two volumes that went unnoticed
-    into one stack look like that. So a regular gap counts in a run of two; of two slices alone it counts if
+    Where hardly half of the gaps are the usual one, a single right gap proves nothing: two volumes that went
+    unnoticed into one stack look like that. There it counts only beside another; and of two slices alone if
     it is no more than their thickness.
     """
+    if usual < CROWDED * (volume[0].thickness_mm or 0.0):
+        return [False] * (len(volume) - 1)
     even = [abs(b.at_mm - a.at_mm - usual) <= UNEVEN * usual for a, b in pairwise(volume)]
     if len(even) == 1:
         even = [usual <= (1 + UNEVEN) * (volume[0].thickness_mm or 0.0)]
-    else:
+    elif 3 * sum(even) < 2 * len(even):
         even = [a and (b or c) for a, b, c in zip(even, [False, *even], [*even[1:], False], strict=False)]
     return [
         here and _alike(a.thickness_mm, b.thickness_mm) and not _sheared(a, b, spacing)
