@@ -7,6 +7,7 @@ editors that keep it, clocks that jump and edits within one tick of it are all n
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import threading
@@ -153,10 +154,8 @@ class LiveConfig:
 
     def _run(self, interval_s: float) -> None:
         while not self._stopping.wait(interval_s):
-            try:
+            with contextlib.suppress(Exception):  # on_refused failed: the next polls tell it again
                 self.poll()
-            except Exception:  # on_refused failed (the database is away): the next polls tell it again
-                continue
 
     def _parse(self, text: str) -> LoadedConfig:
         return parse(text, str(self.path), self._env, catalogue=self._catalogue, files=True, path=self.path)
