@@ -171,6 +171,23 @@ def queued(store: Store, *, series: int = 1, n: int = 3, destinations: Sequence[
     return store.series.route(series_id, decision(*destinations), [new], "c" * 64, NOW)[0]
 
 
+def queued_many(store: Store, n: int) -> list[int]:
+    """Many jobs that wait, of one series."""
+    series_id = closed_series(store, n=1)
+    return store.series.route(
+        series_id, decision("pacs"), [new_job(f"k{k}") for k in range(n)], "c" * 64, NOW
+    )
+
+
+def outbox(store: Store, *, n: int = 3, series: int = 1, destinations: Sequence[str] = ("pacs",)) -> int:
+    """A derived series on its way; returns its derived id."""
+    job_id = queued(store, series=series, n=n, destinations=destinations)
+    job = store.jobs.claim("w", 30, NOW)
+    assert job is not None
+    assert job.id == job_id
+    return store.jobs.finish(job.id, "w", job.attempt, made(store, job), {"engine": "ct-nlm 1.0"}, NOW)
+
+
 def made(store: Store, job: Job, tag: str = "") -> NewDerived:
     """A derived series for a claimed job, its files durable in the spool."""
     series = store.series.get(job.series_id)

@@ -65,8 +65,8 @@ class Ticker:
             self._version = self._data_version()
             return
         raw = self._db.engine.raw_connection()
-        raw.detach()
         self._connection = raw.driver_connection
+        raw.detach()  # it is closed with the ticker, not given back
         self._connection.autocommit = True
         self._connection.execute(f"LISTEN {CHANNEL}")
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from node.errors import OutOfSpace, StoreError
@@ -182,6 +182,8 @@ def _typed() -> Iterator[None]:
         yield
     except DBAPIError as error:
         raise _store_error(error) from None
+    except StatementError as error:  # a value of the caller that no column takes: our defect, as it was
+        raise (error.orig or error) from None
     except PoolTimeout:
         raise StoreError("no database connection became free in time") from None
 

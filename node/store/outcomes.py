@@ -31,8 +31,6 @@ def read_outcomes(connection: Connection, delivery_id: int) -> dict[str, Outcome
 
 
 def write_outcomes(connection: Connection, delivery_id: int, outcomes: Sequence[Outcome]) -> None:
-    if not outcomes:
-        return
     ids = rows.pairs(
         connection.execute(
             select(DerivedInstanceRow.sop_instance_uid, DerivedInstanceRow.id)
@@ -40,6 +38,9 @@ def write_outcomes(connection: Connection, delivery_id: int, outcomes: Sequence[
             .where(DeliveryRow.id == delivery_id)
         ).all()
     )
+    known = [one for one in outcomes if one.sop_instance_uid in ids]
+    if not known:
+        return
     statement = upsert(connection, OutcomeRow)
     connection.execute(
         statement.on_conflict_do_update(
@@ -56,8 +57,7 @@ def write_outcomes(connection: Connection, delivery_id: int, outcomes: Sequence[
                 "retryable": one.retryable,
                 "comment": rows.clean(one.comment, 200),
             }
-            for one in outcomes
-            if one.sop_instance_uid in ids
+            for one in known
         ],
     )
 

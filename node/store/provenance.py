@@ -182,7 +182,7 @@ def _fault(row: rows.AnyRow, expected_id: int, previous: str) -> str:
     try:
         document = zlib.decompress(row.document)
         told = json.loads(document)
-    except (zlib.error, ValueError):
+    except (zlib.error, ValueError, TypeError):
         return "the document cannot be read"
     if row.previous != previous or link(previous, document) != row.hash:
         return "the hash does not match the document"
@@ -215,6 +215,13 @@ def _records(connection: Connection, uid: str) -> list[Provenance]:
 
 
 def _story(connection: Connection, uid: str) -> Story:
+    records = {r.id: r for r in _records(connection, uid)}
+    told = {  # rows of instances go with retention: what was recorded of them leads to their series
+        record.body[name]
+        for record in records.values()
+        for name in ("source_series", "derived_series")
+        if name in record.body
+    }
     made = select(DerivedInstanceRow.derived_id).where(
         or_(DerivedInstanceRow.sop_instance_uid == uid, DerivedInstanceRow.source_sop_instance_uid == uid)
     )
@@ -226,7 +233,7 @@ def _story(connection: Connection, uid: str) -> Story:
         rows.whole(SeriesRow)
         .where(
             or_(
-                SeriesRow.series_uid == uid,
+                SeriesRow.series_uid.in_([uid, *told]),
                 SeriesRow.study_uid == uid,
                 SeriesRow.id.in_(received),
                 SeriesRow.id.in_(select(JobRow.series_id).where(JobRow.id.in_(named))),
@@ -245,8 +252,7 @@ def _story(connection: Connection, uid: str) -> Story:
         .order_by(DeliveryRow.id)
     )
     which = rows.INSTANCE_WITH_KEY.where(InstanceRow.series_id.in_(series_ids)).order_by(InstanceRow.id)
-    records = {r.id: r for r in _records(connection, uid)}
-    for related in {row.series_uid for row in series_rows}:  # an instance's story includes its series'
+    for related in told | {row.series_uid for row in series_rows}:  # an instance's story includes its series'
         records.update({r.id: r for r in _records(connection, related)})
     return Story(
         uid=uid,

@@ -9,8 +9,7 @@
 
 ``<sha256>`` = sha256(SOP Instance UID + newline + sha256 of the encoded data set): the same instance
 always has the same name, other bytes under the same UID have another. One series lies in one folder, so
-that a batch costs one directory sync. All folders are made, and their names synced, when the spool is
-opened: a new name in them needs only its own folder's sync.
+that a batch costs one directory sync.
 
 The commit order is reliability.md section 2: write, `SpoolWriter.sync`, `SpoolWriter.publish`,
 `Spool.sync_dirs`, then the database. A write or sync that failed is never tried again on the same file.
@@ -126,8 +125,13 @@ class SpoolWriter:
         """
         relative = spool_path(series_uid, sop_instance_uid, sha256, area)
         try:
+            self._spool._own(relative)
             self._path.rename(self._spool.root / relative)
+        except StoreError:
+            self.discard()
+            raise
         except OSError as error:
+            self._spool._ours.clear()  # should somebody have removed the folder: look again next time
             self.discard()
             raise _typed(error, "rename") from None
         self._close()
@@ -167,19 +171,36 @@ class Spool:
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root).absolute()
+        self._tmp = self.root / "tmp"
+        self._ours: set[str] = set()
+        self._durable: set[str] = set()
         try:
+            absent = [p for p in (self.root, *self.root.parents) if not p.exists()]
             self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._tmp = self.root / "tmp"
-            made = [_folder(self.root / name) for name in ("tmp", "scratch", "derived")]
-            received = [_folder(self.root / xx) for xx in _FOLDERS]
-            derived = [_folder(self.root / "derived" / xx) for xx in _FOLDERS]
-            if any(derived):
-                _sync_dir(self.root / "derived")
-            if any(made) or any(received):
-                _sync_dir(self.root)
-                _sync_dir(self.root.parent)
+            for name in ("tmp", "scratch", "derived"):
+                _folder(self.root / name)
+            for folder in (self.root / "derived", self.root, *(p.parent for p in absent)):
+                _sync_dir(folder)
         except OSError as error:
             raise _typed(error, "open") from None
+        self._ours.update(self._folders())
+        self._durable.update(self._ours)  # as what is there now was just made
+
+    def _folders(self) -> list[str]:
+        """The folders of instances that exist, received before derived."""
+        names = [*_FOLDERS, *(f"derived/{xx}" for xx in _FOLDERS)]
+        there = {e.name for e in os.scandir(self.root) if e.is_dir(follow_symlinks=False)}
+        there |= {
+            f"derived/{e.name}" for e in os.scandir(self.root / "derived") if e.is_dir(follow_symlinks=False)
+        }
+        return [name for name in names if name in there]
+
+    def _own(self, relative: str) -> None:
+        """Make sure that a file's folder is there, and is a folder of ours."""
+        folder = relative.rpartition("/")[0]
+        if folder not in self._ours:
+            _folder(self.root / folder)
+            self._ours.add(folder)
 
     def create(self) -> SpoolWriter:
         """A new, empty, locked file under ``tmp/`` with a random name (mode 0600).
@@ -197,10 +218,17 @@ class Spool:
         return SpoolWriter(self, path, fd)
 
     def sync_dirs(self, paths: Iterable[str]) -> None:
-        """Make the names of published files durable: one fsync for every folder among ``paths``."""
+        """Make the names of published files durable: one fsync for every folder among ``paths``.
+
+        Where this process has not done so yet, the folder's own name is made durable too: another
+        process may have made it and not come to that.
+        """
         try:
             for folder in sorted({p.rpartition("/")[0] for p in paths}):
                 _sync_dir(self.root / folder)
+                if folder not in self._durable:
+                    _sync_dir((self.root / folder).parent)
+                    self._durable.add(folder)
         except OSError as error:
             raise _typed(error, "sync of a folder") from None
 
@@ -252,19 +280,18 @@ class Spool:
 
     def walk(self) -> Iterator[SpoolFile]:
         """Every published file, folder by folder, received before derived."""
-        for area in ("received", "derived"):
-            prefix = "derived/" if area == "derived" else ""
-            for xx in _FOLDERS:
-                with os.scandir(self.root / f"{prefix}{xx}") as entries:
-                    for entry in entries:
-                        relative = f"{prefix}{xx}/{entry.name}"
-                        if not (_RELATIVE.fullmatch(relative) and entry.is_file(follow_symlinks=False)):
-                            continue
-                        try:
-                            told = entry.stat(follow_symlinks=False)
-                        except FileNotFoundError:
-                            continue
-                        yield SpoolFile(path=relative, area=area, size=told.st_size, modified_s=told.st_mtime)
+        for folder in self._folders():
+            area: Area = "derived" if folder.startswith("derived/") else "received"
+            with os.scandir(self.root / folder) as entries:
+                for entry in entries:
+                    relative = f"{folder}/{entry.name}"
+                    if not (_RELATIVE.fullmatch(relative) and entry.is_file(follow_symlinks=False)):
+                        continue
+                    try:
+                        told = entry.stat(follow_symlinks=False)
+                    except FileNotFoundError:
+                        continue
+                    yield SpoolFile(path=relative, area=area, size=told.st_size, modified_s=told.st_mtime)
 
     def sweep_tmp(self, now: datetime, *, grace_s: float = 5.0) -> int:
         """Remove what dead writers left under ``tmp/`` and ``scratch/``; returns how many.

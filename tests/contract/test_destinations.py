@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import shutil
@@ -15,7 +16,7 @@ from pydicom import dcmread
 
 from node.deliver.destination import Destination
 from node.deliver.files import echo
-from node.deliver.kinds import KINDS, UnknownDestination, destination
+from node.deliver.kinds import KINDS, UnknownDestination, destination, settings_of
 from node.deliver.parcel import Parcel
 from node.errors import DeliveryError
 from node.model import Outcome
@@ -185,8 +186,18 @@ def test_an_endpoint_tells_places_apart(place: Place) -> None:
 def test_settings_of_a_later_release_still_lead_where_they_were_meant_to(
     place: Place, parcels: list[Parcel]
 ) -> None:
-    newer = replace(place, settings={**place.settings, "key_of_a_later_release": 1})
+    later = {"key_of_a_later_release": 1, "retry": {"for": "2d", "politely": True}}
+    newer = replace(place, settings={**place.settings, **later})
+    assert settings_of(newer.settings).retry.for_ == 2 * 86400
     assert all(o.done for o in sent(newer, parcels))
+
+
+@pytest.mark.parametrize("how", [{"mode": "json"}, {"mode": "json", "by_alias": True}, {}], ids=str)
+def test_settings_survive_being_recorded(place: Place, how: dict[str, Any]) -> None:
+    settings = settings_of({**place.settings, "retry": {"for": "2d"}})
+    recorded = json.loads(json.dumps(settings.model_dump(**how)))
+    assert settings_of(recorded) == settings
+    assert destination(recorded).endpoint == place.destination.endpoint
 
 
 def test_settings_that_make_no_sense_are_refused_by_name() -> None:

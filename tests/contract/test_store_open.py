@@ -150,7 +150,9 @@ def test_addresses_that_cannot_hold_a_node_are_refused(url: str, tmp_path: Path)
 
 
 def test_sqlite_on_a_network_file_system_is_refused(tmp_path: Path) -> None:
-    mounts = f"/dev/vda / ext4 rw 0 0\nfiler:/x {tmp_path} nfs4 rw 0 0\n/dev/sdb {tmp_path}/local xfs rw 0 0\n"
+    mounts = (
+        f"/dev/vda / ext4 rw 0 0\nfiler:/x {tmp_path} nfs4 rw 0 0\n/dev/sdb {tmp_path}/local xfs rw 0 0\n"
+    )
     assert filesystem_type(tmp_path / "deep" / "er", mounts) == "nfs4"
     assert filesystem_type(tmp_path / "local" / "x", mounts) == "xfs"
     with pytest.raises(StoreError, match="nfs4"):

@@ -1,0 +1,152 @@
+"""Every engine of the catalogue keeps every law; two networks made on the spot stand for learned engines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engines.base import Engine, Volume
+from engines.catalog import Catalog
+from tests import laws, onnx_samples
+
+SHIPPED = Catalog.default()
+LEARNED = ("ct-sample", "ct-strided", "mr-sample")
+
+CASES = [(name, m) for name in SHIPPED.names() for m in SHIPPED.card(name).modalities]
+CASES += [(name, name[:2].upper()) for name in LEARNED]
+
+
+@pytest.fixture(scope="module")
+def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
+    zoo = tmp_path_factory.mktemp("zoo")
+    onnx_samples.folder(zoo, onnx_samples.blur_network())
+    onnx_samples.folder(zoo, onnx_samples.strided_network(), name="ct-strided")
+    onnx_samples.folder(zoo, onnx_samples.blur_network(gain=1.0), name="mr-sample", modality="MR")
+    return Catalog.default([zoo])
+
+
+@pytest.fixture(params=CASES, ids=[f"{name}-{m}" for name, m in CASES], scope="module")
+def case(request: pytest.FixtureRequest, catalog: Catalog) -> tuple[Engine, str]:
+    name, modality = request.param
+    return catalog.load(name, threads=2), modality
+
+
+@pytest.fixture(scope="module")
+def engine(case: tuple[Engine, str]) -> Engine:
+    return case[0]
+
+
+@pytest.fixture(scope="module")
+def volume(case: tuple[Engine, str]) -> Volume:
+    return laws.stack(case[1])
+
+
+def test_nothing_shipped_is_broken() -> None:
+    assert not SHIPPED.faults()
+    assert {"ct-nlm", "mr-nlm", "ct-tv", "mr-tv", "ct-wavelet", "mr-wavelet", "identity"} <= set(SHIPPED.names())
+
+
+def test_works(engine: Engine, volume: Volume) -> None:
+    if engine.card.name == "ct-strided":
+        pytest.skip("random weights denoise nothing; the other laws hold for them all the same")
+    laws.works(engine, volume)
+
+
+def test_keeps_form(engine: Engine, volume: Volume) -> None:
+    laws.keeps_form(engine, volume)
+
+
+def test_leaves_its_input_alone(engine: Engine, volume: Volume) -> None:
+    laws.leaves_its_input_alone(engine, volume)
+
+
+def test_same_input_same_bytes_whatever_the_threads(
+    catalog: Catalog, engine: Engine, volume: Volume
+) -> None:
+    laws.is_repeatable(engine, catalog.load(engine.card.name, threads=1), volume)
+
+
+@pytest.mark.parametrize("shape", [(1, 61, 47), (2, 16, 130), (1, 13, 13), (3, 1, 40), (1, 5, 5)])
+def test_odd_sizes_and_one_slice(case: tuple[Engine, str], shape: tuple[int, int, int]) -> None:
+    engine, modality = case
+    small = laws.stack(modality, shape, padded=False)
+    laws.keeps_form(engine, small)
+    laws.tiled_equals_whole(engine, small, 16)
+
+
+@pytest.mark.parametrize("tile", [32, 50])
+def test_tiled_equals_whole(engine: Engine, volume: Volume, tile: int) -> None:
+    laws.tiled_equals_whole(engine, volume, tile)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_slabs_equal_whole(engine: Engine, volume: Volume, size: int) -> None:
+    laws.slabs_equal_whole(engine, volume, size)
+
+
+def test_strength_zero_gives_the_input(engine: Engine, volume: Volume) -> None:
+    laws.strength_zero_gives_the_input(engine, volume)
+
+
+def test_stays_within_bound(engine: Engine, volume: Volume) -> None:
+    laws.stays_within_bound(engine, volume)
+
+
+@pytest.mark.parametrize("kind", ["chest", "head"])
+def test_keeps_means(case: tuple[Engine, str], kind: str) -> None:
+    engine, modality = case
+    laws.keeps_means(engine, laws.stack(modality, (3, 128, 128), padded=False, kind=kind))
+
+
+def test_leaves_padding(engine: Engine, volume: Volume) -> None:
+    laws.leaves_padding(engine, volume)
+
+
+def test_is_linear_in_strength(engine: Engine, volume: Volume) -> None:
+    laws.is_linear_in_strength(engine, volume)
+
+
+@pytest.mark.parametrize("factor", [0.013, 2.0, 3.7])
+def test_scales(engine: Engine, volume: Volume, factor: float) -> None:
+    if volume.unit == "HU":
+        pytest.skip("Hounsfield units are absolute")
+    laws.scales(engine, volume, factor)
+
+
+def test_has_no_up_or_down(engine: Engine, volume: Volume) -> None:
+    if engine.card.name == "ct-strided":
+        pytest.skip("random weights do tell the slice below from the slice above")
+    laws.has_no_up_or_down(engine, volume)
+
+
+def test_crosses_no_gap(engine: Engine, volume: Volume) -> None:
+    laws.crosses_no_gap(engine, volume)
+
+
+def test_leaves_strange_noise(case: tuple[Engine, str]) -> None:
+    engine, modality = case
+    if engine.card.family == "identity":
+        pytest.skip("takes any noise")
+    shape = (2, 96, 96)
+    quiet = laws.stack(modality, shape, sigma=0.05 if modality == "CT" else 0.0, padded=False, kind="water")
+    loud = laws.stack(modality, shape, sigma=320.0 if modality == "CT" else 0.6, padded=False, kind="water")
+    laws.leaves_strange_noise(engine, quiet, loud)
+
+
+def test_extra_folders_are_found(catalog: Catalog) -> None:
+    assert set(LEARNED) < set(catalog.names())
+
+
+def test_neighbours_far_apart_are_not_used(engine: Engine, volume: Volume) -> None:
+    """Slices 5 mm apart: each comes out as if it were alone."""
+    far = laws.replace(volume, spacing_mm=(5.0, 0.8, 0.8))
+    alone = laws.replace(far, contiguous=np.zeros_like(volume.contiguous))
+    assert laws.same(laws.run(engine, far), laws.run(engine, alone))
+
+
+def test_paths_of_this_test_are_not_in_the_cards(catalog: Catalog, tmp_path: Path) -> None:
+    """A card tells nothing of the machine it lies on."""
+    for name in catalog.names():
+        assert str(tmp_path.parent) not in repr(catalog.card(name))
