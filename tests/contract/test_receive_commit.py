@@ -1,0 +1,154 @@
+"""Group commit and the receiver on both databases: grouped, in order, nobody told before it is durable."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from node.errors import StoreError
+from node.model import Association, AssociationEnd, Instance
+from node.receive.commit import Arrived, GroupCommit
+from node.store import Store
+from tests.receiving import at_once, house, utc
+from tests.senders import CT, EXPLICIT, data_set, sha256
+
+
+def association(number: int) -> Association:
+    return Association(
+        id=f"{number:032x}", calling_ae="CT1", called_ae="NODE", address="127.0.0.1", opened_at=utc()
+    )
+
+
+def arrived(store: Store, uid: str, by: Association, content: bytes = b"data") -> Arrived:
+    writer = store.spool.create()
+    writer.write(content)
+    writer.sync()
+    return Arrived(
+        writer=writer, sop_class_uid=CT, sop_instance_uid=uid, study_uid="1.2", series_uid="1.3",
+        transfer_syntax_uid=EXPLICIT, association=by, offset=0, sha256=sha256(content), received_at=utc(),
+    )  # fmt: skip
+
+
+def commit_of(store: Store) -> GroupCommit:
+    return GroupCommit(store.reception, store.spool, receiver="here", duplicates=lambda: "keep_first")
+
+
+def test_what_waits_is_recorded_together_and_after_its_association(store: Store) -> None:
+    commit = commit_of(store)
+    batches: list[int] = []
+    record, held, entered = store.reception.record, threading.Event(), threading.Event()
+
+    def slow(batch: Sequence[Instance], **more: Any) -> Any:
+        known = {a.id for s in store.series.list() for a in store.series.associations(s.id)}
+        assert known <= {f"{n:032x}" for n in range(12)}
+        batches.append(len(batch))
+        entered.set()
+        assert held.wait(20)
+        return record(batch, **more)
+
+    store.reception.record = slow  # type: ignore[method-assign]
+    results: dict[int, str] = {}
+
+    def one(number: int) -> None:
+        by = association(number)
+        commit.opened(by)
+        ready = arrived(store, f"1.2.3.{number}", by)
+        if number:
+            entered.wait(20)
+        results[number] = commit.instance(ready).kind
+        commit.ended(by.id, AssociationEnd.RELEASED, utc())
+
+    threads = [threading.Thread(target=one, args=(n,)) for n in range(12)]
+    for thread in threads:
+        thread.start()
+    assert entered.wait(20)
+    while len(commit._waiting) < 11:
+        threading.Event().wait(0.01)
+    held.set()
+    for thread in threads:
+        thread.join(30)
+    assert batches == [1, 11]
+    assert results == dict.fromkeys(range(12), "new")
+    commit.flush()
+    (series,) = store.series.list()
+    carried = store.series.carried(series.id)
+    assert [(c.n_new, c.association and c.association.end) for c in carried] == [
+        (1, AssociationEnd.RELEASED)
+    ] * 12
+    assert store.series.open_associations("CT1") == []
+
+
+def test_a_failed_transaction_fails_all_that_waited_and_only_those(store: Store) -> None:
+    commit = commit_of(store)
+    by = association(1)
+    commit.opened(by)
+    record, broken = store.reception.record, threading.Event()
+    broken.set()
+
+    def sometimes(batch: Sequence[Instance], **more: Any) -> Any:
+        if broken.is_set():
+            raise OSError("connection lost: DOE^JANE")
+        return record(batch, **more)
+
+    store.reception.record = sometimes  # type: ignore[method-assign]
+    told: list[str] = []
+
+    def one(number: int) -> None:
+        with pytest.raises(StoreError) as raised:
+            commit.instance(arrived(store, f"1.2.3.{number}", by))
+        told.append(str(raised.value))
+
+    at_once(one, 6)
+    assert len(told) == 6
+    assert not any("DOE" in text for text in told)
+    broken.clear()
+    assert commit.instance(arrived(store, "1.2.3.1", by)).kind == "new"
+    assert commit.instance(arrived(store, "1.2.3.1", by)).kind == "same"
+    assert commit.instance(arrived(store, "1.2.3.1", by, b"other")).kind == "conflict_kept_first"
+
+
+def test_notes_are_written_without_instances_too_and_outlive_a_database_that_is_away(store: Store) -> None:
+    commit = commit_of(store)
+    note, away = store.reception.note_associations, threading.Event()
+    away.set()
+
+    def sometimes(*args: Any, **more: Any) -> None:
+        if away.is_set():
+            raise StoreError("away")
+        note(*args, **more)
+
+    store.reception.note_associations = sometimes  # type: ignore[method-assign]
+    by = association(7)
+    commit.opened(by)
+    with pytest.raises(StoreError):
+        commit.flush()
+    with pytest.raises(StoreError):
+        commit.instance(arrived(store, "1.2.3.1", by))  # never before its association
+    assert store.series.list() == []
+    away.clear()
+    commit.start()
+    assert commit.instance(arrived(store, "1.2.3.1", by)).kind == "new"
+    commit.ended(by.id, AssociationEnd.ABORTED, utc())
+    commit.stop()
+    (series,) = store.series.list()
+    assert [a.end for a in store.series.associations(series.id)] == [AssociationEnd.ABORTED]
+
+
+def test_a_receiver_stores_on_either_database(store: Store) -> None:
+    sets = {f"1.2.{n}.{k}": data_set(f"1.2.{n}.{k}", series=f"1.2.{n}") for n in range(4) for k in range(5)}
+    with house(store) as door:
+
+        def sender(number: int) -> None:
+            with door.peer() as peer:
+                peer.associate(CT, calling=f"CT{number}")
+                for k in range(5):
+                    uid = f"1.2.{number}.{k}"
+                    assert peer.store(uid, sets[uid]).status == 0
+                assert peer.release() == 6
+
+        at_once(sender, 4)
+        assert door.stored() == {uid: sha256(data) for uid, data in sets.items()}
+        assert door.ends(4) == ["RELEASED"] * 4
