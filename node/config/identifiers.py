@@ -108,12 +108,13 @@ PSEUDO: Final[Mapping[str, str]] = {"CallingAE": "AE", "CalledAE": "AE", "Instan
 def vr_of(keyword: str) -> str:
     """The value representation (PS3.6) of a keyword; empty if there is no such attribute.
 
-    Of a choice (``US or SS``) it is the first: they compare alike.
+    Of a choice (``US or SS``) it is the first: they compare alike; unless one is OW, whose values are long.
     """
     if keyword in PSEUDO:
         return PSEUDO[keyword]
     tag = keyword_dict.get(keyword) if keyword else None  # some retired elements have an empty keyword
-    return "" if tag is None else dictionary_VR(tag).split(" ")[0]
+    vr = "" if tag is None else dictionary_VR(tag)
+    return "OW" if "OW" in vr else vr.split(" ")[0]
 
 
 def may_be_seen(keyword: str) -> bool:

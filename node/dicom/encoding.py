@@ -52,15 +52,15 @@ def encoding_of(transfer_syntax_uid: str) -> Encoding:
 class Limits:
     """The most that a header may hold before it is taken for an attack or an accident.
 
-    ``header_bytes`` bounds what lies in front of the pixel data; ``inflated_bytes`` and
-    ``inflation_ratio`` what may come out of a deflated data set.
+    ``header_bytes`` bounds what lies in front of the pixel data, ``inflated_header_bytes`` the same of a
+    deflated data set, of which ``inflation_ratio`` times its size may come out, or ``inflation_floor``.
     """
 
     depth: int = 64
     elements: int = 200_000
     items: int = 50_000
     header_bytes: int = 64 << 20
-    inflated_bytes: int = 2 << 30
+    inflated_header_bytes: int = 16 << 20
     inflation_ratio: int = 100
     inflation_floor: int = 1 << 20
 
@@ -96,7 +96,6 @@ def inflate(
         If the stream is corrupt, or blows up beyond ``limits`` (never more than ``at_most`` bytes are made).
     """
     allowed = max(limits.inflation_floor, limits.inflation_ratio * len(data))
-    allowed = min(allowed, limits.inflated_bytes)
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         out = inflater.decompress(data, min(at_most, allowed + 1))

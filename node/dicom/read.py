@@ -20,7 +20,7 @@ import pydicom
 from pydicom.datadict import dictionary_VR, keyword_dict
 from pydicom.dataset import FileDataset
 
-from node.config.identifiers import DIRECT_IDENTIFIERS, LIFTED_SEQUENCES, VISIBLE_VRS
+from node.config.identifiers import LIFTED_SEQUENCES, may_be_seen
 from node.dicom.elements import PIXEL_DATA, UNDEFINED, Element, Elements, Fragments, tag_of
 from node.dicom.encoding import DEFLATED_SYNTAXES, IMPLICIT_LE, LIMITS, Limits, encoding_of, inflate
 from node.dicom.ours import is_ours
@@ -29,7 +29,7 @@ from node.dicom.parse import inflate as unpack
 from node.dicom.placement import FRAME_GROUPS, SHARED_GROUPS, frame_headers
 from node.dicom.source import file_meta, integer_of, text_of
 from node.dicom.view import MOST_BYTES, View, decode
-from node.errors import SeriesError, StoreError
+from node.errors import HeaderFault, SeriesError, StoreError
 from node.model import FrameHeader, InstanceHeader, Scalar, Values
 
 _FIRST_WINDOW: Final = 128 << 10
@@ -37,13 +37,10 @@ _MOST_META: Final = 1 << 20
 _DEFERRED: Final = 1 << 20
 _MOST_FRAMES: Final = 100_000
 
-_SKIPPED: Final = DIRECT_IDENTIFIERS | {"ImagePositionPatient", "ReferencedSOPInstanceUID"}
 _KEYWORDS: Final[Mapping[int, str]] = {
     tag: keyword
     for keyword, tag in keyword_dict.items()
-    if tag >> 16 not in (0x0000, 0x0002, 0xFFFE)
-    and keyword not in _SKIPPED
-    and (dictionary_VR(tag).split(" ")[0] in VISIBLE_VRS or keyword in LIFTED_SEQUENCES)
+    if tag >> 16 not in (0x0000, 0x0002, 0xFFFE) and may_be_seen(keyword)
 }
 """Tag -> keyword of every standard attribute that a rule may see."""
 
@@ -125,8 +122,9 @@ def read_instance(path: Path, *, limits: Limits = LIMITS) -> FileDataset:
 
 def read_bytes(data: bytes, transfer_syntax_uid: str, *, limits: Limits = LIMITS) -> InstanceHeader:
     """As :func:`read_header`, for an encoded data set in memory."""
-    size = limits.header_bytes if transfer_syntax_uid in DEFLATED_SYNTAXES else len(data)
-    window = inflate(data, size, limits)[0] if transfer_syntax_uid in DEFLATED_SYNTAXES else data
+    window = data
+    if transfer_syntax_uid in DEFLATED_SYNTAXES:
+        window, _ = _inflated(data, limits.inflated_header_bytes, limits)
     elements, at = _parse(window, transfer_syntax_uid, limits)
     pixels = _pixel_data(window, at, len(data), transfer_syntax_uid)
     return header_of(elements, transfer_syntax_uid, pixels=pixels)
@@ -140,6 +138,13 @@ def _meta(file: BinaryIO) -> tuple[Elements, int]:
         if len(head) < 4096:
             raise
     return file_meta(head + file.read(_MOST_META))
+
+
+def _inflated(data: bytes, at_most: int, limits: Limits) -> tuple[bytes, bool]:
+    try:
+        return inflate(data, at_most, limits)
+    except HeaderFault as fault:
+        raise MalformedError(fault.message) from None
 
 
 def _parse(data: bytes, syntax: str, limits: Limits) -> tuple[Elements, int]:
@@ -156,18 +161,19 @@ def _header(
     A window that ends too soon looks like a data set that is cut short; only the last one is believed.
     """
     deflated = syntax in DEFLATED_SYNTAXES
+    most = limits.inflated_header_bytes if deflated else limits.header_bytes
     window = _FIRST_WINDOW
     while True:
         file.seek(offset)
         if deflated:
             # Never reads more than it may inflate: a header is seldom compressed below its own size
             packed = file.read(min(size - offset, window))
-            data, _ = inflate(packed, window, limits)
+            data, _ = _inflated(packed, window, limits)
             whole = len(packed) >= size - offset and len(data) < window
         else:
             data = file.read(min(size - offset, window))
             whole = len(data) >= size - offset
-        last = whole or window >= limits.header_bytes
+        last = whole or window >= most
         try:
             elements, at = _parse(data, syntax, limits)
             if at < len(data) or whole:
@@ -178,8 +184,8 @@ def _header(
             if last:
                 raise
         if last:
-            raise SeriesError(f"there is no pixel data in the first {limits.header_bytes >> 20} MiB")
-        window = min(window * 8, limits.header_bytes)
+            raise SeriesError(f"there is no pixel data in the first {most >> 20} MiB")
+        window = min(window * 8, most)
 
 
 class PixelData(NamedTuple):

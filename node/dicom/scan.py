@@ -182,9 +182,9 @@ def _scan_deflated(prefix: Buffer, encoding: Encoding, final: bool, limits: Limi
         except _Short as short:
             if complete:
                 raise _Short(len(prefix) + 1, short.found if final else None) from None
-        if size >= limits.header_bytes:
+        if size >= limits.inflated_header_bytes:
             raise HeaderFault(f"no Series Instance UID in the first {size >> 20} MiB")
-        size = min(size * 8, limits.header_bytes)
+        size = min(size * 8, limits.inflated_header_bytes)
 
 
 def _check(found: dict[int, bytes]) -> Ids:

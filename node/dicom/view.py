@@ -33,7 +33,7 @@ _WORDS: Final = {
 }
 _ASCII: Final = frozenset({"AE", "AS", "CS", "DA", "DT", "TM", "UI", "IS", "DS"})
 _WORDED: Final = frozenset({"LO", "SH", "UC"})
-_LONG_TEXT: Final = frozenset({"ST", "LT", "UT"})
+_WHOLE: Final = frozenset({"ST", "LT", "UT", "UR"})
 _DECIMAL: Final = frozenset("0123456789+-.eE")
 
 MOST_BYTES: Final = 1024
@@ -162,7 +162,7 @@ def decode(element: Element, charsets: tuple[str, ...] = ("",), vr: str = "") ->
     if vr in _WORDED:
         texts = [t.strip(" \0") for t in decoded(raw, charsets).split("\\")]
         return tuple(texts) if any(texts) else ()
-    if vr in _LONG_TEXT:
+    if vr in _WHOLE:
         told = decoded(raw, charsets).strip(" \0")
         return (told,) if told else ()
     return ()
