@@ -14,7 +14,7 @@ from tests.postgres import (  # noqa: F401 - fixtures
     postgres_binaries,
     postgres_empty,
     postgres_server,
-    postgres_template,
+    postgres_shared,
     postgres_url,
 )
 
