@@ -8,7 +8,7 @@ response, and COMMITTED when the destination has committed to them, which the de
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -45,14 +45,24 @@ def settings_of(recorded: Mapping[str, Any]) -> Any:
     if kind not in KINDS:
         raise UnknownDestination(f"there is no kind of destination {kind!r} in this release")
     model, _ = KINDS[kind]
-    known = set(model.model_fields) | {f.alias for f in model.model_fields.values() if f.alias}
     try:
-        return model.model_validate({k: v for k, v in recorded.items() if k in known})
+        return model.model_validate(recorded)
+    except ValidationError as error:
+        unknown = [e["loc"] for e in error.errors() if e["type"] == "extra_forbidden"]
+    try:
+        return model.model_validate(_without(recorded, unknown))
     except ValidationError as error:
         where = ", ".join(".".join(str(p) for p in e["loc"]) for e in error.errors())
-        raise UnknownDestination(
-            f"the recorded settings of this destination are not valid: {where}"
-        ) from None
+        raise UnknownDestination(f"the recorded settings of this destination are no good: {where}") from None
+
+
+def _without(recorded: Mapping[str, Any], paths: Sequence[tuple[str | int, ...]]) -> dict[str, Any]:
+    """A copy of nested mappings without the entries at these paths."""
+    return {
+        key: _without(value, [p[1:] for p in paths if p[0] == key]) if isinstance(value, Mapping) else value
+        for key, value in recorded.items()
+        if (key,) not in paths
+    }
 
 
 def destination(settings: Mapping[str, Any] | BaseModel, calling_ae: str = "LUMINODE") -> Destination:

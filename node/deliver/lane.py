@@ -178,7 +178,9 @@ class Lane:
             except Exception as failed:  # one series' trouble is not the next one's
                 log.error("delivery.broke", delivery=delivery.id, why=type(failed).__name__, exc_info=True)
                 error = DeliveryError(f"internal error ({type(failed).__name__})")
-        if recorder.lost.is_set():
+        key = (delivery.id, delivery.created_at)
+        tries = self._tries.pop(key, Tries())
+        if recorder.lost.is_set():  # taken over, or cancelled by a person: not ours to judge
             log.warning("delivery.lost", delivery=delivery.id, destination=self.name)
             return
         attempt = Attempt(
@@ -189,9 +191,8 @@ class Lane:
             error=error,
             stopped=self._stop.is_set(),
         )
-        key = (delivery.id, delivery.created_at)
         age_s = (self._clock.now() - delivery.created_at).total_seconds()
-        verdict = judge(attempt, self._tries.pop(key, Tries()), patience, age_s=age_s, chance=random.random())
+        verdict = judge(attempt, tries, patience, age_s=age_s, chance=random.random())
         if verdict.next in (Next.RETRY, Next.RELEASE):
             self._tries[key] = verdict.tries
         self._heed(verdict.health, where.endpoint, known, delivery, error)

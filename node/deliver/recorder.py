@@ -1,8 +1,8 @@
 """Keeps a claimed delivery ours and its outcomes durable while it is being sent.
 
 Outcomes are written as fast as the database takes them, each transaction with all that came meanwhile: the
-sender never waits for a commit, and what a killed process knew but had not written is an instance or two,
-which are sent again and do no harm.
+sender does not wait for a commit, and what a killed process knew but had not written is an instance or two,
+which are sent again and do no harm. With a database that stalls it is never more than :data:`MOST_UNWRITTEN`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from node.store import Store
 
 log = get_logger()
 
+MOST_UNWRITTEN = 20
 _PAUSE_S = 0.02
 _TROUBLE_S = 0.5
 
@@ -60,18 +61,16 @@ class Recorder:
     def __exit__(self, *_: object) -> None:
         with self._changed:
             self._ended = True
-            self._changed.notify()
+            self._changed.notify_all()
         self._thread.join()
 
     def add(self, outcome: Outcome) -> None:
         """Note an outcome; it is durable soon, and with the end of the delivery at the latest."""
         with self._changed:
             self._pending.append(outcome)
-            self._changed.notify()
-
-    def rest(self) -> Sequence[Outcome]:
-        """After the end: what could not be written yet."""
-        return tuple(self._pending)
+            self._changed.notify_all()
+            while len(self._pending) >= MOST_UNWRITTEN and not self.lost.is_set():
+                self._changed.wait(_TROUBLE_S)
 
     def _run(self) -> None:
         held_until = prolonged = time.monotonic()
@@ -97,6 +96,7 @@ class Recorder:
                 return
             with self._changed:
                 del self._pending[: len(batch)]
+                self._changed.notify_all()
                 if ended and not self._pending:
                     return
             if beat:

@@ -17,6 +17,7 @@ from typing import Any
 
 from node.deliver.deliverer import Deliverer
 from node.deliver.lane import Clock, Lane
+from node.deliver.recorder import MOST_UNWRITTEN
 from node.model import Delivery, DeliveryState
 from node.store import Store
 from tests.parcels import STUDY, delivery
@@ -121,15 +122,15 @@ def test_one_destinations_trouble_is_not_anothers(
     frozen.freeze()
     settings = {
         "down": dimse_settings(free_port(), "DOWN", retry=FAST),
-        "frozen": frozen.settings(timeout=2, retry=FAST),
+        "frozen": frozen.settings(timeout=9, retry=FAST),
         "up": up.settings(),
     }
-    with running(store):
+    with running(store, drain_s=0.5):
         for n in range(4):
             made = delivery(store, settings, 3, series=n)
             started = time.monotonic()
             until_sent(store, [d for d in made if d.destination == "up"])
-            assert time.monotonic() - started < 1.5
+            assert time.monotonic() - started < 5  # far below the time-out of the frozen one
     others = [d for d in store.deliveries.list() if d.destination != "up"]
     assert len(others) == 8
     assert all(d.state is DeliveryState.PENDING for d in others)
@@ -251,7 +252,7 @@ def test_settings_that_no_release_understands_are_failed_with_a_reason(sqlite_st
 
 def test_a_stop_puts_the_rest_back_at_once_and_costs_no_try(sqlite_store: Store, scripted: Scripted) -> None:
     def slowly(_n: int, _uid: str) -> int:
-        time.sleep(0.05)
+        time.sleep(0.02)
         return 0
 
     scp = scripted(store=slowly)
@@ -271,12 +272,12 @@ def test_a_stop_puts_the_rest_back_at_once_and_costs_no_try(sqlite_store: Store,
 
 def test_a_stop_does_not_wait_for_a_frozen_pacs(sqlite_store: Store, storescp: StoreScp) -> None:
     storescp.freeze()
-    (one,) = delivery(sqlite_store, {"pacs": storescp.settings(timeout=6)}, 2)
+    (one,) = delivery(sqlite_store, {"pacs": storescp.settings(timeout=12)}, 2)
     started = time.monotonic()
     with running(sqlite_store, drain_s=0.5) as stop:
         wait_until(lambda: state(sqlite_store, one) is DeliveryState.SENDING)
         stop.set()
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 8
     assert state(sqlite_store, one) is DeliveryState.PENDING
     storescp.thaw()
     with running(sqlite_store):
@@ -327,27 +328,25 @@ def test_kill_9_again_and_again_loses_nothing_and_repeats_little(
 ) -> None:
     """R34: the set at the PACS is the one expected; what is sent twice is what was in flight."""
     store = sqlite_store
-    told: list[int] = []
 
-    def answer(n: int, _uid: str) -> int:
-        told.append(n)
+    def answer(_n: int, _uid: str) -> int:
         time.sleep(0.01)
         return 0
 
     scp = scripted(store=answer)
     made = [d for n in range(3) for d in delivery(store, {"pacs": scp.settings(retry=FAST)}, 30, series=n)]
-    kills = 3
+    kills = 2
     for kill in range(kills):
         process = subprocess.Popen([sys.executable, "-c", PROGRAM, sqlite_url, str(store.spool.root)])
         try:
-            wait_until(lambda at=22 * (kill + 1): scp.n_stores >= at, 30, "some more is sent")  # type: ignore[misc]
+            wait_until(lambda at=33 * (kill + 1): scp.n_stores >= at, 30, "some more is sent")  # type: ignore[misc]
         finally:
             os.kill(process.pid, signal.SIGKILL)
             process.wait(10)
     with running(store):
         until_sent(store, made)
     assert scp.uids() == wanted(store, made)
-    assert len(scp.stored) - 90 <= 3 * kills
+    assert len(scp.stored) - 90 <= (MOST_UNWRITTEN + 1) * kills  # on an idle machine: one or two a kill
     assert store.deliveries.list([DeliveryState.FAILED]) == []
 
 
@@ -365,34 +364,28 @@ class FakeTime:
         self.at += timedelta(seconds=seconds)
 
 
-def test_two_days_of_outage_cost_a_try_in_a_quarter_of_an_hour_and_raise_the_alarm(
+def test_two_days_of_outage_cost_few_tries_and_raise_the_alarm(
     sqlite_store: Store, scripted: Scripted
 ) -> None:
-    """R29, shortened; each restart of the node costs one more try."""
+    """R29, shortened: at most a try an hour, and each restart of the node costs one more."""
     store, fake, up = sqlite_store, FakeTime(), threading.Event()
     scp = scripted(associate=lambda _n: None if up.is_set() else Reject(1, 1, 7))
-    made = [
-        d
-        for n in range(3)
-        for d in delivery(store, {"pacs": scp.settings(retry={"for": 10 * 86400.0})}, 1, series=n, at=fake.at)
-    ]
+    settings = {"pacs": scp.settings(retry={"for": 10 * 86400.0, "first": 20.0, "at_most": 3600.0})}
+    made = [d for n in range(3) for d in delivery(store, settings, 1, series=n, at=fake.at)]
     for restart in (1, 2):
         lane = Lane(store, "pacs", owner="me", calling_ae="A", stop=threading.Event(), clock=fake.clock)
-        for _ in range(24 * 8 + 2):
+        for _ in range(26 * 4):
             if store.deliveries.due_destinations(fake.at):
                 while lane.step():
                     pass
-            fake.pass_(450)
-        assert scp.n_associations <= restart * (97 + 8)
+            fake.pass_(900)
+        assert scp.n_associations <= restart * (26 + 8)
     events = [(e.name, e.level) for e in reversed(store.events.list())]
     assert events.count(("destination.rejects", "error")) == 2
-    assert [level for name, level in events if name == "destination.down"] == [
-        "warning",
-        "error",
-        "critical",
-    ] * 2
+    alarms = [level for name, level in events if name == "destination.down"]
+    assert alarms == ["warning", "error", "critical"] * 2
     up.set()
-    fake.pass_(900)
+    fake.pass_(3600)
     while lane.step():
         pass
     assert all(state(store, d) is DeliveryState.SENT for d in made)
