@@ -1,25 +1,17 @@
-"""What each role's process does from start to stop."""
+"""What each role's process does from start to stop. A role imports what it needs when it runs."""
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from engines.base import Card
-from engines.catalog import Catalog
+from node.app.engines import cards, threads
 from node.app.settings import Settings
 from node.app.supervise import ROLES
-from node.deliver.deliverer import Deliverer
-from node.enhance.guardian import Guardian
-from node.enhance.worker import take_back, worker_main
-from node.gather.gatherer import Gatherer, InForce
-from node.housekeep import Housekeeper
 from node.log import get_logger
 from node.process import die_with_parent, stop_on_signals
-from node.receive.server import Receiver
 from node.store import Store
 
 log = get_logger()
@@ -43,6 +35,8 @@ def run_role(role: str, config: Path) -> int:
 
 
 def _receive(settings: Settings, store: Store, stop: threading.Event) -> None:
+    from node.receive.server import Receiver
+
     receiver = Receiver(settings.config, store, _now)
     settings.on_change(receiver.apply)
     receiver.start()
@@ -53,6 +47,9 @@ def _receive(settings: Settings, store: Store, stop: threading.Event) -> None:
 
 
 def _gather(settings: Settings, store: Store, stop: threading.Event) -> None:
+    from node.gather.gatherer import Gatherer, InForce
+    from node.housekeep import Housekeeper
+
     settings.record_in(store)
     gatherer = Gatherer(
         store, lambda: InForce(config=settings.config, digest=settings.loaded.digest), cards()
@@ -66,6 +63,9 @@ def _gather(settings: Settings, store: Store, stop: threading.Event) -> None:
 
 
 def _enhance(settings: Settings, store: Store, stop: threading.Event) -> None:
+    from node.enhance.guardian import Guardian
+    from node.enhance.worker import take_back, worker_main
+
     n = take_back(store, _now())
     if n:
         log.warning("jobs.taken_back", n=n)
@@ -79,6 +79,8 @@ def _enhance(settings: Settings, store: Store, stop: threading.Event) -> None:
 
 
 def _deliver(settings: Settings, store: Store, stop: threading.Event) -> None:
+    from node.deliver.deliverer import Deliverer
+
     Deliverer(store, calling_ae=settings.config.node.ae_title).run(stop)
 
 
@@ -89,17 +91,6 @@ _ROLES: Mapping[str, Callable[[Settings, Store, threading.Event], None]] = {
     "deliver": _deliver,
 }
 assert set(_ROLES) == set(ROLES)
-
-
-def cards() -> dict[str, Card]:
-    """The cards of the installed engines, by name. A broken folder is left out; `luminode check` tells."""
-    catalog = Catalog.default()
-    return {name: catalog.card(name) for name in catalog.names()}
-
-
-def threads() -> int:
-    """Threads for the engine: every core this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def _now() -> datetime:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+from engines.catalog import Catalog
 from node.config.live import LiveConfig, restart_needed
 from node.config.load import LoadedConfig
 from node.config.schema import Config
@@ -34,7 +35,11 @@ class Settings:
         self._store: Store | None = None
         self._listeners: list[Callable[[Config], None]] = []
         self._live = LiveConfig(
-            path, os.environ, on_applied=self._applied, on_refused=self._refused
+            path,
+            os.environ,
+            on_applied=self._applied,
+            on_refused=self._refused,
+            catalogue=Catalog.default().names(),
         )
         configure(self.config.log.level, fmt=self.config.log.format)
 

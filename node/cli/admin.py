@@ -43,7 +43,7 @@ def config_explain(
     try:
         told = explain(key)
     except Refused as e:
-        raise typer.BadParameter(str(e)) from None
+        raise typer.BadParameter(f"{e}. {e.hint}" if e.hint else str(e)) from None
     out.print("\n".join(visible(line) for line in told.splitlines()), highlight=False)
 
 

@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from engines.catalog import Catalog
 from node.config.load import LoadedConfig, load
 from node.errors import ConfigError, ConfigFault
 from node.store import Store
@@ -52,7 +53,7 @@ def config_file(given: Path | None) -> Path:
 
 def loaded(given: Path | None) -> LoadedConfig:
     """Load and validate the configuration."""
-    return load(config_file(given), os.environ)
+    return load(config_file(given), os.environ, catalogue=Catalog.default().names())
 
 
 @contextmanager

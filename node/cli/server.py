@@ -1,4 +1,8 @@
-"""Verbs that run something: serve, demo, pacs."""
+"""Verbs that run something: serve, demo, pacs.
+
+What a verb needs is imported when it runs: `serve` starts one process a role, and each should load only what it
+uses.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,8 @@ from typing import Annotated
 
 import typer
 
-from node.app.roles import run_role
-from node.app.settings import Settings
 from node.app.supervise import ROLES, Supervisor
 from node.cli.common import ConfigOption, config_file, err, out
-from node.demo import Demo
-from node.trial.pacs import Pacs
 
 
 def register(app: typer.Typer) -> None:
@@ -36,7 +36,11 @@ def serve(
     if role:
         if len(role) > 1 or role[0] not in ROLES:
             raise typer.BadParameter(f"one role of {', '.join(ROLES)}, or none for all of them")
+        from node.app.roles import run_role
+
         raise typer.Exit(run_role(role[0], path))
+    from node.app.settings import Settings
+
     settings = Settings(path, "supervisor")
     settings.open_store().close()  # the schema is brought up to date once, before anybody works
     raise typer.Exit(Supervisor(path).run())
@@ -52,6 +56,8 @@ def demo(
     engine_mr: Annotated[str, typer.Option("--mr", help="Engine for MR.")] = "mr-nlm",
 ) -> None:
     """The main job on embedded defaults: scanner, node, PACS, picture."""
+    from node.demo import Demo
+
     trial = Demo(folder=folder.resolve(), series=series, engines={"CT": engine_ct, "MR": engine_mr}, console=out)
     raise typer.Exit(trial.run(keep=keep))
 
@@ -67,6 +73,8 @@ def pacs(
     ] = None,
 ) -> None:
     """A small PACS to try rules against: Storage, FIND, MOVE, GET, Verification."""
+    from node.trial.pacs import Pacs
+
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, lambda *_: stop.set())

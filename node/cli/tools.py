@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from engines.base import Params
 from engines.catalog import Catalog
 from engines.errors import EngineError
-from node.app.roles import cards, threads
+from node.app.engines import cards, threads
 from node.cli.common import ConfigOption, JsonOption, err, loaded, out, print_json, print_table, visible
 from node.config.schema import Config
 from node.deliver.files import FileOutcome, echo, send_files

@@ -24,7 +24,7 @@ N = 40
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
-    return write_series(small_ct(seed=11, n_slices=N, size=256), tmp_path / "ct")
+    return write_series(small_ct(seed=11, n_slices=N, size=192, noise_hu=15.0), tmp_path / "ct")
 
 
 def everything_once(node: Node, orthanc: OrthancPeer) -> None:

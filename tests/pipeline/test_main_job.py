@@ -43,7 +43,7 @@ def test_a_series_comes_out_enhanced_once_and_beside_its_source(
     nodes: MakeNode, orthanc: OrthancPeer, database_url: str, tmp_path: Path
 ) -> None:
     node = nodes(database=database_url, quiet_after="30s")
-    ct, mr = small_ct(seed=3), small_mr(seed=4)
+    ct, mr = small_ct(seed=3, n_slices=12, size=192, noise_hu=15.0), small_mr(seed=4, n_slices=10)
     files = write_series(ct, tmp_path / "ct") + write_series(mr, tmp_path / "mr")
     random.Random(5).shuffle(files)
     scanner(node, files)
@@ -79,7 +79,7 @@ def test_late_slices_are_appended_to_what_was_delivered(
     nodes: MakeNode, orthanc: OrthancPeer, tmp_path: Path
 ) -> None:
     node = nodes(quiet_after="1s")
-    ct = small_ct(seed=6)
+    ct = small_ct(seed=6, n_slices=12, size=192, noise_hu=15.0)
     files = write_series(ct, tmp_path / "ct")
     early, late = files[:7], files[7:]
     scanner(node, early)
@@ -97,7 +97,7 @@ def test_late_slices_can_make_a_complete_revision(
     nodes: MakeNode, orthanc: OrthancPeer, tmp_path: Path
 ) -> None:
     node = nodes(quiet_after="1s", late="revise")
-    ct = small_ct(seed=7)
+    ct = small_ct(seed=7, n_slices=12, size=192, noise_hu=15.0)
     files = write_series(ct, tmp_path / "ct")
     scanner(node, files[:7])
     wait_until(lambda: settled(node, 1), 60, "the first slices are delivered")
@@ -120,9 +120,9 @@ def test_an_edit_takes_effect_while_running_and_a_bad_one_is_refused(
     wait_until(refused, 20, "the bad edit is refused")
     with node.store() as store:
         (event, *_) = store.events.list(name="config.refused")
-    assert ":14:" in event.body["faults"][0]
+    assert ":11:28:" in event.body["faults"][0]
     assert "strenght" in event.body["faults"][0]
-    ct = small_ct(seed=8)
+    ct = small_ct(seed=8, n_slices=12, size=192, noise_hu=15.0)
     scanner(node, write_series(ct, tmp_path / "ct"))
     wait_until(lambda: settled(node, 1), 60, "the last good configuration works on")
 
@@ -133,7 +133,7 @@ def test_an_edit_takes_effect_while_running_and_a_bad_one_is_refused(
             return len(store.configs.history()) == 2
 
     wait_until(applied, 20, "the good edit takes effect")
-    scanner(node, write_series(small_mr(seed=9), tmp_path / "mr"), calling_ae="MR1")
+    scanner(node, write_series(small_mr(seed=9, n_slices=10), tmp_path / "mr"), calling_ae="MR1")
 
     def ignored() -> bool:
         with node.store() as store:
