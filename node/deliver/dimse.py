@@ -193,8 +193,6 @@ def send_over(
     """Send parcels over an association, in order."""
     in_a_row = 0
     for parcel, ready in ahead(parcels, lambda p: prepare(p, sender.accepted)):
-        if stop():
-            return
         uid = parcel.sop_instance_uid
         try:
             prepared = ready()
@@ -204,6 +202,9 @@ def send_over(
         except NoContext as error:
             on_outcome(refused(uid, Status.SOP_CLASS_NOT_SUPPORTED, error.message))
             continue
+        if stop():
+            prepared.close()
+            return
         try:
             answer = sender.store(prepared.context_id, parcel.sop_class_uid, uid, prepared.body)
         except PeerUnreachable as error:

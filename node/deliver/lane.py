@@ -151,7 +151,10 @@ class Lane:
     def _try(self, delivery: Delivery, where: Destination, known: _Known, patience: Patience) -> None:
         derived = self._store.deliveries.derived(delivery.derived_id)
         if derived is None:
-            raise StoreError("a delivery names a derived series that does not exist", retryable=False)
+            why = "the derived series of this delivery is no longer on record"
+            self._store.deliveries.fail(delivery.id, self._owner, delivery.attempt, why, self._clock.now())
+            log.error("delivery.failed", delivery=delivery.id, destination=self.name, why=why)
+            return
         outcomes = self._store.deliveries.outcomes(delivery.id)
         started = self._clock.monotonic()
         before = sum(o.done for o in outcomes.values())

@@ -99,7 +99,9 @@ class FileBody:
                 at += len(slot)
 
     def close(self) -> None:
-        os.close(self._fd)
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 def open_parcel(parcel: Parcel) -> Body:
@@ -168,20 +170,19 @@ R = TypeVar("R")
 def ahead(items: Iterable[T], prepare: Callable[[T], R]) -> Iterator[tuple[T, Callable[[], R]]]:
     """Yield each item with a call that gives its prepared form, which is made one item ahead.
 
-    The call raises what ``prepare`` raised. Whoever stops early wastes at most one preparation; its result
-    is closed if it has a ``close``.
+    The call raises what ``prepare`` raised, and must be made for every item that was yielded. Whoever stops
+    early wastes at most one preparation; its result is closed if it has a ``close``.
     """
     waiting: tuple[T, Future[R]] | None = None
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="ahead") as pool:
         try:
             for item in items:
-                following = (item, pool.submit(prepare, item))
-                if waiting is not None:
-                    yield waiting[0], waiting[1].result
-                waiting = following
+                ready, waiting = waiting, (item, pool.submit(prepare, item))
+                if ready is not None:
+                    yield ready[0], ready[1].result
             if waiting is not None:
-                last, waiting = waiting, None
-                yield last[0], last[1].result
+                ready, waiting = waiting, None
+                yield ready[0], ready[1].result
         finally:
             if waiting is not None and waiting[1].exception() is None:
                 close = getattr(waiting[1].result(), "close", None)

@@ -1,0 +1,176 @@
+"""A sender at the mercy of what comes back, over a real socket: typed errors, or a true answer."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from node.deliver import pdu
+from node.deliver.parcel import MemoryBody, ahead
+from node.deliver.sender import Peer, Sender, _negotiate
+from node.deliver.wire import Wire
+from node.errors import AssociationRejected, PeerUnreachable
+
+CT, EXPLICIT, IMPLICIT = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2"
+PROPOSED = [(CT, EXPLICIT), (CT, IMPLICIT)]
+PEER = Peer(host="", port=0, called_ae="PACS", calling_ae="LUMINODE", timeout_s=0.5)
+
+
+def item(kind: int, value: bytes) -> bytes:
+    return struct.pack(">BBH", kind, 0, len(value)) + value
+
+
+def context(number: int, result: int, syntax: str) -> bytes:
+    return item(0x21, bytes((number, 0, result, 0)) + item(0x40, syntax.encode()))
+
+
+def accepted(*contexts: bytes, maximum: int = 16384) -> bytes:
+    user = item(0x50, item(0x51, struct.pack(">L", maximum)) + item(0x52, b"1.2.3"))
+    body = struct.pack(">HH", 1, 0) + b"PACS".ljust(16) + b"LUMINODE".ljust(16) + b"\0" * 32
+    body += item(0x10, b"1.2.840.10008.3.1.1.1") + b"".join(contexts) + user
+    return struct.pack(">BBL", 2, 0, len(body)) + body
+
+
+@contextlib.contextmanager
+def answered(answer: bytes) -> Iterator[tuple[Wire, socket.socket]]:
+    """A wire whose other end has said all it will ever say, and hung up."""
+    near, far = socket.socketpair()
+    with near, far:
+        far.sendall(answer)
+        far.shutdown(socket.SHUT_WR)
+        yield Wire(near, 0.5), far
+
+
+def test_only_what_was_proposed_and_accepted_counts() -> None:
+    odd = accepted(context(1, 0, EXPLICIT), context(3, 3, IMPLICIT), context(7, 0, EXPLICIT), maximum=4096)
+    with answered(odd) as (wire, _):
+        sender = _negotiate(wire, PEER, PROPOSED)
+    assert sender.accepted == {(CT, EXPLICIT): 1}
+    assert sender.peer_maximum == 4096
+
+
+def test_a_syntax_that_was_not_proposed_is_not_used() -> None:
+    with answered(accepted(context(1, 0, IMPLICIT), context(3, 0, IMPLICIT))) as (wire, _):
+        assert _negotiate(wire, PEER, PROPOSED).accepted == {(CT, IMPLICIT): 3}
+
+
+GOOD = accepted(context(1, 0, EXPLICIT), context(3, 4, IMPLICIT))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, len(GOOD) - 1), st.integers(0, 255)), min_size=1, max_size=8))
+def test_a_mangled_acceptance_is_a_peer_that_cannot_be_reached(changes: list[tuple[int, int]]) -> None:
+    raw = bytearray(GOOD)
+    for at, value in changes:
+        raw[at] = value
+    with answered(bytes(raw)) as (wire, _):
+        try:
+            sender = _negotiate(wire, PEER, PROPOSED)
+        except (PeerUnreachable, AssociationRejected):
+            return
+        assert set(sender.accepted) <= set(PROPOSED)
+
+
+def response(message: int, status: int) -> bytes:
+    def element(number: int, value: bytes) -> bytes:
+        return struct.pack("<HHL", 0, number, len(value)) + value
+
+    body = element(0x0100, b"\x01\x80") + element(0x0120, struct.pack("<H", message))
+    body += element(0x0800, b"\x01\x01") + element(0x0900, struct.pack("<H", status))
+    return pdu.command_pdus(1, body, 100)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.integers(0, 0xFFFF),
+    st.lists(st.tuples(st.integers(0, 60), st.integers(0, 255)), max_size=4),
+    st.binary(max_size=20),
+)
+def test_an_answer_is_the_peers_or_none(status: int, changes: list[tuple[int, int]], rubbish: bytes) -> None:
+    raw = bytearray(response(1, status))
+    for at, value in changes:
+        raw[at % len(raw)] = value
+    with answered(bytes(raw) + rubbish) as (wire, far):
+        sender = Sender(wire, PEER, {(CT, EXPLICIT): 1}, 16384)
+        try:
+            answer = sender.store(1, CT, "1.2.3", MemoryBody(b"\0" * 100))
+        except PeerUnreachable:
+            assert not sender.is_open
+            with pytest.raises(PeerUnreachable, match="has ended"):
+                sender.store(1, CT, "1.2.3", MemoryBody(b"\0" * 100))
+            return
+        assert answer.responds_to == 1
+        if not changes:
+            assert answer.status == status
+        sent = far.recv(4096)
+        assert sent.endswith(b"\0" * 100)
+
+
+@given(st.integers(0, 5000), st.sampled_from([7, 8, 100, 1018, 16384]))
+@settings(max_examples=100, deadline=None)
+def test_a_data_set_is_cut_into_even_fragments_of_which_the_last_is_marked(size: int, maximum: int) -> None:
+    data = bytes(n % 251 for n in range(2 * size + 2))
+    with answered(response(1, 0)) as (wire, far):
+        sender = Sender(wire, PEER, {(CT, EXPLICIT): 1}, maximum)
+        if maximum < 100:
+            data = data[:200]
+        sender.store(1, CT, "1.2.3", MemoryBody(data))
+        sender.abort()
+        raw = b""
+        while piece := far.recv(65536):
+            raw += piece
+    got, marks = b"", []
+    while raw and raw[0] == pdu.P_DATA:
+        (length,) = struct.unpack_from(">L", raw, 2)
+        assert length <= max(maximum, 8)
+        for each in pdu.fragments(raw[6 : 6 + length]):
+            if not each.is_command:
+                assert len(each.data) % 2 == 0
+                got += each.data
+                marks.append(each.is_last)
+        raw = raw[6 + length :]
+    assert got == data
+    assert marks == [False] * (len(marks) - 1) + [True]
+    assert raw[0] == pdu.ABORT
+
+
+def test_preparing_is_one_ahead_in_order_and_keeps_each_fault_with_its_item() -> None:
+    prepared: list[int] = []
+
+    def prepare(n: int) -> int:
+        prepared.append(n)
+        if n == 3:
+            raise ValueError
+        return n * n
+
+    got: list[int | None] = []
+    for n, ready in ahead(range(6), prepare):
+        assert len(prepared) <= n + 2
+        try:
+            got.append(ready())
+        except ValueError:
+            got.append(None)
+    assert got == [0, 1, 4, None, 16, 25]
+
+
+def test_what_was_prepared_in_vain_is_closed() -> None:
+    closed: list[int] = []
+
+    class Thing:
+        def __init__(self, n: int) -> None:
+            self.n = n
+
+        def close(self) -> None:
+            closed.append(self.n)
+
+    for n, ready in ahead(range(6), Thing):
+        ready().close()
+        if n == 2:
+            break
+    assert closed == [0, 1, 2, 3]
