@@ -32,10 +32,8 @@ def attempt(
     )  # fmt: skip
 
 
-def judged(
-    one: Attempt, tries: Tries = Tries(), *, age_s: float = 0.0, chance: float = 0.5
-) -> tuple[str, str]:
-    verdict = judge(one, tries, PATIENCE, age_s=age_s, chance=chance)
+def judged(one: Attempt, *, age_s: float = 0.0) -> tuple[str, str]:
+    verdict = judge(one, Tries(), PATIENCE, age_s=age_s, chance=0.5)
     return verdict.next.value, verdict.health.value
 
 
