@@ -94,7 +94,7 @@ def do(workshop: Workshop, job: Job, owner: str, tell: Callable[[str, float], No
             )
         _plausible(report)
         store.spool.sync_dirs([d.path for d in bench.made])
-        body = _body(job, engine.card, report, told.excluded, time.monotonic() - started, len(items))
+        body = _body(job, engine.card, report, told.left_out, time.monotonic() - started, len(items))
         store.jobs.finish(job.id, owner, job.attempt, bench.derived(series), body, datetime.now(UTC))
     except BaseException:
         bench.clear()

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from node.dicom.headers import promise
 from node.model import Association, AssociationEnd, InstanceHeader
 
 
@@ -92,9 +93,8 @@ def judge(view: SeriesView, now: datetime, ladder: Ladder, regular: Regular) -> 
     quiet_at = _last_sign(view) + timedelta(seconds=ladder.quiet_after_s)
     if view.n_unread:
         return Judgement(close=False, because="", detail=f"{view.n_unread} headers unread", at=None)
-    promised = max((h.expected_count for h in view.headers), default=0)
+    promised, why = promise(view.headers)
     if ladder.on_count and promised and len(view.headers) == promised:
-        why = next(h.expected_because for h in view.headers if h.expected_count == promised)
         return Judgement(close=True, because="count", detail=f"{promised} promised by {why}")
     waiting = "quiet time"
     release_at: datetime | None = None

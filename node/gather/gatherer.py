@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 
 from engines.base import Card
 from node.config.schema import Config
+from node.dicom.headers import merge
 from node.dicom.read import read_header
 from node.dicom.stacks import regular
 from node.errors import NodeError, StoreError
@@ -218,6 +219,8 @@ class Gatherer:
             calling_ae=series.key.calling_ae, called_ae=series.key.called_ae,
         )  # fmt: skip
         jobs = plan(series, decision, config.config, self._cards)
+        if headers:
+            self._store.series.index((), {series.id: merge(headers)})
         ids = self._store.series.route(series.id, decision, jobs, config.digest, now)
         log.info(
             "series.routed", series=series.id, action=str(decision.action), rule=decision.rule,
