@@ -21,16 +21,8 @@ from node.deliver.recorder import MOST_UNWRITTEN
 from node.model import Delivery, DeliveryState
 from node.store import Store
 from tests.parcels import STUDY, delivery
-from tests.peers import (
-    ABORT,
-    RESET,
-    Reject,
-    ScriptedScp,
-    StoreScp,
-    dimse_settings,
-    free_port,
-    wait_until,
-)
+from tests.peers import StoreScp, free_port, wait_until
+from tests.scripted import ABORT, RESET, Reject, ScriptedScp, dimse_settings
 
 Scripted = Callable[..., ScriptedScp]
 FAST = {"first": 0.02, "at_most": 0.2, "for": 86400.0}

@@ -18,14 +18,8 @@ from node.deliver.parcel import Parcel
 from node.errors import AssociationRejected, DeliveryError, PeerUnreachable
 from node.model import Outcome
 from tests.parcels import ct_parcels
-from tests.peers import (
-    J2K_LOSSLESS,
-    OrthancPeer,
-    SlowProxy,
-    StoreScp,
-    dimse_settings,
-    wait_until,
-)
+from tests.peers import J2K_LOSSLESS, OrthancPeer, StoreScp, wait_until
+from tests.scripted import SlowProxy, dimse_settings
 
 pytestmark = pytest.mark.peer
 

@@ -18,15 +18,12 @@ from node.deliver.wire import connect
 from node.errors import AssociationRejected, DeliveryError, InstanceRefused, PeerUnreachable
 from node.model import Outcome
 from tests.parcels import CT, EXPLICIT, ct_parcels
-from tests.peers import (
+from tests.peers import BIG_ENDIAN, DEFLATED, IMPLICIT, J2K_LOSSLESS, wait_until
+from tests.scripted import (
     ABORT,
-    BIG_ENDIAN,
     CLOSE,
-    DEFLATED,
     ENDLESS,
     GARBAGE,
-    IMPLICIT,
-    J2K_LOSSLESS,
     PROVIDER_ABORT,
     RELEASE,
     RESET,
@@ -37,7 +34,6 @@ from tests.peers import (
     ScriptedScp,
     Status,
     dimse_settings,
-    wait_until,
 )
 
 Scripted = Callable[..., ScriptedScp]

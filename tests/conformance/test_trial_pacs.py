@@ -16,7 +16,8 @@ from node.deliver.kinds import destination
 from node.model import Outcome
 from node.trial.pacs import Pacs
 from tests.parcels import CT, EXPLICIT, STUDY, ct, part10
-from tests.peers import J2K_LOSSLESS, StoreScp, dimse_settings, free_port, needs
+from tests.peers import J2K_LOSSLESS, StoreScp, free_port, needs
+from tests.scripted import dimse_settings
 
 pytestmark = pytest.mark.peer
 

@@ -22,7 +22,8 @@ from node.errors import DeliveryError
 from node.model import Outcome
 from node.trial.pacs import Pacs
 from tests.parcels import ct_parcels
-from tests.peers import dimse_settings, free_port
+from tests.peers import free_port
+from tests.scripted import dimse_settings
 
 
 @dataclass
