@@ -21,10 +21,24 @@ from pydicom.sequence import Sequence
 
 from node.config.identifiers import DIRECT_IDENTIFIERS, VISIBLE_VRS, vr_of
 from node.dicom.encoding import Limits
+from node.dicom.headers import merge
+from node.dicom.modality import eligibility
 from node.dicom.read import read_bytes, read_header, read_instance
 from node.errors import NodeError, SeriesError, StoreError
 from node.model import InstanceHeader, Values
-from tests.dicom_samples import BIG, CT_CLASS, DEFLATED, EXPLICIT, IMPLICIT, MR_CLASS, enhanced, image, part10
+from tests.deriving import made, written
+from tests.dicom_samples import (
+    BIG,
+    CT_CLASS,
+    DEFLATED,
+    EXPLICIT,
+    IMPLICIT,
+    MR_CLASS,
+    enhanced,
+    how,
+    image,
+    part10,
+)
 from tests.encoded import ITEM, UNDEFINED, dataset, deflated, element, head
 from tests.encoded import part10 as own_part10
 
@@ -540,3 +554,14 @@ def test_every_short_attribute_as_pydicom_has_it(tmp_path: Path) -> None:
                 assert keyword not in seen
             else:
                 assert seen[keyword] == as_told(ds[keyword].value), keyword
+
+
+@pytest.mark.parametrize("equipment", ["standard", "retain"])
+@pytest.mark.parametrize("syntax", SYNTAXES)
+def test_what_luminode_made_is_recognised(syntax: str, equipment: str, tmp_path: Path) -> None:
+    """Loop immunity, through the header that the decision is made on."""
+    for ds in (image(), mr(), enhanced(2), enhanced(2, ct=True)):
+        header = read_header_of(written(made(ds, how(equipment=equipment), syntax=syntax)), tmp_path / "a")
+        assert header.derived_by_us
+        assert "Luminode" in eligibility(merge([header]), [header])
+        assert not reading(ds, tmp_path, syntax).derived_by_us
