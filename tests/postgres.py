@@ -186,8 +186,13 @@ def postgres_empty(postgres_server: URL) -> Iterator[str]:
 @pytest.fixture
 def postgres_url(postgres_shared: URL) -> str:
     """URL of a database with the current schema and nothing in it."""
-    _execute(postgres_shared, _EMPTY)
+    empty(postgres_shared)
     return told(postgres_shared)
+
+
+def empty(url: URL) -> None:
+    """Empty a database of all but its schema; whoever is connected to it is thrown out."""
+    _execute(url, _EMPTY)
 
 
 _EMPTY = """

@@ -127,18 +127,18 @@ def _open_and_write(url: str, spool: str, barrier: Any) -> None:
 
 def test_processes_that_start_together_migrate_once(empty_url: str, tmp_path: Path) -> None:
     spawn = multiprocessing.get_context("spawn")
-    barrier = spawn.Barrier(3)
+    barrier = spawn.Barrier(2)
     processes = [
         spawn.Process(target=_open_and_write, args=(empty_url, str(tmp_path / "spool"), barrier))
-        for _ in range(3)
+        for _ in range(2)
     ]
     for process in processes:
         process.start()
     for process in processes:
         process.join(60)
-    assert [p.exitcode for p in processes] == [0, 0, 0]
+    assert [p.exitcode for p in processes] == [0, 0]
     with Store.open(empty_url, tmp_path / "spool") as store:
-        assert store.provenance.verify().checked == 3
+        assert store.provenance.verify().checked == 2
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "mysql://x/y", "nonsense", "sqlite:/"])
