@@ -80,8 +80,8 @@ class NeedMore:
     size: int
 
 
-class _Short(Exception):  # noqa: N818 -- control flow inside this module, not an error
-    """The bytes end at or before ``size``; ``found`` is set if they end between two elements."""
+class _Short(Exception):
+    """No error: the bytes end before ``size``; ``found`` is set if they end between two elements."""
 
     def __init__(self, size: int, found: dict[int, bytes] | None = None) -> None:
         self.size = size
