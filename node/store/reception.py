@@ -11,7 +11,7 @@ from sqlalchemy import Connection, delete, select, update
 
 from node.errors import StoreError
 from node.model import Association, AssociationEnd, Instance, SeriesState
-from node.store import arrivals, conflicts, rows
+from node.store import arrivals, conflicts, express, rows
 from node.store.arrivals import Known, OpenSeries
 from node.store.db import Database
 from node.store.dialect import hold_files, upsert
@@ -126,6 +126,11 @@ class Reception:
         self, connection: Connection, batch: Sequence[Instance], duplicates: Duplicates
     ) -> list[Recorded]:
         hold_files(connection)
+        for one in batch:
+            self._must_exist(one.path)
+        usual = express.take(connection, batch)
+        if usual is not None:
+            return [Recorded(kind="new", series_id=series_id) for series_id in usual]
         series = arrivals.OpenSeries(connection)
         series.lock({arrivals.key_of(one) for one in batch})
         found = arrivals.current(connection, [one.sop_instance_uid for one in batch])

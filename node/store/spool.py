@@ -25,7 +25,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from io import BufferedReader
@@ -39,6 +39,9 @@ Area = Literal["received", "derived"]
 
 _FOLDERS = tuple(f"{n:02x}" for n in range(256))
 _RELATIVE = re.compile(r"(?:derived/)?[0-9a-f]{2}/[0-9a-f]{64}\.dcm")
+_PIECES = 512
+"""Pieces of one writev; the kernel's limit is 1024."""
+
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -105,6 +108,22 @@ class SpoolWriter:
             done = os.write(self._fd, view)
             while done < total:
                 done += os.write(self._fd, view[done:])
+        except OSError as error:
+            raise _typed(error, "write") from None
+        self.size += total
+        return total
+
+    def write_all(self, pieces: Sequence[memoryview]) -> int:
+        """Append pieces, one behind the other, in as few system calls as possible; as `write` otherwise."""
+        total = sum(map(len, pieces))
+        try:
+            for start in range(0, len(pieces), _PIECES):
+                some = pieces[start : start + _PIECES]
+                done = os.writev(self._fd, some)
+                if done < sum(map(len, some)):  # the disk is about to be full: byte by byte of what is left
+                    rest = memoryview(b"".join(some))[done:]
+                    while rest:
+                        rest = rest[os.write(self._fd, rest) :]
         except OSError as error:
             raise _typed(error, "write") from None
         self.size += total
