@@ -157,7 +157,7 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
         messages = self._messages
         try:
             if type(happening) is wire.Data and messages is not None:
-                messages.data(happening.context_id, happening.piece)
+                messages.data(happening.context_id, happening.pieces)
             elif type(happening) is wire.DataEnd and messages is not None:
                 messages.data_end(happening.context_id)
                 self._pace.message_ended(time.monotonic())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Final
 
@@ -36,7 +36,7 @@ DRAIN: Final = 2
 """An instance over its limit is read on, to be answered, up to this many times the limit."""
 
 
-class Refusal(ReceiveError):  # noqa: N818 - an answer, not an accident
+class Refusal(ReceiveError):
     """Why an instance is not stored: DIMSE status and Error Comment."""
 
 
@@ -160,9 +160,9 @@ class Intake:
         """True once so much has come that even reading on to answer makes no sense (R24)."""
         return self.size > DRAIN * self._terms.max_instance
 
-    def take(self, piece: memoryview) -> None:
+    def take(self, pieces: Sequence[memoryview]) -> None:
         """The next bytes of the data set; they are not kept. Never raises: see :attr:`refused`."""
-        self.size += len(piece)
+        self.size += sum(map(len, pieces))
         if self.refused is not None or self._writer is None:
             return
         try:
@@ -172,10 +172,11 @@ class Intake:
                 self._next_space = self.size + _SPACE_EVERY
                 if self._spool.free_bytes() < self._terms.refuse_below:
                     raise Refusal(*SPACE)
-            self._writer.write(piece)
-            self._hash.update(piece)
+            self._writer.write_all(pieces)
+            for piece in pieces:
+                self._hash.update(piece)
             if self._ids is None and len(self._prefix) < _PREFIX:
-                self._prefix += piece[: _PREFIX - len(self._prefix)]
+                self._prefix += b"".join(pieces)
                 if len(self._prefix) >= self._look:
                     self._identify(lambda: scan_uids(self._prefix, self._ts))
         except Exception as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -41,7 +41,7 @@ class _Foreign:
 _Message: TypeAlias = Intake | _Drain | _Foreign
 
 
-class TooMuch(Exception):  # noqa: N818 - says what happened, as pynetdicom's events do
+class TooMuch(Exception):
     """The peer sends without end: the association is to be aborted."""
 
 
@@ -118,19 +118,19 @@ class Messages:
             return _Drain(command, Refusal(Status.UNRECOGNIZED_OPERATION, "operation is not supported"))
         return _Foreign(command)
 
-    def data(self, context_id: int, piece: memoryview) -> None:
-        """A piece of a data set. Raises TooMuch."""
+    def data(self, context_id: int, pieces: Sequence[memoryview]) -> None:
+        """Pieces of a data set. Raises TooMuch."""
         message = self._open[context_id]
         if type(message) is Intake:
-            message.take(piece)
+            message.take(pieces)
             if message.refused is not None and message.hopeless:
                 raise TooMuch
             return
-        message.size += len(piece)
+        message.size += sum(map(len, pieces))
         if isinstance(message, _Foreign):
             if message.size > LARGEST_FOREIGN:
                 raise TooMuch
-            self._forward(fragment(context_id, bytes(piece), last=False))
+            self._forward(fragment(context_id, b"".join(pieces), last=False))
         elif message.size > DRAIN * self._house.terms.max_instance:
             raise TooMuch
 

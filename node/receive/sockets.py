@@ -1,7 +1,7 @@
 """A peer's socket, never blocking, under pynetdicom's name for it.
 
 Linux tells a sender that its bytes arrived only after up to 40 ms; a sender with Nagle's algorithm on
-(DCMTK has it, and so do scanners) waits for that. Asking for a quick acknowledgement after every read is worth
+(DCMTK has it, and so do scanners) waits for that. A quick acknowledgement after every read is worth
 a factor of twenty with such a peer.
 """
 

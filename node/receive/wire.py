@@ -35,6 +35,7 @@ _MOST_MESSAGES: Final = 16
 
 _PDU = struct.Struct(">BxL")
 _PDV = struct.Struct(">LBB")
+_PDU_PDV = struct.Struct(">BxLLBB")
 
 
 class Reason(IntEnum):
@@ -48,10 +49,10 @@ class Reason(IntEnum):
 
 
 class Data(NamedTuple):
-    """A piece of a context's data set; ``piece`` is a view that the next :meth:`Wire.feed` overwrites."""
+    """Pieces of a context's data set, one behind the other; views that the next ``feed`` overwrites."""
 
     context_id: int
-    piece: memoryview
+    pieces: list[memoryview]
 
 
 class DataEnd(NamedTuple):
@@ -170,6 +171,8 @@ class Wire:
                 take = min(self._pdv_left, end - at)
                 self._piece(view[at : at + take], out)
                 at += take
+            elif not self._kind and not self._head and end - at >= 12:
+                at = self._usual(view, at, out) or self._header(view, at, out)
             elif self._kind and self._kind != P_DATA:
                 take = min(self._pdu_left, end - at)
                 self._control += view[at : at + take]
@@ -178,21 +181,43 @@ class Wire:
                 if not self._pdu_left:
                     self._end_control(out)
             else:
-                # A header of six bytes, of a PDU or of a PDV; mostly whole and in one buffer.
-                if not self._head and end - at >= 6:
-                    header: memoryview | bytearray = view[at : at + 6]
-                    at += 6
-                else:
-                    take = min(6 - len(self._head), end - at)
-                    self._head += view[at : at + take]
-                    at += take
-                    if len(self._head) < 6:
-                        return
-                    header, self._head = self._head, bytearray()
-                if self._kind:
-                    self._begin_pdv(header, out)
-                else:
-                    self._begin_pdu(header)
+                at = self._header(view, at, out)
+
+    def _usual(self, view: memoryview, at: int, out: list[Happening]) -> int:
+        """The case that makes up nearly all traffic: a PDU of one PDV of a data set that is under way.
+
+        Returns where to go on, or 0 if this is another case, of which nothing has been taken then.
+        """
+        kind, length, pdv, context_id, control = _PDU_PDV.unpack_from(view, at)
+        if kind != P_DATA or pdv + 4 != length or length > self._largest or pdv <= 2 or control & 1:
+            return 0
+        if context_id not in self._expected:
+            return 0
+        at += 12
+        piece = view[at : at + pdv - 2]
+        self._kind, self._pdu_left = kind, 0
+        self._pdv_open, self._pdv_left = True, pdv - 2
+        self._pdv_context, self._last = context_id, control
+        self._piece(piece, out)
+        return at + len(piece)
+
+    def _header(self, view: memoryview, at: int, out: list[Happening]) -> int:
+        """Six bytes of header, of a PDU or of a PDV; mostly whole and in one buffer. Where to go on."""
+        if not self._head and len(view) - at >= 6:
+            header: memoryview | bytearray = view[at : at + 6]
+            at += 6
+        else:
+            take = min(6 - len(self._head), len(view) - at)
+            self._head += view[at : at + take]
+            at += take
+            if len(self._head) < 6:
+                return at
+            header, self._head = self._head, bytearray()
+        if self._kind:
+            self._begin_pdv(header, out)
+        else:
+            self._begin_pdu(header)
+        return at
 
     def _begin_pdu(self, header: memoryview | bytearray) -> None:
         kind, length = _PDU.unpack(header)
@@ -255,7 +280,11 @@ class Wire:
         if self._last & 1:
             self._commands[context_id] += piece
         elif piece:
-            out.append(Data(context_id, piece))
+            latest = out[-1] if out else None
+            if type(latest) is Data and latest.context_id == context_id:
+                latest.pieces.append(piece)
+            else:
+                out.append(Data(context_id, [piece]))
         if self._pdv_left:
             return
         self._pdv_open = False

@@ -167,6 +167,12 @@ def run(port: int, args: argparse.Namespace) -> float:
     return args.n * args.associations / max(times)
 
 
+def cpu(process: subprocess.Popen[bytes]) -> float:
+    """Seconds of CPU that a process, and its children that ended, have used."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
 def wait_for(port: int) -> None:
     for _ in range(200):
         try:
@@ -198,6 +204,7 @@ def main() -> None:
     try:
         wait_for(11513)
         wait_for(11514)
+        at_start = cpu(ours)
         told: dict[str, list[float]] = {"storescp": [], "luminode": []}
         for _ in range(args.rounds):
             told["storescp"].append(run(11513, args))
@@ -206,6 +213,8 @@ def main() -> None:
         for name, rates in told.items():
             print(f"{name:10s} {medians[name]:8.0f} instances/s   " + " ".join(f"{rate:.0f}" for rate in rates))
         print(f"ratio      {medians['luminode'] / medians['storescp']:8.2f}")
+        n = args.n * args.associations * args.rounds
+        print(f"CPU ms an instance: storescp {1e3 * cpu(theirs) / n:.2f}, luminode {1e3 * (cpu(ours) - at_start) / n:.2f}")
         usage = Path(f"/proc/{ours.pid}/status").read_text().split("VmHWM:")[1].split("\n")[0].strip()
         print(f"luminode's largest resident size {usage}")
     finally:

@@ -42,7 +42,7 @@ def feed(wire: Wire, stream: bytes, cuts: list[int] | None = None) -> list[Happe
         buffer = bytearray(stream[at:cut])
         for happening in wire.feed(memoryview(buffer)):
             if isinstance(happening, Data):
-                out.append(Data(happening.context_id, memoryview(bytes(happening.piece))))
+                out.append(Data(happening.context_id, [memoryview(b"".join(happening.pieces))]))
             else:
                 out.append(happening)
         buffer[:] = b"\xee" * len(buffer)
@@ -56,7 +56,7 @@ def joined(happenings: list[Happening]) -> list[object]:
     open_: dict[int, bytearray] = {}
     for one in happenings:
         if isinstance(one, Data):
-            open_.setdefault(one.context_id, bytearray()).extend(one.piece)
+            open_.setdefault(one.context_id, bytearray()).extend(one.pieces[0])
         elif isinstance(one, DataEnd):
             out.append((one.context_id, bytes(open_.pop(one.context_id, b""))))
         elif isinstance(one, CommandSet):
@@ -152,7 +152,7 @@ def test_no_stream_does_harm(data: st.DataObject) -> None:
     assert wire.broken == bool(faults)
     if faults:
         assert wire.feed(memoryview(bytes(raw))) == []
-    assert sum(len(one.piece) for one in happenings if isinstance(one, Data)) <= len(raw)
+    assert sum(len(one.pieces[0]) for one in happenings if isinstance(one, Data)) <= len(raw)
 
 
 def test_data_comes_as_it_arrives_not_when_it_is_complete() -> None:
@@ -162,7 +162,7 @@ def test_data_comes_as_it_arrives_not_when_it_is_complete() -> None:
     raw = p_data(pdv(1, 2, data))
     first = feed(wire, raw[:1000])
     assert [type(one) for one in first] == [Data]
-    assert bytes(first[0].piece) == data[: 1000 - 12]  # type: ignore[union-attr]
+    assert bytes(first[0].pieces[0]) == data[: 1000 - 12]  # type: ignore[union-attr]
     assert wire.partial
     assert wire.in_message
 
