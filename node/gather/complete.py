@@ -38,7 +38,8 @@ class SeriesView:
 
     ``headers`` are of every generation of the series; ``n_unread`` counts instances whose header has not
     been read yet. ``others_open`` are open associations of the same sender that did not carry this series
-    but may still do so (they carry the same study, or have brought nothing yet).
+    but may still do so (they carry the same study, or have brought nothing yet). ``awake_since`` is when this
+    node began to look: while it was down no sender could show a sign of life, so silence counts from there.
     """
 
     opened_at: datetime
@@ -47,6 +48,7 @@ class SeriesView:
     n_unread: int
     carried: Sequence[Carried]
     others_open: Sequence[Association] = ()
+    awake_since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +90,8 @@ def judge(view: SeriesView, now: datetime, ladder: Ladder, regular: Regular) -> 
         ``node.dicom.stacks.regular``: is the geometry proof that nothing is missing, and why.
     """
     give_up_at = view.opened_at + timedelta(seconds=ladder.give_up_after_s)
+    if view.awake_since is not None:
+        give_up_at = max(give_up_at, view.awake_since + timedelta(seconds=ladder.quiet_after_s))
     if now >= give_up_at:
         return Judgement(close=True, because="give_up", detail=f"{len(view.headers)} instances")
     quiet_at = _last_sign(view) + timedelta(seconds=ladder.quiet_after_s)
@@ -119,7 +123,7 @@ def _last_sign(view: SeriesView) -> datetime:
 
     An association that interleaves several series keeps all of them awake while it is open.
     """
-    signs = [view.last_received_at]
+    signs = [view.last_received_at, *([view.awake_since] if view.awake_since is not None else [])]
     signs += [c.last_received_at for c in view.carried if c.association.end is AssociationEnd.OPEN]
     return max(signs)
 

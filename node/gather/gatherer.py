@@ -77,6 +77,7 @@ class Gatherer:
         self._cards = cards
         self._growing: dict[int, _Growing] = {}
         self._open: dict[SeriesKey, int] = {}
+        self._awake_since: datetime | None = None
 
     def run(self, stop: threading.Event) -> None:
         """Gather until ``stop`` is set. A database that is away is waited for."""
@@ -96,6 +97,7 @@ class Gatherer:
 
     def step(self, now: datetime) -> float:
         """One round: index, judge, route. Returns after how many seconds to look again at the latest."""
+        self._awake_since = self._awake_since or now
         if self._index(now):
             return 0.0
         again = _LOOK_AGAIN_S
@@ -175,7 +177,7 @@ class Gatherer:
         if growing is None:
             view = SeriesView(
                 opened_at=series.opened_at, last_received_at=series.last_received_at, headers=(),
-                n_unread=1, carried=(),
+                n_unread=1, carried=(), awake_since=self._awake_since,
             )  # fmt: skip
             return judge(view, now, ladder, regular)
         carried = [
@@ -194,6 +196,7 @@ class Gatherer:
             n_unread=0,
             carried=carried,
             others_open=self._others(series, carried),
+            awake_since=self._awake_since,
         )
         return judge(view, now, ladder, regular)
 

@@ -68,7 +68,7 @@ class Node:
             )  # fmt: skip
         self.wait_for_port()
 
-    def wait_for_port(self, within_s: float = 40) -> None:
+    def wait_for_port(self, within_s: float = 120) -> None:
         def listening() -> bool:
             assert self.process is not None
             assert self.process.poll() is None, self.log.read_text()[-4000:]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,7 +27,7 @@ def files(tmp_path: Path) -> list[Path]:
 
 
 def everything_once(node: Node, orthanc: OrthancPeer) -> None:
-    wait_until(lambda: settled(node, 1), 90, "the series is delivered")
+    wait_until(lambda: settled(node, None) and len(orthanc.uids()) >= N, 120, "the series is delivered")
     with node.store() as store:
         assert store.series.counts()
         assert sum(s.count for s in store.series.list()) == N
@@ -42,7 +41,7 @@ def everything_once(node: Node, orthanc: OrthancPeer) -> None:
 def test_in_the_middle_of_receiving(
     nodes: MakeNode, orthanc: OrthancPeer, files: list[Path]
 ) -> None:
-    node = nodes(quiet_after="3s")
+    node = nodes(quiet_after="10s")
     acknowledged: set[str] = set()
     halfway = threading.Event()
 
@@ -67,12 +66,6 @@ def test_in_the_middle_of_receiving(
         assert acknowledged <= have
     scanner(node, files)  # the scanner sends the study again, as its user would
     everything_once(node, orthanc)
-
-
-def after(node: Node, moment: Callable[[Node], bool], told: str) -> None:
-    wait_until(lambda: moment(node), 40, told, every_s=0.005)
-    node.kill_tree()
-    node.start()
 
 
 def test_in_the_middle_of_enhancing(nodes: MakeNode, orthanc: OrthancPeer, files: list[Path]) -> None:

@@ -26,13 +26,13 @@ def scanner(node: Node, files: list[Path], *, calling_ae: str = "CT1", associati
     assert sent.ok, (sent.errors, sent.not_done)
 
 
-def settled(node: Node, n_jobs: int) -> bool:
+def settled(node: Node, n_jobs: int | None) -> bool:
     with node.store() as store:
         jobs = store.jobs.list()
         deliveries = store.deliveries.list()
         assert not [j for j in jobs if j.state in (JobState.HELD, JobState.FAILED)], [j.failure for j in jobs]
         return (
-            len(jobs) == n_jobs
+            (len(jobs) == n_jobs if n_jobs is not None else bool(jobs))
             and all(j.state is JobState.DONE for j in jobs)
             and all(d.state is DeliveryState.SENT for d in deliveries)
             and not [s for s in store.series.list() if s.state in (SeriesState.OPEN, SeriesState.CLOSED)]

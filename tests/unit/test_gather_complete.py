@@ -137,6 +137,14 @@ def test_rungs_can_be_switched_off() -> None:
     assert at(v, 39, bare).because == "quiet"
 
 
+def test_silence_while_the_node_was_down_does_not_count() -> None:
+    lost = [Carried(association=association("a", AssociationEnd.LOST), n_instances=20, last_received_at=T0)]
+    up_again = T0 + timedelta(hours=2)
+    v = view(carried=lost, awake_since=up_again)
+    assert not at(v, 7200 + 29).close
+    assert at(v, 7200 + 30).close
+
+
 ends = st.sampled_from(list(AssociationEnd))
 
 
