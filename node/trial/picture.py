@@ -193,7 +193,7 @@ def _detail(after: Floats, body: Mask, window: Window) -> tuple[int, int, int]:
     side = max(int(DETAIL_SHARE * min(grey.shape)), 8)
     smooth = ndimage.gaussian_filter(grey, 1.2)
     edges = np.minimum(ndimage.gaussian_gradient_magnitude(smooth, 1.0), 0.12)
-    shown = ((grey > 0.06) & (grey < 0.94)).astype(np.float32)
+    shown = ((grey > 0.06) & (grey < 0.8)).astype(np.float32)
     score = ndimage.uniform_filter(edges, side) * ndimage.uniform_filter(shown, side) ** 2
     # Well inside the patient, not on the skin.
     score *= ndimage.uniform_filter(body.astype(np.float32), int(1.9 * side)) > 0.999
