@@ -1,11 +1,13 @@
-"""What lies under a path: free space, and the kinds of file system that a database must not lie on."""
+"""What lies under a path: free space, folders, and file systems that a database must not lie on."""
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from pathlib import Path
 
-from node.errors import StoreError
+from node.errors import OutOfSpace, StoreError
 
 NETWORK_FILESYSTEMS = frozenset(
     {
@@ -55,3 +57,36 @@ def free_bytes(path: Path) -> int:
     if told.f_files and not told.f_favail:
         return 0
     return told.f_bavail * told.f_frsize
+
+
+def make_folder(path: Path) -> bool:
+    """Make one folder of ours; True if it is new. A link planted in its place is refused."""
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            raise StoreError(
+                "something else lies where a folder of the spool should be", retryable=False
+            ) from None
+        return False
+    return True
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def disk_error(error: OSError, step: str) -> StoreError:
+    """What a refusal of the disk means to the store: `OutOfSpace`, or a `StoreError` to be retried."""
+    told = f"spool: {step} failed ({errno.errorcode.get(error.errno or 0, 'unknown')})"
+    if error.errno in _FULL:
+        return OutOfSpace(told, hint="free space on the spool's file system")
+    return StoreError(told)

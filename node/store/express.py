@@ -19,7 +19,10 @@ from node.model import Instance, SeriesState
 
 _MOST: Final = 500
 
-_KNOWN: Final = 'SELECT 1 FROM instance WHERE "current" AND sop_instance_uid IN ({}) LIMIT 1'
+_KNOWN: Final = "SELECT 1 FROM instance WHERE {} AND sop_instance_uid IN ({}) LIMIT 1"
+_IN_FORCE: Final = {True: '"current"', False: '"current" = 1'}
+"""By PostgreSQL or not: to the letter what the partial index says, or it is not used."""
+
 _NEWEST: Final = (
     "SELECT id, state FROM series WHERE series_uid = ? AND study_uid = ? AND calling_ae = ? AND called_ae = ?"
     " ORDER BY generation DESC LIMIT 1"
@@ -71,7 +74,7 @@ def take(connection: Connection, batch: Sequence[Instance]) -> list[int] | None:
 
 def _take(cursor: Any, batch: Sequence[Instance], uids: set[str], postgresql: bool) -> list[int] | None:
     mark = "%s" if postgresql else "?"
-    if _one(cursor, _KNOWN.format(_marks(len(uids), mark)), list(uids)) is not None:
+    if _one(cursor, _KNOWN.format(_IN_FORCE[postgresql], _marks(len(uids), mark)), list(uids)) is not None:
         return None
     series: dict[tuple[str, ...], int] = {}
     for key in sorted({_key(one) for one in batch}):  # in one order whoever does it, against deadlocks

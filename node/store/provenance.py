@@ -228,14 +228,12 @@ def _story(connection: Connection, uid: str) -> Story:
     named = select(DerivedRow.job_id).where(
         or_(DerivedRow.id.in_(made), DerivedRow.series_uid == uid, DerivedRow.study_uid == uid)
     )
-    received = select(InstanceRow.series_id).where(InstanceRow.sop_instance_uid == uid)
     series_rows = connection.execute(
         rows.whole(SeriesRow)
         .where(
             or_(
-                SeriesRow.series_uid.in_([uid, *told]),
-                SeriesRow.study_uid == uid,
-                SeriesRow.id.in_(received),
+                rows.series_of(uid),
+                SeriesRow.series_uid.in_(told),
                 SeriesRow.id.in_(select(JobRow.series_id).where(JobRow.id.in_(named))),
             )
         )

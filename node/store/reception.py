@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from sqlalchemy import Connection, delete, select, update
 
@@ -27,6 +27,8 @@ from node.store.tables import (
 
 Kind = Literal["new", "same", "conflict_kept_first", "replaced"]
 Duplicates = Literal["keep_first", "replace"]
+Ended: TypeAlias = tuple[str, AssociationEnd, datetime]
+"""An association's id, how it ended, and when."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,17 +66,13 @@ class Reception:
     def note_associations(
         self,
         opened: Sequence[Association] = (),
-        ended: Sequence[tuple[str, AssociationEnd, datetime]] = (),
+        ended: Sequence[Ended] = (),
         *,
         receiver: str = "",
     ) -> None:
         """Many openings and endings in one commit (one-association-per-instance scanners make many)."""
         with self._db.write() as connection:
-            if opened:
-                statement = upsert(connection, AssociationRow).on_conflict_do_nothing(index_elements=["id"])
-                connection.execute(statement, [rows.association_values(a, receiver) for a in opened])
-            for association_id, end, at in ended:
-                _end(connection, association_id, end, at)
+            _note(connection, opened, ended, receiver)
 
     def lose_open_associations(self, at: datetime, *, receiver: str = "") -> int:
         """Mark as LOST whatever this receiver had open when it died; returns how many."""
@@ -87,8 +85,18 @@ class Reception:
 
     # instances ------------------------------------------------------------------------------------
 
-    def record(self, batch: Sequence[Instance], *, duplicates: Duplicates = "keep_first") -> list[Recorded]:
+    def record(
+        self,
+        batch: Sequence[Instance],
+        *,
+        duplicates: Duplicates = "keep_first",
+        opened: Sequence[Association] = (),
+        ended: Sequence[Ended] = (),
+        receiver: str = "",
+    ) -> list[Recorded]:
         """Write a batch in one durable transaction; one answer for each instance, in order.
+
+        What `note_associations` would write may ride along.
 
         The files must be published and their folders synced before. Calling it again with the same batch
         is harmless and is what to do when the outcome of a commit is unknown: those come back "same".
@@ -98,7 +106,11 @@ class Reception:
         StoreError
             Nothing of the batch is recorded (answer A700H): the database is away, or a file has vanished.
         """
-        return self._db.transact(lambda c: self._record(c, batch, duplicates)) if batch else []
+        def work(connection: Connection) -> list[Recorded]:
+            _note(connection, opened, ended, receiver)
+            return self._record(connection, batch, duplicates)
+
+        return self._db.transact(work) if batch or opened or ended else []
 
     def adopt(self, instance: Instance) -> Recorded:
         """Record a file that was found in the spool without a row. It never displaces another.
@@ -140,7 +152,6 @@ class Reception:
         for at, one in sorted(enumerate(batch), key=lambda item: arrivals.order_of(item[1])):
             known = found.get(one.sop_instance_uid)
             if known is None:
-                self._must_exist(one.path)
                 series_id = series.take(one)
                 fresh.append(arrivals.row_of(one, series_id))
                 found[one.sop_instance_uid] = arrivals.known_of(one, series_id)
@@ -173,7 +184,6 @@ class Reception:
             arrivals.rewrite(connection, known, one)
             series.touch(known.series_id, one.received_at)
             return Recorded(kind="same", series_id=known.series_id)
-        self._must_exist(one.path)
         if duplicates == "replace":
             return self._replace(connection, series, one, known)
         row = arrivals.row_of(one, known.series_id)
@@ -225,6 +235,16 @@ def _carried(batch: Sequence[Instance], told: Sequence[Recorded]) -> dict[tuple[
         new, seen = counts.get((what.series_id, one.association), (0, 0))
         counts[what.series_id, one.association] = (new + (what.kind in ("new", "replaced")), seen + 1)
     return counts
+
+
+def _note(
+    connection: Connection, opened: Sequence[Association], ended: Sequence[Ended], receiver: str
+) -> None:
+    if opened:
+        statement = upsert(connection, AssociationRow).on_conflict_do_nothing(index_elements=["id"])
+        connection.execute(statement, [rows.association_values(a, receiver) for a in opened])
+    for association_id, end, at in ended:
+        _end(connection, association_id, end, at)
 
 
 def _end(connection: Connection, association_id: str, end: AssociationEnd, at: datetime) -> None:

@@ -76,8 +76,12 @@ class Retention:
     ) -> Purgeable:
         """What is done and older than that, the oldest first. Changes nothing."""
         with self._db.read() as connection:
-            series = _ids(connection, SeriesRow, _series_done(received_before), limit)
-            derived = _ids(connection, DerivedRow, _derived_done(derived_before), limit)
+            series = _ids(
+                connection, SeriesRow, _series_done(received_before), SeriesRow.last_received_at, limit
+            )
+            derived = _ids(
+                connection, DerivedRow, _derived_done(derived_before), DerivedRow.created_at, limit
+            )
             received = select(func.sum(InstanceRow.size)).where(InstanceRow.series_id.in_(series))
             made = select(func.sum(DerivedInstanceRow.size)).where(DerivedInstanceRow.derived_id.in_(derived))
             n_bytes = sum(int(connection.execute(q).scalar_one() or 0) for q in (received, made))
@@ -222,10 +226,11 @@ def _derived_done(before: datetime) -> ColumnElement[bool]:
     return and_(DerivedRow.purged_at.is_(None), DerivedRow.created_at < before, ~working, ~unsent)
 
 
-def _ids(connection: Connection, table: Any, condition: ColumnElement[bool], limit: int) -> list[int]:
-    return list(
-        connection.execute(select(table.id).where(condition).order_by(table.id).limit(limit)).scalars()
-    )
+def _ids(
+    connection: Connection, table: Any, condition: ColumnElement[bool], age: Any, limit: int
+) -> list[int]:
+    found = select(table.id).where(condition).order_by(age, table.id).limit(limit)
+    return list(connection.execute(found).scalars())
 
 
 def _trash(connection: Connection, path: Any, condition: ColumnElement[bool], at: datetime) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, select
+from sqlalchemy import ColumnElement, Row, Select, or_, select
 
 from node.model import (
     Action,
@@ -28,6 +28,7 @@ from node.model import (
 from node.store.codec import unpack_series_header
 from node.store.tables import (
     Base,
+    ConflictRow,
     InstanceRow,
     SeriesRow,
 )
@@ -170,6 +171,18 @@ def derived_instance(row: AnyRow) -> DerivedInstance:
         size=row.size,
         offset=row.offset,
         sha256=row.sha256,
+    )
+
+
+def series_of(uid: str) -> ColumnElement[bool]:
+    """Condition: the series of a received Study, Series or SOP Instance UID, in force or superseded."""
+    in_force = select(InstanceRow.series_id).where(InstanceRow.current, InstanceRow.sop_instance_uid == uid)
+    aside = select(ConflictRow.series_id).where(ConflictRow.sop_instance_uid == uid)
+    return or_(
+        SeriesRow.series_uid == uid,
+        SeriesRow.study_uid == uid,
+        SeriesRow.id.in_(in_force),
+        SeriesRow.id.in_(aside),
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, exists, func, literal_column, select, update
 
 from node.errors import StoreError
 from node.model import (
@@ -25,6 +25,9 @@ from node.store import codec, events, moves, provenance, rows
 from node.store.db import Database
 from node.store.jobs import NewJob, insert_job
 from node.store.tables import AssociationRow, CarriedRow, InstanceRow, SeriesRow
+
+_UNREAD: ColumnElement[int] = literal_column("0")
+"""To the letter what the partial index says, or it is not used."""
 
 _DECIDED = {
     Action.ENHANCE: SeriesState.ROUTED,
@@ -56,7 +59,9 @@ class SeriesStore:
         """Instances whose header was not read yet, oldest first, with their row ids."""
         with self._db.read() as connection:
             found = connection.execute(
-                rows.INSTANCE_WITH_KEY.where(InstanceRow.indexed == 0).order_by(InstanceRow.id).limit(limit)
+                rows.INSTANCE_WITH_KEY.where(InstanceRow.indexed == _UNREAD)
+                .order_by(InstanceRow.id)
+                .limit(limit)
             )
             return [(row.id, rows.instance(row)) for row in found]
 
@@ -111,7 +116,7 @@ class SeriesStore:
         with self._db.write() as connection:
             row = connection.execute(
                 update(InstanceRow)
-                .where(InstanceRow.id == instance_id, InstanceRow.indexed == 0)
+                .where(InstanceRow.id == instance_id, InstanceRow.indexed == _UNREAD)
                 .values(indexed=2)
                 .returning(InstanceRow.series_id, InstanceRow.sop_instance_uid)
             ).first()
@@ -121,7 +126,7 @@ class SeriesStore:
 
     def pending(self, series_id: int) -> int:
         """How many instances of this generation wait to be indexed."""
-        return self._count(InstanceRow.series_id == series_id, InstanceRow.indexed == 0)
+        return self._count(InstanceRow.series_id == series_id, InstanceRow.indexed == _UNREAD)
 
     def unreadable(self, series_id: int) -> int:
         """How many instances of this generation could not be read."""
@@ -142,10 +147,7 @@ class SeriesStore:
 
     def find(self, uid: str) -> builtins.list[Series]:
         """All generations, from all senders, of a Study, Series or SOP Instance UID (received)."""
-        inside = select(InstanceRow.series_id).where(InstanceRow.sop_instance_uid == uid)
-        return self._series(
-            or_(SeriesRow.series_uid == uid, SeriesRow.study_uid == uid, SeriesRow.id.in_(inside))
-        )
+        return self._series(rows.series_of(uid))
 
     def generations(self, series_id: int) -> builtins.list[Series]:
         """All generations of the same series from the same sender, first to last."""
@@ -274,7 +276,7 @@ class SeriesStore:
         ``count`` is how many instances the caller judged: if another arrived meanwhile, or took an
         instance's place and was not indexed yet, nothing happens and False comes back.
         """
-        unread = exists().where(InstanceRow.series_id == series_id, InstanceRow.indexed == 0)
+        unread = exists().where(InstanceRow.series_id == series_id, InstanceRow.indexed == _UNREAD)
         extra = () if count is None else (SeriesRow.count == count, ~unread)
         with self._db.write() as connection:
             return moves.move_series(

@@ -17,7 +17,6 @@ The commit order is reliability.md section 2: write, `SpoolWriter.sync`, `SpoolW
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -32,8 +31,8 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Literal
 
-from node.errors import OutOfSpace, StoreError
-from node.store.disk import free_bytes
+from node.errors import StoreError
+from node.store.disk import disk_error, free_bytes, make_folder, sync_folder
 
 Area = Literal["received", "derived"]
 
@@ -41,8 +40,6 @@ _FOLDERS = tuple(f"{n:02x}" for n in range(256))
 _RELATIVE = re.compile(r"(?:derived/)?[0-9a-f]{2}/[0-9a-f]{64}\.dcm")
 _PIECES = 512
 """Pieces of one writev; the kernel's limit is 1024."""
-
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +106,7 @@ class SpoolWriter:
             while done < total:
                 done += os.write(self._fd, view[done:])
         except OSError as error:
-            raise _typed(error, "write") from None
+            raise disk_error(error, "write") from None
         self.size += total
         return total
 
@@ -125,7 +122,7 @@ class SpoolWriter:
                     while rest:
                         rest = rest[os.write(self._fd, rest) :]
         except OSError as error:
-            raise _typed(error, "write") from None
+            raise disk_error(error, "write") from None
         self.size += total
         return total
 
@@ -134,7 +131,7 @@ class SpoolWriter:
         try:
             os.fdatasync(self._fd)
         except OSError as error:
-            raise _typed(error, "sync") from None
+            raise disk_error(error, "sync") from None
 
     def publish(self, series_uid: str, sop_instance_uid: str, sha256: str, area: Area = "received") -> str:
         """Give the file its final name and close it; returns the path relative to the spool.
@@ -152,7 +149,7 @@ class SpoolWriter:
         except OSError as error:
             self._spool._ours.clear()  # should somebody have removed the folder: look again next time
             self.discard()
-            raise _typed(error, "rename") from None
+            raise disk_error(error, "rename") from None
         self._close()
         return relative
 
@@ -197,11 +194,11 @@ class Spool:
             absent = [p for p in (self.root, *self.root.parents) if not p.exists()]
             self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
             for name in ("tmp", "scratch", "derived"):
-                _folder(self.root / name)
+                make_folder(self.root / name)
             for folder in (self.root / "derived", self.root, *(p.parent for p in absent)):
-                _sync_dir(folder)
+                sync_folder(folder)
         except OSError as error:
-            raise _typed(error, "open") from None
+            raise disk_error(error, "open") from None
         self._ours.update(self._folders())
         self._durable.update(self._ours)  # as what is there now was just made
 
@@ -218,7 +215,7 @@ class Spool:
         """Make sure that a file's folder is there, and is a folder of ours."""
         folder = relative.rpartition("/")[0]
         if folder not in self._ours:
-            _folder(self.root / folder)
+            make_folder(self.root / folder)
             self._ours.add(folder)
 
     def create(self) -> SpoolWriter:
@@ -233,7 +230,7 @@ class Spool:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise _typed(error, "create") from None
+            raise disk_error(error, "create") from None
         return SpoolWriter(self, path, fd)
 
     def sync_dirs(self, paths: Iterable[str]) -> None:
@@ -244,12 +241,12 @@ class Spool:
         """
         try:
             for folder in sorted({p.rpartition("/")[0] for p in paths}):
-                _sync_dir(self.root / folder)
+                sync_folder(self.root / folder)
                 if folder not in self._durable:
-                    _sync_dir((self.root / folder).parent)
+                    sync_folder((self.root / folder).parent)
                     self._durable.add(folder)
         except OSError as error:
-            raise _typed(error, "sync of a folder") from None
+            raise disk_error(error, "sync of a folder") from None
 
     def path(self, relative: str) -> Path:
         """Absolute path of a file of the spool.
@@ -268,7 +265,7 @@ class Spool:
         try:
             return os.fdopen(os.open(self.path(relative), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
         except OSError as error:
-            raise _typed(error, "open") from None
+            raise disk_error(error, "open") from None
 
     def exists(self, relative: str) -> bool:
         """Whether a regular file lies there (a link does not count)."""
@@ -295,7 +292,7 @@ class Spool:
         try:
             self.path(relative).unlink(missing_ok=True)
         except OSError as error:
-            raise _typed(error, "remove") from None
+            raise disk_error(error, "remove") from None
 
     def walk(self) -> Iterator[SpoolFile]:
         """Every published file, folder by folder, received before derived."""
@@ -343,7 +340,7 @@ class Scratch:
             self._fd = os.open(folder / ".lock", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise _typed(error, "scratch") from None
+            raise disk_error(error, "scratch") from None
 
     def close(self) -> None:
         """Remove the folder and all in it; harmless when called twice."""
@@ -357,27 +354,6 @@ class Scratch:
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
-
-
-def _folder(path: Path) -> bool:
-    """Make one folder of ours; True if it is new. A link planted in its place is refused."""
-    try:
-        path.mkdir(mode=0o700)
-    except FileExistsError:
-        if not stat.S_ISDIR(os.lstat(path).st_mode):
-            raise StoreError(
-                "something else lies where a folder of the spool should be", retryable=False
-            ) from None
-        return False
-    return True
-
-
-def _sync_dir(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _remove_if_dead(path: Path, before_s: float) -> bool:
@@ -399,10 +375,3 @@ def _remove_if_dead(path: Path, before_s: float) -> bool:
 
 def _safe(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]", "_", name)[:32] or "work"
-
-
-def _typed(error: OSError, step: str) -> StoreError:
-    told = f"spool: {step} failed ({errno.errorcode.get(error.errno or 0, 'unknown')})"
-    if error.errno in _FULL:
-        return OutOfSpace(told, hint="free space on the spool's file system")
-    return StoreError(told)

@@ -121,7 +121,12 @@ class SeriesRow(Base):
         ),
         Index("ix_series_state", "state", "id"),
         Index("ix_series_study", "study_uid"),
-        Index("ix_series_last", "last_received_at"),
+        Index(
+            "ix_series_kept",
+            "last_received_at",
+            sqlite_where=text("purged_at IS NULL"),
+            postgresql_where=text("purged_at IS NULL"),
+        ),
     )
 
 
@@ -149,7 +154,7 @@ class InstanceRow(Base):
             "uq_instance_current",
             "sop_instance_uid",
             unique=True,
-            sqlite_where=text("current"),
+            sqlite_where=text("current = 1"),  # to the letter what is asked, or it is not used
             postgresql_where=text("current"),
         ),
         Index(
@@ -243,7 +248,12 @@ class DerivedRow(Base):
     __table_args__ = (
         Index("ix_derived_series", "series_uid"),
         Index("ix_derived_study", "study_uid"),
-        Index("ix_derived_created", "created_at"),
+        Index(
+            "ix_derived_kept",
+            "created_at",
+            sqlite_where=text("purged_at IS NULL"),
+            postgresql_where=text("purged_at IS NULL"),
+        ),
     )
 
 
@@ -294,7 +304,7 @@ class DeliveryRow(Base):
 class OutcomeRow(Base):
     __tablename__ = "outcome"
     delivery_id: Mapped[int] = mapped_column(Big, ForeignKey("delivery.id"), primary_key=True)
-    instance_id: Mapped[int] = mapped_column(Big, ForeignKey("derived_instance.id"), primary_key=True)
+    instance_id: Mapped[int] = mapped_column(Big, primary_key=True)  # of derived_instance
     status: Mapped[int]
     done: Mapped[bool]
     retryable: Mapped[bool]
@@ -352,7 +362,11 @@ class EventRow(Base):
     name: Mapped[str] = mapped_column(String(64))
     series_id: Mapped[int | None] = mapped_column(Big)
     body: Mapped[dict[str, Any]]
-    __table_args__ = (Index("ix_event_at", "at"), Index("ix_event_series", "series_id"))
+    __table_args__ = (
+        Index("ix_event_at", "at"),
+        Index("ix_event_name", "name", "id"),
+        Index("ix_event_series", "series_id"),
+    )
 
 
 class TrashRow(Base):

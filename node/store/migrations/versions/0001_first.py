@@ -59,6 +59,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index("ix_event_at", "event", ["at"], unique=False)
+    op.create_index("ix_event_name", "event", ["name", "id"], unique=False)
     op.create_index("ix_event_series", "event", ["series_id"], unique=False)
     op.create_table(
         "provenance",
@@ -103,7 +104,14 @@ def upgrade() -> None:
             "series_uid", "study_uid", "calling_ae", "called_ae", "generation", name="uq_series_key"
         ),
     )
-    op.create_index("ix_series_last", "series", ["last_received_at"], unique=False)
+    op.create_index(
+        "ix_series_kept",
+        "series",
+        ["last_received_at"],
+        unique=False,
+        sqlite_where=sa.text("purged_at IS NULL"),
+        postgresql_where=sa.text("purged_at IS NULL"),
+    )
     op.create_index("ix_series_state", "series", ["state", "id"], unique=False)
     op.create_index("ix_series_study", "series", ["study_uid"], unique=False)
     op.create_table(
@@ -196,7 +204,7 @@ def upgrade() -> None:
         "instance",
         ["sop_instance_uid"],
         unique=True,
-        sqlite_where=sa.text("current"),
+        sqlite_where=sa.text("current = 1"),
         postgresql_where=sa.text("current"),
     )
     op.create_table(
@@ -258,7 +266,14 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("job_id"),
     )
-    op.create_index("ix_derived_created", "derived", ["created_at"], unique=False)
+    op.create_index(
+        "ix_derived_kept",
+        "derived",
+        ["created_at"],
+        unique=False,
+        sqlite_where=sa.text("purged_at IS NULL"),
+        postgresql_where=sa.text("purged_at IS NULL"),
+    )
     op.create_index("ix_derived_series", "derived", ["series_uid"], unique=False)
     op.create_index("ix_derived_study", "derived", ["study_uid"], unique=False)
     op.create_table(
@@ -320,10 +335,6 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(
             ["delivery_id"],
             ["delivery.id"],
-        ),
-        sa.ForeignKeyConstraint(
-            ["instance_id"],
-            ["derived_instance.id"],
         ),
         sa.PrimaryKeyConstraint("delivery_id", "instance_id"),
         sqlite_with_rowid=False,
