@@ -21,7 +21,7 @@ from typing import Final
 from node.errors import StoreError
 from node.log import get_logger
 from node.model import Association, AssociationEnd, Instance
-from node.store.reception import Duplicates, Reception, Recorded
+from node.store.reception import Duplicates, Ended, Reception, Recorded
 from node.store.spool import Spool, SpoolWriter
 
 log = get_logger()
@@ -75,9 +75,6 @@ class Arrived:
         )
 
 
-Ended = tuple[str, AssociationEnd, datetime]
-
-
 class _Ticket:
     """An instance that waits, then its result or error."""
 
@@ -116,6 +113,8 @@ class GroupCommit:
         self._lock = threading.Lock()
         self._waiting: list[_Ticket] = []
         self._led = False
+        # Held from taking notes to having written them: else an instance could overtake its association.
+        self._writing = threading.RLock()
         self._opened: list[Association] = []
         self._ended: list[Ended] = []
         self._noted = threading.Event()
@@ -178,12 +177,18 @@ class GroupCommit:
         if not named:
             return
         self._spool.sync_dirs([each.instance.path for each in named if each.instance is not None])
-        self.flush()
+        with self._writing:
+            self._record_all(named)
+
+    def _record_all(self, named: Sequence[_Ticket]) -> None:
+        notes = self._take_notes()
         try:
-            self._record(named)
+            self._record(named, *notes)
         except Exception as error:
+            self._keep_notes(*notes)
             if len(named) == 1:
                 raise
+            self.flush()  # never an instance before its association
             # One row that the database does not take must not cost the others: each alone, in order. A
             # second failure says that it is not the row: a database that is away is not asked 256 times.
             failures = 0
@@ -197,9 +202,13 @@ class GroupCommit:
                     failures += 1
                     ticket.error = _as_store_error(own)
 
-    def _record(self, tickets: Sequence[_Ticket]) -> None:
+    def _record(
+        self, tickets: Sequence[_Ticket], opened: Sequence[Association] = (), ended: Sequence[Ended] = ()
+    ) -> None:
         instances = [each.instance for each in tickets if each.instance is not None]
-        results = self._reception.record(instances, duplicates=self._duplicates())
+        results = self._reception.record(
+            instances, duplicates=self._duplicates(), opened=opened, ended=ended, receiver=self._receiver
+        )
         if len(results) != len(tickets):
             raise StoreError("the store answered for another number of instances")
         for ticket, recorded in zip(tickets, results, strict=True):
@@ -227,18 +236,26 @@ class GroupCommit:
         StoreError
             The database did not take it; it is kept for the next time.
         """
+        with self._writing:
+            opened, ended = self._take_notes()
+            if not opened and not ended:
+                return
+            try:
+                self._reception.note_associations(opened, ended, receiver=self._receiver)
+            except Exception as error:
+                self._keep_notes(opened, ended)
+                raise _as_store_error(error) from None
+
+    def _take_notes(self) -> tuple[list[Association], list[Ended]]:
         with self._lock:
             opened, self._opened = self._opened, []
             ended, self._ended = self._ended, []
-        if not opened and not ended:
-            return
-        try:
-            self._reception.note_associations(opened, ended, receiver=self._receiver)
-        except Exception as error:
-            with self._lock:
-                self._opened = (opened + self._opened)[-_MOST_NOTES:]
-                self._ended = (ended + self._ended)[-_MOST_NOTES:]
-            raise _as_store_error(error) from None
+        return opened, ended
+
+    def _keep_notes(self, opened: list[Association], ended: list[Ended]) -> None:
+        with self._lock:
+            self._opened = (opened + self._opened)[-_MOST_NOTES:]
+            self._ended = (ended + self._ended)[-_MOST_NOTES:]
 
     def start(self) -> None:
         """Start the thread that writes notes with which no instance came along."""
