@@ -57,6 +57,8 @@ def with_uids(folder: Path, target: Path) -> Path:
     for n, path in enumerate(sorted(folder.iterdir())):
         ds = pydicom.dcmread(path)
         ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.SOPInstanceUID = "2.25.1", "2.25.2", f"2.25.{100 + n}"
+        ds.SOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
+        ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID
         ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
         ds.save_as(target / f"{n:03d}.dcm")
     return target
