@@ -355,6 +355,19 @@ def insert_job(connection: Connection, series_id: int, new: NewJob, config_diges
     return job_id
 
 
+def supersede_jobs(connection: Connection, series_id: int, keep: Collection[int], at: datetime) -> None:
+    """Cancel what waits of an earlier decision about a series, but for the jobs of the new one."""
+    waiting = (JobState.QUEUED, JobState.HELD)
+    found = select(JobRow.id).where(
+        JobRow.series_id == series_id,
+        JobRow.id.not_in(list(keep)),
+        JobRow.state.in_([s.value for s in waiting]),
+    )
+    values = {"finished_at": at, "failure": "superseded by a new decision"}
+    for job_id in connection.execute(found).scalars().all():
+        moves.move(connection, JobRow, job_id, JobState.CANCELLED, only_from=waiting, values=values)
+
+
 def _tell_failure(
     connection: Connection, job_id: int, state: JobState, failure: str, body: Mapping[str, Any], at: datetime
 ) -> None:

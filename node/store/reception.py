@@ -106,6 +106,7 @@ class Reception:
         StoreError
             Nothing of the batch is recorded (answer A700H): the database is away, or a file has vanished.
         """
+
         def work(connection: Connection) -> list[Recorded]:
             _note(connection, opened, ended, receiver)
             return self._record(connection, batch, duplicates)

@@ -23,7 +23,7 @@ from node.model import (
 )
 from node.store import codec, events, moves, provenance, rows
 from node.store.db import Database
-from node.store.jobs import NewJob, insert_job
+from node.store.jobs import NewJob, insert_job, supersede_jobs
 from node.store.tables import AssociationRow, CarriedRow, InstanceRow, SeriesRow
 
 _UNREAD: ColumnElement[int] = literal_column("0")
@@ -293,7 +293,8 @@ class SeriesStore:
         at: datetime,
     ) -> builtins.list[int]:
         """CLOSED -> ROUTED, IGNORED or REJECTED with the decision, its verdicts and its jobs, in one
-        transaction; returns the jobs' ids. A job that was already queued for this series is not doubled.
+        transaction; returns the jobs' ids. A job that was already queued for this series is not doubled;
+        one that an earlier decision queued and this one does not want is cancelled, unless it runs.
 
         Raises
         ------
@@ -308,6 +309,7 @@ class SeriesStore:
             )  # fmt: skip
             moves.must(moved, f"series {series_id}")
             ids = [insert_job(connection, series_id, new, config_digest, at) for new in jobs]
+            supersede_jobs(connection, series_id, ids, at)
             one = connection.execute(rows.whole(SeriesRow).where(SeriesRow.id == series_id)).one()
             body = {
                 "series": series_id,

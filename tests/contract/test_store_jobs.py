@@ -97,6 +97,17 @@ def test_a_series_decided_again_queues_its_job_again_and_no_second(store: Store)
     )
 
 
+def test_a_new_decision_cancels_what_an_old_one_left_waiting(store: Store) -> None:
+    series_id = closed_series(store)
+    ids = store.series.route(series_id, decision("pacs"), [new_job(k) for k in "abc"], "c", NOW)
+    running = claimed(store)
+    assert running.id == ids[0]
+    store.series.reopen_for_routing(series_id, NOW)
+    assert store.series.route(series_id, decision("pacs"), [new_job("b")], "c", after(1)) == [ids[1]]
+    assert [state(store, i) for i in ids] == [JobState.RUNNING, JobState.QUEUED, JobState.CANCELLED]
+    finish(store, running)
+
+
 def test_deciding_again_leaves_running_work_alone(store: Store) -> None:
     series_id = closed_series(store)
     store.series.route(series_id, decision("pacs"), [new_job()], "c", NOW)

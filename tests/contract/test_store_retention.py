@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
 from sqlalchemy import event
 
-from node.errors import TransitionRefused
-from node.model import AssociationEnd, Decision, DeliveryState, JobState
+from node.errors import StoreError, TransitionRefused
+from node.model import Action, AssociationEnd, Decision, DeliveryState, JobState, SeriesState
 from node.store import Purged, Store
 from tests.storing import (
     NOW,
@@ -293,14 +295,51 @@ def test_a_file_received_again_is_taken_out_of_the_trash(
 
 
 def test_a_file_removed_between_publishing_and_recording_is_not_acknowledged(store: Store) -> None:
-    from node.errors import StoreError
-
     sent(store)
     one = received(store, 1)  # published over the old file; now retention is faster than the commit
     purge(store)
     with pytest.raises(StoreError):
         store.reception.record([one])
     assert [t.kind for t in store.reception.record([received(store, 1)])] == ["new"]
+
+
+def test_receiving_and_removing_at_once_never_leave_a_row_without_its_file(
+    store: Store, open_store: Callable[[], Store]
+) -> None:
+    """The same series again and again, while retention removes it as fast as it can."""
+    other = open_store()
+    stop = threading.Event()
+    ignored = replace(decision(), action=Action.IGNORE, destinations=(), engine="")
+
+    def remove() -> None:
+        while not stop.is_set():
+            other.retention.purge(received_before=LATER, derived_before=LATER, at=LATER)
+
+    remover = threading.Thread(target=remove)
+    remover.start()
+    n_acknowledged = 0
+    try:
+        for _ in range(25):
+            batch = [received(store, n) for n in (1, 2, 3)]
+            try:
+                told = store.reception.record(batch)
+            except StoreError:  # removed between name and row: the sender is told so and sends again
+                continue
+            if {t.kind for t in told} != {"new"}:
+                continue  # of the series before, which is done and may go at any moment
+            n_acknowledged += 1
+            assert all(store.spool.exists(one.path) for one in batch)
+            assert store.series.close(told[0].series_id, "quiet", NOW)
+            assert store.series.instances(told[0].series_id) == batch
+            store.series.route(told[0].series_id, ignored, [], "c", NOW)
+    finally:
+        stop.set()
+        remover.join()
+    assert n_acknowledged > 3
+    found = store.reconcile.fsck(verify=True)
+    assert (found.missing, found.corrupt) == ((), ())
+    purge(store)
+    assert store.series.counts().keys() == {SeriesState.IGNORED}
 
 
 def test_only_a_limited_number_goes_at_once(store: Store) -> None:
