@@ -3,6 +3,9 @@
 An engine is a folder with a card.yaml (engines/card.py), in ``engines/zoo`` or in a folder of the caller's.
 A broken folder is kept as its fault and hides no other; a name that is taken cannot be taken again, so that
 no folder of a site shadows a shipped engine.
+
+Reading cards is cheap and every process of the node does it; the numerical libraries are imported when an engine
+is loaded, in the worker.
 """
 
 from __future__ import annotations
@@ -12,22 +15,25 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engines.base import Card, Engine
 from engines.card import CardFile, as_card, digest, read
-from engines.classical import CORES
 from engines.errors import CardInvalid, EngineError, RuntimeUnavailable, WeightsMismatch
-from engines.front import Enhancer
-from engines.learned import Learned
-from engines.runtime.identity import Identity
-from engines.runtime.network import Network
-from engines.runtime.onnx import OnnxNetwork
+
+if TYPE_CHECKING:
+    from engines.runtime.network import Network
 
 ZOO = Path(__file__).resolve().parent / "zoo"
 
-RUNTIMES: Mapping[str, Callable[[Path, str, int], Network]] = {
-    "onnx": lambda path, sha256, threads: OnnxNetwork.load(path, sha256, threads=threads),
-}
+
+def _onnx(path: Path, sha256: str, threads: int) -> Network:
+    from engines.runtime.onnx import OnnxNetwork
+
+    return OnnxNetwork.load(path, sha256, threads=threads)
+
+
+RUNTIMES: Mapping[str, Callable[[Path, str, int], Network]] = {"onnx": _onnx}
 """Runtimes of learned engines, the fastest first; ``auto`` takes the first that is there."""
 
 KNOWN_RUNTIMES = ("auto", "tensorrt", "tensorrt_rtx", "onnx")
@@ -128,10 +134,18 @@ class Catalog:
         n_threads = threads if threads > 0 else processors()
         if entry.file.model is None:
             return self._without_weights(entry, runtime, n_threads)
+        from engines.front import Enhancer
+        from engines.learned import Learned
+
         network = _first(entry.folder / entry.file.model, entry.card.weights_sha256, runtime, n_threads)
         return Enhancer(entry.card, Learned(entry.card, network), n_threads)
 
     def _without_weights(self, entry: _Entry, runtime: str, threads: int) -> Engine:
+        from engines.classical import CORES
+        from engines.front import Enhancer
+        from engines.learned import Learned
+        from engines.runtime.identity import Identity
+
         file, card = entry.file, entry.card
         seen = digest(file.core, file.parameters)
         if seen != file.weights_sha256:

@@ -140,13 +140,17 @@ class Enhancer:
         tasks = [self._task(volume, filled, i, float(sigmas[i]), scale) for i in chosen]
         part = _part(volume, kept)
         values = part.values.copy()
+        side = guards.region_side(volume.spacing_mm)
+        tolerance = 0.98 * guards.LARGEST_MEAN_CHANGE[volume.unit] * scale
         largest_change, sums = 0.0, 0.0
         for i, residual in zip(chosen, self._core.residuals(tasks, tile=tile), strict=True):
             before, valid = volume.values[i], volume.valid[i]
             largest = guards.limit(
                 float(sigmas[i]), sigmas=self._card.bound_sigmas, cap=self._card.bound * scale
             )
-            safe = guards.guarded(residual, valid, largest=largest, radius=self._lock)
+            safe = guards.guarded(
+                residual, valid, largest=largest, radius=self._lock, side=side, tolerance=tolerance
+            )
             after = guards.blend(before, safe, params.strength)
             guards.check(
                 before,

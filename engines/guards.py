@@ -5,7 +5,7 @@ An engine gives a residual, its estimate of the noise. What is subtracted from t
 =====  =================================================================================================
 G1     strength 0 gives the image back: :func:`blend`
 G2     no voxel moves by more than strength * min(k sigma, cap): :func:`bound`
-G3     the mean of every neighbourhood is kept: :func:`lock_mean`
+G3     means are kept, near and over every region of 32 mm: :func:`lock_mean`, :func:`hold_regions`
 G4     voxels that are not valid are never looked at and never changed: :func:`fill`, :func:`keep_invalid`
 G8     not-a-number and infinity stop the series: :func:`finite`
 G9     the change is linear in the strength: :func:`blend`
@@ -19,6 +19,8 @@ tests/laws.py. :func:`check` looks at the result once more, from the outside.
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
+from scipy.ndimage import minimum_filter1d
 
 from engines.base import Card, Floats, Mask, Unit
 from engines.box import box_mean
@@ -27,8 +29,12 @@ from engines.errors import OutputImplausible
 FILL = {"HU": -1000.0, "arbitrary": 0.0}
 """What stands where nothing was reconstructed, while an engine looks: air, or no signal."""
 
+REGION_MM = 32.0
+REGION_PIXELS = 45
+"""Side of a region where the spacing is not known."""
+
 LARGEST_MEAN_CHANGE = {"HU": 1.0, "arbitrary": 0.002}
-"""Mean over a slice, at full strength: HU, or a fraction of the series scale."""
+"""Of any region, at full strength: HU, or a fraction of the series scale."""
 
 
 def fill(values: Floats, valid: Mask, unit: Unit) -> Floats:
@@ -86,10 +92,70 @@ def keep_invalid(residual: Floats, valid: Mask) -> Floats:
     return np.where(valid, residual, np.float32(0))
 
 
-def guarded(residual: Floats, valid: Mask, *, largest: np.float32, radius: int) -> Floats:
+def region_side(spacing_mm: tuple[float, float, float]) -> tuple[int, int]:
+    """Rows and columns of a region of 32 mm."""
+    rows, columns = (round(REGION_MM / s) if s > 0 else REGION_PIXELS for s in spacing_mm[1:])
+    return max(1, rows), max(1, columns)
+
+
+def region_means(residual: Floats, valid: Mask, side: tuple[int, int]) -> npt.NDArray[np.float64]:
+    """Mean of the residual over the valid voxels of every region inside the slice, by its first corner.
+
+    Regions of which less than half is valid count as 0: nobody measures there.
+    """
+    sums = _window_sums(residual.astype(np.float64), side)
+    counts = _window_sums(valid.astype(np.float64), side)
+    enough = counts >= 0.5 * side[0] * side[1]
+    return np.divide(sums, counts, out=np.zeros_like(sums), where=enough)
+
+
+def _window_sums(values: npt.NDArray[np.float64], side: tuple[int, int]) -> npt.NDArray[np.float64]:
+    rows, columns = side
+    total = np.pad(values, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
+    return np.asarray(
+        total[rows:, columns:] - total[:-rows, columns:] - total[rows:, :-columns] + total[:-rows, :-columns]
+    )
+
+
+def hold_regions(residual: Floats, valid: Mask, side: tuple[int, int], tolerance: float) -> Floats:
+    """Weaken the residual where the mean of a region would move by more than ``tolerance`` (G3).
+
+    A filter that blurs an edge adds a line along it that no local mean can take out. Engines that are any
+    good never come here; one that is not loses its effect there, and only there.
+    """
+    side = (min(side[0], residual.shape[0]), min(side[1], residual.shape[1]))
+    for _ in range(3):
+        means = np.abs(region_means(residual, valid, side))
+        if float(means.max()) <= tolerance:
+            return residual
+        weak = (tolerance / np.maximum(means, tolerance)).astype(np.float32)
+        residual = residual * _spread(weak, side, residual.shape)
+    worst = float(np.abs(region_means(residual, valid, side)).max())
+    return residual if worst <= tolerance else residual * np.float32(tolerance / worst)
+
+
+def _spread(weak: Floats, side: tuple[int, int], shape: tuple[int, ...]) -> Floats:
+    """For every pixel the least factor of the regions that hold it; regions are told by first corners."""
+    out = np.pad(weak, [(n - 1, n - 1) for n in side], constant_values=1.0)
+    for axis, n in enumerate(side):
+        # The filter's window begins at the pixel: corners p - n + 1 .. p, after the shift by the padding.
+        out = minimum_filter1d(out, n, axis=axis, mode="constant", cval=1.0, origin=-(n // 2))
+    found: Floats = out[: shape[0], : shape[1]]
+    return found
+
+
+def guarded(
+    residual: Floats,
+    valid: Mask,
+    *,
+    largest: np.float32,
+    radius: int,
+    side: tuple[int, int],
+    tolerance: float,
+) -> Floats:
     """Apply G8, G2, G3, G4 in this order; G2 once more, because the lock may push past the bound."""
     safe = lock_mean(keep_invalid(bound(finite(residual), largest), valid), valid, radius)
-    return keep_invalid(bound(safe, largest), valid)
+    return hold_regions(keep_invalid(bound(safe, largest), valid), valid, side, tolerance)
 
 
 def blend(values: Floats, residual: Floats, strength: float) -> Floats:
@@ -154,5 +220,6 @@ def check(
     if moved > strength * float(largest) * (1 + 1e-5) + slack:
         raise OutputImplausible(f"a voxel moved by {moved:g}, more than this engine may")
     mean = float(change[valid].mean(dtype=np.float64))
-    if abs(mean) > LARGEST_MEAN_CHANGE[unit] * scale:
+    # Regions at the rim overlap less than those within: their bound is not quite that of the whole.
+    if abs(mean) > 1.5 * LARGEST_MEAN_CHANGE[unit] * scale:
         raise OutputImplausible(f"the mean of a slice moved by {mean:g}")

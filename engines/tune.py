@@ -6,8 +6,8 @@ its card. Nothing is written: the cards are edited by people.
 
 The score is what a candidate does at the card's default strength through the whole front door, guards
 included: the logarithm of the remaining error over the body, and penalties where it misses what the product
-promises (noise down by 40 % at least, texture kept to 0.9 of its frequency, three quarters of the contrast
-of a small dim disc kept).
+promises: noise down by 40 to 50 % (more looks like plastic), texture kept to 0.93 of its frequency, 0.9 of
+the contrast of a small dim disc kept.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engines.base import Card, Params, Volume
+from engines.base import Card, Floats, Params, Volume
 from engines.card import as_card, read
 from engines.catalog import ZOO, processors
 from engines.classical import CORES, phantoms
@@ -37,19 +37,23 @@ CANDIDATES: Mapping[str, Mapping[str, Values]] = {
         "reach": [7],
         "reach_z": [4],
         "near": [0.8],
-        "far": [2.5, 3.0, 3.5],
+        "far": [1.6, 2.0, 2.5, 3.0],
         "own": [0.3],
         "lock": [4, 5, 7],
     },
-    "tv": {"weight": [0.5, 0.7, 0.9, 1.2], "steps": [30], "lock": [4, 5, 7]},
+    "tv": {"weight": [0.5, 0.65, 0.8, 0.95], "steps": [30], "lock": [4, 5, 7]},
     "wavelet": {
         "wavelet": ["db2"],
         "levels": [3],
         "window": [2, 3],
-        "gain": [1.1, 1.25, 1.4],
-        "lock": [5, 7],
+        "gain": [0.9, 1.0, 1.1, 1.2],
+        "lock": [4, 5, 7],
     },
 }
+
+OVERRATED = {"CT": 1.0, "MR": 1.4}
+"""By how much the noise is told too high while tuning: in brains, where hardly a place is flat, the estimate
+may be (it stays within a quarter on phantoms). What is tuned must not eat structure then."""
 
 TUNING_SEEDS = (1, 2)
 HELD_OUT_SEEDS = (101, 102, 103)
@@ -114,6 +118,17 @@ def volume(phantom: Phantom, unit: str, spacing_mm: tuple[float, float, float] =
     )
 
 
+def _middle(engine: Enhancer, given: Volume, strength: float, overrated: float) -> Floats:
+    """The middle slice, enhanced with the noise told too high by a factor."""
+    found = engine.survey(given)
+    told = replace(found, sigma=found.sigma * np.float32(overrated))
+    z = given.shape[0] // 2
+    out: Floats = engine.enhance(given, Params(strength=strength), told, keep=slice(z, z + 1)).volume.values[
+        0
+    ]
+    return out
+
+
 def _frequency(error: npt.NDArray[np.float64], flat: npt.NDArray[np.bool_]) -> float:
     power = np.abs(np.fft.fft2(np.where(flat, error - error[flat].mean(), 0.0))) ** 2
     f = np.hypot(np.fft.fftfreq(error.shape[0])[:, None], np.fft.fftfreq(error.shape[1])[None, :])
@@ -121,11 +136,11 @@ def _frequency(error: npt.NDArray[np.float64], flat: npt.NDArray[np.bool_]) -> f
     return float((power * f)[high].sum() / power[high].sum())
 
 
-def measure(engine: Enhancer, case: Case, strength: float) -> Figures:
+def measure(engine: Enhancer, case: Case, strength: float, overrated: float = 1.0) -> Figures:
     """Enhance the middle slice of a case and compare with its truth."""
     z = case.phantom.truth.shape[0] // 2
     given = volume(case.phantom, case.unit)
-    out = engine.enhance(given, Params(strength=strength), keep=slice(z, z + 1)).volume.values[0]
+    out = _middle(engine, given, strength, overrated)
     truth = case.phantom.truth[z].astype(np.float64)
     before, after = case.phantom.noisy[z] - truth, out - truth
     flat = case.phantom.flat[z]
@@ -141,7 +156,7 @@ def measure(engine: Enhancer, case: Case, strength: float) -> Figures:
     )
 
 
-def retention(engine: Enhancer, strength: float, modality: str) -> float:
+def retention(engine: Enhancer, strength: float, modality: str, overrated: float = 1.0) -> float:
     """Share of its contrast that a disc keeps: radius 5 pixels, contrast 1.33 of the noise."""
     rng = np.random.default_rng(7)
     sigma, level = (15.0, 40.0) if modality == "CT" else (30.0, 800.0)
@@ -159,7 +174,7 @@ def retention(engine: Enhancer, strength: float, modality: str) -> float:
         flat=np.ones((3, 256, 256), np.bool_),
     )
     given = volume(made, "HU" if modality == "CT" else "arbitrary")
-    out = engine.enhance(given, Params(strength=strength), keep=slice(1, 2)).volume.values[0]
+    out = _middle(engine, given, strength, overrated)
     pattern = disc - disc.mean()
     return float((out * pattern).sum() / (made.noisy[1] * pattern).sum())
 
@@ -170,11 +185,13 @@ def built(card: Card, core: str, parameters: Mapping[str, Any]) -> Enhancer:
     return Enhancer(changed, CORES[core](parameters, processors()), processors())
 
 
-def summary(engine: Enhancer, modality: str, found: Sequence[Case]) -> tuple[dict[str, float], float]:
+def summary(
+    engine: Enhancer, modality: str, found: Sequence[Case], overrated: float = 1.0
+) -> tuple[dict[str, float], float]:
     """Figures over cases at the default strength, and the score (less is better)."""
     strength = engine.card.default_strength
-    figures = [measure(engine, case, strength) for case in found]
-    kept = retention(engine, strength, modality)
+    figures = [measure(engine, case, strength, overrated) for case in found]
+    kept = retention(engine, strength, modality, overrated)
     told = {
         "error": float(np.exp(np.mean([np.log(f.error) for f in figures]))),
         "noise": float(np.mean([f.noise for f in figures])),
@@ -184,7 +201,10 @@ def summary(engine: Enhancer, modality: str, found: Sequence[Case]) -> tuple[dic
         "mean worst": max(f.mean for f in figures),
         "retention": kept,
     }
-    penalty = max(0.0, told["noise"] - 0.60) + max(0.0, 0.90 - told["cfr"]) + max(0.0, 0.75 - kept)
+    penalty = sum(
+        max(0.0, miss)
+        for miss in (told["noise"] - 0.60, 0.50 - told["noise"], 0.93 - told["cfr"], 0.90 - kept)
+    )
     return told, float(np.log(told["error"])) + 2 * penalty
 
 
@@ -205,7 +225,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             scored = []
             for values in itertools.product(*grid.values()):
                 parameters = dict(zip(grid, values, strict=True))
-                told, score = summary(built(card, core, parameters), modality, found)
+                engine = built(card, core, parameters)
+                told, score = summary(engine, modality, found, OVERRATED[modality])
                 scored.append((score, parameters))
                 _say(f"{file.name} {score:8.4f} {_line(told)} {parameters}")
             best = min(scored, key=lambda s: s[0])[1]

@@ -112,6 +112,12 @@ def _vessels(rng: np.random.Generator, y: Doubles, x: Doubles, n: int, reach: fl
     return out
 
 
+def _within(share: Doubles) -> tuple[slice, slice]:
+    """The window outside of which a share is nothing."""
+    rows, columns = (np.flatnonzero(share.max(axis=a) > 1e-4) for a in (1, 0))
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+
+
 def ct(
     seed: int,
     *,
@@ -156,8 +162,9 @@ def ct(
         if kind == "chest":
             for side in (-1, 1):
                 lung = _ellipse(y, x, -0.05, side * 0.42, 0.44 + drift, 0.30, side * 0.15)
-                vessels = _vessels(r, y, x - side * 0.42, 80, 0.35, drift)
-                v += lung * (-895 - v + inner * 0 + 12 * slow[z] + 890 * vessels)
+                v += lung * (-895 - v + 12 * slow[z])
+                box = _within(lung)
+                v[box] += lung[box] * 890 * _vessels(r, y[box], x[box] - side * 0.42, 80, 0.35, drift)
                 flat &= lung < 0.01
             v += 22 * _ellipse(y, x, 0.02, 0.02, 0.22 + drift, 0.14)
         elif kind == "abdomen":

@@ -43,28 +43,34 @@ def volume(case: tuple[Engine, str]) -> Volume:
     return laws.stack(case[1])
 
 
+@pytest.fixture(scope="module")
+def pair(volume: Volume) -> Volume:
+    """Two slices of it, for laws that look at one slice and its neighbour."""
+    return laws.cut(volume, 1, 3)
+
+
 def test_nothing_shipped_is_broken() -> None:
     assert not SHIPPED.faults()
-    assert {"ct-nlm", "mr-nlm", "ct-tv", "mr-tv", "ct-wavelet", "mr-wavelet", "identity"} <= set(SHIPPED.names())
+    assert {"ct-nlm", "mr-nlm", "ct-tv", "mr-tv", "ct-wavelet", "mr-wavelet", "identity"} <= set(
+        SHIPPED.names()
+    )
 
 
-def test_works(engine: Engine, volume: Volume) -> None:
+def test_works(engine: Engine, pair: Volume) -> None:
     if engine.card.name == "ct-strided":
         pytest.skip("random weights denoise nothing; the other laws hold for them all the same")
-    laws.works(engine, volume)
+    laws.works(engine, pair)
 
 
-def test_keeps_form(engine: Engine, volume: Volume) -> None:
-    laws.keeps_form(engine, volume)
+def test_keeps_form(engine: Engine, pair: Volume) -> None:
+    laws.keeps_form(engine, pair)
 
 
-def test_leaves_its_input_alone(engine: Engine, volume: Volume) -> None:
-    laws.leaves_its_input_alone(engine, volume)
+def test_leaves_its_input_alone(engine: Engine, pair: Volume) -> None:
+    laws.leaves_its_input_alone(engine, pair)
 
 
-def test_same_input_same_bytes_whatever_the_threads(
-    catalog: Catalog, engine: Engine, volume: Volume
-) -> None:
+def test_same_input_same_bytes_whatever_the_threads(catalog: Catalog, engine: Engine, volume: Volume) -> None:
     laws.is_repeatable(engine, catalog.load(engine.card.name, threads=1), volume)
 
 
@@ -76,43 +82,43 @@ def test_odd_sizes_and_one_slice(case: tuple[Engine, str], shape: tuple[int, int
     laws.tiled_equals_whole(engine, small, 16)
 
 
-@pytest.mark.parametrize("tile", [32, 50])
-def test_tiled_equals_whole(engine: Engine, volume: Volume, tile: int) -> None:
-    laws.tiled_equals_whole(engine, volume, tile)
+@pytest.mark.parametrize("tile", [40, 58])
+def test_tiled_equals_whole(engine: Engine, pair: Volume, tile: int) -> None:
+    laws.tiled_equals_whole(engine, pair, tile)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, 3])
 def test_slabs_equal_whole(engine: Engine, volume: Volume, size: int) -> None:
     laws.slabs_equal_whole(engine, volume, size)
 
 
-def test_strength_zero_gives_the_input(engine: Engine, volume: Volume) -> None:
-    laws.strength_zero_gives_the_input(engine, volume)
+def test_strength_zero_gives_the_input(engine: Engine, pair: Volume) -> None:
+    laws.strength_zero_gives_the_input(engine, pair)
 
 
-def test_stays_within_bound(engine: Engine, volume: Volume) -> None:
-    laws.stays_within_bound(engine, volume)
+def test_stays_within_bound(engine: Engine, pair: Volume) -> None:
+    laws.stays_within_bound(engine, pair)
 
 
 @pytest.mark.parametrize("kind", ["chest", "head"])
 def test_keeps_means(case: tuple[Engine, str], kind: str) -> None:
     engine, modality = case
-    laws.keeps_means(engine, laws.stack(modality, (3, 128, 128), padded=False, kind=kind))
+    laws.keeps_means(engine, laws.stack(modality, (1, 128, 128), padded=False, kind=kind))
 
 
-def test_leaves_padding(engine: Engine, volume: Volume) -> None:
-    laws.leaves_padding(engine, volume)
+def test_leaves_padding(engine: Engine, pair: Volume) -> None:
+    laws.leaves_padding(engine, pair)
 
 
-def test_is_linear_in_strength(engine: Engine, volume: Volume) -> None:
-    laws.is_linear_in_strength(engine, volume)
+def test_is_linear_in_strength(engine: Engine, pair: Volume) -> None:
+    laws.is_linear_in_strength(engine, pair)
 
 
-@pytest.mark.parametrize("factor", [0.013, 2.0, 3.7])
-def test_scales(engine: Engine, volume: Volume, factor: float) -> None:
-    if volume.unit == "HU":
+@pytest.mark.parametrize("factor", [0.013, 3.7])
+def test_scales(engine: Engine, pair: Volume, factor: float) -> None:
+    if pair.unit == "HU":
         pytest.skip("Hounsfield units are absolute")
-    laws.scales(engine, volume, factor)
+    laws.scales(engine, pair, factor)
 
 
 def test_has_no_up_or_down(engine: Engine, volume: Volume) -> None:
@@ -129,10 +135,10 @@ def test_leaves_strange_noise(case: tuple[Engine, str]) -> None:
     engine, modality = case
     if engine.card.family == "identity":
         pytest.skip("takes any noise")
-    shape = (2, 96, 96)
-    quiet = laws.stack(modality, shape, sigma=0.05 if modality == "CT" else 0.0, padded=False, kind="water")
-    loud = laws.stack(modality, shape, sigma=320.0 if modality == "CT" else 0.6, padded=False, kind="water")
-    laws.leaves_strange_noise(engine, quiet, loud)
+    level, quiet, loud = (40.0, 0.1, 400.0) if modality == "CT" else (800.0, 0.2, 500.0)
+    laws.leaves_strange_noise(
+        engine, laws.uniform(modality, level, quiet), laws.uniform(modality, level, loud)
+    )
 
 
 def test_extra_folders_are_found(catalog: Catalog) -> None:
