@@ -1,8 +1,8 @@
 """Logging: structlog events over the standard library, one line per state edge, never patient data.
 
 ``log.info("series.closed", series=12, instances=210, because="count")``: a dotted past-tense event, with its
-values apart. pynetdicom's and SQLAlchemy's own loggers carry values of data sets and are kept at WARNING
-behind the same handler, and pynetdicom's message dumps are off.
+values apart. Other packages' loggers carry values of data sets: SQLAlchemy's and the like are kept at WARNING
+behind the same handler, and pynetdicom's, pydicom's and the pixel decoders' say nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any, TextIO, cast
 
 import structlog
 
-_QUIET = ("pynetdicom", "pydicom", "sqlalchemy", "alembic", "apscheduler", "watchfiles")
+_QUIET = ("sqlalchemy", "alembic", "apscheduler", "watchfiles")
+_SILENT = ("pynetdicom", "pydicom", "pylibjpeg", "openjpeg", "_openjpeg", "rle", "imagecodecs")
 
 
 def configure(
@@ -38,8 +39,9 @@ def configure(
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=number, handlers=[handler], force=True)
     for name in _QUIET:
-        logger = logging.getLogger(name)
-        logger.setLevel(logging.CRITICAL if name in ("pynetdicom", "pydicom") else logging.WARNING)
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in _SILENT:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

@@ -1,8 +1,8 @@
 """Pixel Data -> cells of one frame, native or compressed.
 
-Native pixels are views into the file. Compressed ones go through pydicom's decoders (openjpeg, libjpeg,
-CharLS, RLE) one frame at a time, after the size that the code stream announces has been checked against the
-header: a decoder allocates what the stream asks for.
+Native pixels are views into the file. Compressed ones go through jpeg.py (libjpeg-turbo) or pydicom's
+decoders (openjpeg, CharLS, RLE) one frame at a time, after the size that the code stream announces has been
+checked against the header: a decoder allocates what the stream asks for.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID
 
+from node.dicom import jpeg
 from node.dicom.elements import Fragments
 from node.dicom.parse import DEFLATED_LE, EXPLICIT_BE, EXPLICIT_LE, IMPLICIT_LE
 from node.dicom.source import Source
@@ -24,6 +25,7 @@ from node.errors import SeriesError
 NATIVE: Final = frozenset({IMPLICIT_LE, EXPLICIT_LE, EXPLICIT_BE, DEFLATED_LE})
 
 _J2K: Final = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (90, 91, 201, 202, 203))
+_JPEG: Final = jpeg.LOSSLESS | jpeg.LOSSY
 _JPEG_LS: Final = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (80, 81))
 _RLE: Final = "1.2.840.10008.1.2.5"
 
@@ -36,7 +38,7 @@ def is_native(source: Source) -> bool:
 
 def can_decode(transfer_syntax_uid: str) -> bool:
     """Whether pixels in this transfer syntax can be decoded by what is installed."""
-    if transfer_syntax_uid in NATIVE:
+    if transfer_syntax_uid in NATIVE or transfer_syntax_uid in _JPEG:
         return True
     try:
         return bool(get_decoder(UID(transfer_syntax_uid)).is_available)
@@ -65,6 +67,8 @@ def frame_cells(
     data = source.pixel_data
     if data is None or isinstance(data.value, tuple):
         raise SeriesError("there is no Pixel Data")
+    if bits_allocated not in (8, 16, 32, 64):
+        raise SeriesError(f"pixels of {bits_allocated} bits are not decoded")
     if isinstance(data.value, Fragments):
         return _decompressed(source, data.value, rows, columns, bits_allocated, n_frames, index)
     if source.transfer_syntax_uid not in NATIVE:
@@ -96,6 +100,39 @@ def _decompressed(
     size = announced_size(stream, syntax)
     if size is not None and size != (rows, columns):
         raise SeriesError("the compressed image has another size than its header")
+    try:
+        if syntax in _JPEG:
+            array = _by_turbo(source, stream, rows, columns, bits_allocated)
+        else:
+            array = _by_pydicom(source, stream, rows, columns, bits_allocated)
+    except (KeyboardInterrupt, SystemExit, MemoryError, SeriesError):
+        raise
+    except BaseException as error:  # a panic of the RLE decoder (Rust) is no Exception; texts may hold values
+        raise SeriesError(f"pixels cannot be decoded ({type(error).__name__}, {_known(syntax)})") from None
+    if array.shape != (rows, columns) or array.dtype.kind not in "iu":
+        raise SeriesError("the decoded image has another size than its header")
+    wanted = f"{array.dtype.kind}{bits_allocated // 8}"
+    return np.ascontiguousarray(array.astype(f"<{wanted}", copy=False))
+
+
+def _by_turbo(
+    source: Source, stream: bytes, rows: int, columns: int, bits_allocated: int
+) -> npt.NDArray[Any]:
+    cells = jpeg.decode_jpeg(stream, source.transfer_syntax_uid, rows, columns, bits_allocated)
+    cells = cells.astype(f"<u{bits_allocated // 8}", copy=False)
+    stored = source.integer("BitsStored")
+    unused = bits_allocated - stored
+    if source.integer("PixelRepresentation") == 1 and unused > 0 and not (cells >> stored).any():
+        # JPEG knows no sign: what has no bits above Bits Stored gets those that a native pixel would have.
+        signed = cells.view(f"<i{bits_allocated // 8}")
+        return (signed << unused) >> unused
+    return cells
+
+
+def _by_pydicom(
+    source: Source, stream: bytes, rows: int, columns: int, bits_allocated: int
+) -> npt.NDArray[Any]:
+    syntax = source.transfer_syntax_uid
     plugin = "pyjpegls" if syntax in _JPEG_LS else ""
     options: dict[str, Any] = {
         "rows": rows,
@@ -107,25 +144,17 @@ def _decompressed(
         "bits_stored": source.integer("BitsStored"),
         "pixel_representation": source.integer("PixelRepresentation"),
         "pixel_keyword": "PixelData",
+        "correct_unused_bits": False,  # overlays and padding may be there
     }
-    try:
-        decoder = get_decoder(UID(syntax))
-        array, _ = decoder.as_array(
-            encapsulate([stream], has_bot=False),
-            index=0,
-            validate=False,  # checked here, and its warnings quote values
-            raw=True,
-            decoding_plugin=plugin,
-            **options,
-        )
-    except (KeyboardInterrupt, SystemExit, MemoryError):
-        raise
-    except BaseException as error:  # a panic of the RLE decoder (Rust) is no Exception; texts may hold values
-        raise SeriesError(f"pixels cannot be decoded ({type(error).__name__}, {_known(syntax)})") from None
-    if array.shape != (rows, columns) or array.dtype.kind not in "iu":
-        raise SeriesError("the decoded image has another size than its header")
-    wanted = f"{array.dtype.kind}{bits_allocated // 8}"
-    return np.ascontiguousarray(array.astype(f"<{wanted}", copy=False))
+    array, _ = get_decoder(UID(syntax)).as_array(
+        encapsulate([stream], has_bot=False),
+        index=0,
+        validate=False,  # checked here, and its warnings quote values
+        raw=True,
+        decoding_plugin=plugin,
+        **options,
+    )
+    return array
 
 
 def _frame(value: Fragments, n_frames: int, index: int) -> bytes:

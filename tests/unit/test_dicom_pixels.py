@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 from pydicom.dataset import Dataset
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
-from node.dicom.decode import announced_size, can_decode
+from node.dicom.decode import announced_size, can_decode, frame_cells
 from node.dicom.elements import PIXEL_DATA, Element, Fragments
 from node.dicom.pixels import PixelFormat, decode, pixel_format, to_stored, to_values
 from node.dicom.source import Source
@@ -203,6 +203,19 @@ def test_compressed_encodings(syntax: str, signed: bool, bits: int) -> None:
     cells = rng.integers(0, top, (40, 36))
     cells = (cells - top // 2 if signed else cells).astype(np.int16 if signed else np.uint16)
     assert np.array_equal(decode(compressed(image(cells, bits_stored=bits, signed=signed), syntax))[0], cells)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_bits_above_bits_stored_survive_rle(signed: bool) -> None:
+    # An overlay in bit 15, and padding of 63536 where 12 bits are stored: what a native file keeps.
+    cells = np.array([[0, 4095, 63536], [0x8001, 5, 6]], np.uint16)
+    ds = image(cells, bits_stored=16, signed=signed)
+    packed = Source.open(compressed(ds, RLELossless))
+    for keyword, value in (("BitsStored", 12), ("HighBit", 11)):
+        tag = pydicom.datadict.tag_for_keyword(keyword)
+        assert tag is not None
+        packed.elements[tag] = Element(tag, "US", struct.pack("<H", value))
+    assert np.array_equal(frame_cells(packed, 2, 3, 16, 1, 0).view("<u2"), cells)
 
 
 def compressed(ds: Dataset, syntax: str) -> bytes:

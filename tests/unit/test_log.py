@@ -1,0 +1,38 @@
+"""Loggers of other packages, that could tell what is in a data set."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from node.log import configure
+
+SILENT = ("pynetdicom.events", "pydicom", "pylibjpeg.utils", "openjpeg.utils", "_openjpeg", "rle")
+
+
+@pytest.fixture
+def levels() -> Iterator[None]:
+    """Puts the levels and handlers of the standard library back."""
+    names = ["", *logging.root.manager.loggerDict]
+    before = {name: logging.getLogger(name).level for name in names}
+    handlers = logging.root.handlers[:]
+    yield
+    logging.root.handlers[:] = handlers
+    for name in ["", *logging.root.manager.loggerDict]:
+        logging.getLogger(name).setLevel(before.get(name, logging.NOTSET))
+
+
+@pytest.mark.usefixtures("levels")
+@pytest.mark.parametrize("level", ["debug", "info", "error"])
+def test_libraries_that_read_data_sets_say_nothing(level: str) -> None:
+    out = io.StringIO()
+    configure(level, stream=out)
+    for name in SILENT:
+        logging.getLogger(name).error("Decoding of %s failed", "Doe^Jane")
+    logging.getLogger("sqlalchemy.engine").info("INSERT %s", "Doe^Jane")
+    assert out.getvalue() == ""
+    logging.getLogger("sqlalchemy").error("no connection")
+    assert "no connection" in out.getvalue()
