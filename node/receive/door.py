@@ -28,6 +28,7 @@ from node.log import get_logger
 from node.model import Association, AssociationEnd
 from node.receive import sockets, wire
 from node.receive.associate import RequestError, tidy
+from node.receive.guard import plain
 from node.receive.house import House
 from node.receive.messages import Messages, TooMuch
 from node.receive.pace import Pace
@@ -72,7 +73,7 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
         super().__init__(ae, MODE_ACCEPTOR)
         timeouts = house.terms.node.timeouts
         self.name = f"door:{client[0]}:{client[1]}"
-        self.address: str = client[0]
+        self.address: str = plain(client[0])
         self.identity: Association | None = None
         self._house = house
         self._sock = sock
@@ -120,7 +121,9 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
             try:
                 self._sock = sockets.handshake(self._sock, self._house.tls, min(timeouts.acse, 10.0))
             except (OSError, ValueError) as error:
-                log.warning("tls.refused", address=self.address, error=type(error).__name__)
+                self._house.alarm.tell(
+                    "tls.refused", event=True, address=self.address, error=type(error).__name__
+                )
                 return False
         self.set_socket(sockets.DoorSocket(self, self._sock, send_s=timeouts.network))  # Evt5
         return True
@@ -301,7 +304,7 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
 
     def _fault(self, fault: wire.Fault) -> None:
         """The peer broke the protocol."""
-        log.warning("assoc.fault", address=self.address, because=fault.because)
+        self._house.alarm.tell("assoc.fault", address=self.address, because=fault.because)
         self._give_up(fault.because, AssociationEnd.ABORTED, fault.reason)
 
     def _give_up(self, because: str, end: AssociationEnd, reason: int | None = None) -> None:
@@ -331,9 +334,11 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
         calling, called = request.calling_ae_title.strip(" "), request.called_ae_title.strip(" ")
         rejection = self._admit(terms, calling, called, str(request.application_context_name or ""))
         if rejection is not None:
-            log.warning("assoc.rejected", address=self.address, calling_ae=calling, because=rejection.because)
             self.acse.send_reject(rejection.result, rejection.source, rejection.reason)
             self._pump()  # AE-8
+            titles = {"calling_ae": calling, "called_ae": called}
+            because = rejection.because
+            house.alarm.tell("assoc.rejected", event=True, address=self.address, **titles, because=because)
             return
         self.acceptor.supported_contexts = terms.contexts.supported(
             request.presentation_context_definition_list

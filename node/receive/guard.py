@@ -18,6 +18,7 @@ from pynetdicom.transport import AssociationServer
 
 from node.log import get_logger
 from node.receive import sockets
+from node.receive.alarm import Alarm
 
 log = get_logger()
 
@@ -29,6 +30,11 @@ COURTESY: Final = 16
 
 _OUT_OF_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _PAUSE_S: Final = 0.1
+
+
+def plain(address: str) -> str:
+    """An IP address as people know it: IPv4 also where it came in through an IPv6 socket."""
+    return address.removeprefix("::ffff:")
 
 
 class Visitor(Protocol):
@@ -101,8 +107,8 @@ class Guard(AssociationServer):  # type: ignore[misc]
         pynetdicom's application entity.
     address
         Host and port; port 0 takes a free one.
-    gate
-        Where connections are counted.
+    gate, alarm
+        Where connections are counted, and refused ones are told.
     limits
         Returns (connections per address, connections in all) that hold now.
     welcome
@@ -117,10 +123,12 @@ class Guard(AssociationServer):  # type: ignore[misc]
         address: tuple[str, int],
         *,
         gate: Gate,
+        alarm: Alarm,
         limits: Callable[[], tuple[int, int]],
         welcome: Callable[[socket.socket, tuple[Any, ...]], None],
     ) -> None:
         self._gate = gate
+        self._alarm = alarm
         self._limits = limits
         self._welcome = welcome
         self._tired = threading.Event()
@@ -161,9 +169,10 @@ class Guard(AssociationServer):  # type: ignore[misc]
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         per_address, in_all = self._limits()
-        if self._gate.may_enter(client_address[0], per_address=per_address, in_all=in_all):
+        address = plain(client_address[0])
+        if self._gate.may_enter(address, per_address=per_address, in_all=in_all):
             return True
-        log.debug("connection.refused", address=client_address[0], connections=self._gate.n_connections)
+        self._alarm.tell("connection.refused", address=address)
         return False
 
     def process_request(self, request: Any, client_address: Any) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
+from node.receive.alarm import Alarm
 from node.receive.commit import GroupCommit
 from node.receive.guard import Gate
 from node.receive.terms import Terms
@@ -25,6 +26,7 @@ class House:
     spool: Spool
     commit: GroupCommit
     gate: Gate
+    alarm: Alarm
     clock: Callable[[], datetime]
     tls: ssl.SSLContext | None = None
     stop_at: float | None = None

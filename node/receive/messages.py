@@ -14,6 +14,7 @@ from node.receive.commands import N_EVENT_REPORT_RQ, Command, answer, as_pdus
 from node.receive.contexts import VERIFICATION
 from node.receive.house import House
 from node.receive.intake import CONFLICT, DRAIN, Intake, Refusal, as_refusal, refuse_command
+from node.receive.terms import Terms
 
 log = get_logger()
 
@@ -81,6 +82,8 @@ class Messages:
         self._send = send
         self._forward = forward
         self._open: dict[int, _Message] = {}
+        self._asked: Terms | None = None
+        self._may = False
         self.n_stored = self.n_refused = self.n_bytes = 0
 
     def command(self, context_id: int, command: Command) -> None:
@@ -103,7 +106,7 @@ class Messages:
                     command,
                     abstract_syntax=abstract_syntax,
                     is_storage=abstract_syntax != VERIFICATION,
-                    authorized=terms.node.peer(self._association.calling_ae, self._association.address),
+                    authorized=self._authorized(terms),
                     free=house.spool.free_bytes(),
                     refuse_below=terms.refuse_below,
                 )
@@ -117,6 +120,13 @@ class Messages:
         if abstract_syntax != VERIFICATION or command.field == N_EVENT_REPORT_RQ:
             return _Drain(command, Refusal(Status.UNRECOGNIZED_OPERATION, "operation is not supported"))
         return _Foreign(command)
+
+    def _authorized(self, terms: Terms) -> bool:
+        """Whether the peer may still store: asked again only when the terms have changed."""
+        if terms is not self._asked:
+            self._asked = terms
+            self._may = terms.node.peer(self._association.calling_ae, self._association.address)
+        return self._may
 
     def data(self, context_id: int, pieces: Sequence[memoryview]) -> None:
         """Pieces of a data set. Raises TooMuch."""

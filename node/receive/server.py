@@ -17,6 +17,7 @@ from node.config.schema import Config
 from node.dicom.ours import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from node.errors import ReceiveError
 from node.log import get_logger
+from node.receive.alarm import Alarm
 from node.receive.commit import GroupCommit
 from node.receive.door import Door
 from node.receive.guard import Gate, Guard
@@ -65,7 +66,14 @@ class Receiver:
         commit = GroupCommit(
             store.reception, store.spool, receiver=self.name, duplicates=lambda: self._house.terms.duplicates
         )
-        self._house = House(terms=terms(config), spool=store.spool, commit=commit, gate=Gate(), clock=clock)
+        self._house = House(
+            terms=terms(config),
+            spool=store.spool,
+            commit=commit,
+            gate=Gate(),
+            alarm=Alarm(store.events, clock),
+            clock=clock,
+        )
         self._guard: Guard | None = None
 
     @property
@@ -150,6 +158,7 @@ class Receiver:
                 self._ae,
                 (listen.host, listen.port),
                 gate=self._house.gate,
+                alarm=self._house.alarm,
                 limits=self._limits,
                 welcome=self._welcome,
             )

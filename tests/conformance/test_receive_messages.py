@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from node.config.network import Peer as Allowed
 from node.store import Store
@@ -443,3 +444,33 @@ def test_one_association_an_instance(door: House) -> None:
     assert door.ends(15) == ["RELEASED"] * 15
     (series,) = door.store.series.list()
     assert [c.n_new for c in door.store.series.carried(series.id)] == [1] * 15
+
+
+def test_nothing_of_a_patient_is_ever_logged_or_told(door: House) -> None:
+    """Canaries in names, identifiers and noise; every answer and every log line is looked at."""
+    canary = "CANARY^JANE"
+    good = data_set("1.2.3.1", name=canary)
+    bad = [
+        good[:-200] + b"\xff" * 50, good[:70], data_set("1.2.3.9", name=canary),
+        data_set("1.2.3.1", study=canary), good.replace(b"PN", b"\0\0"), data_set("1.2.3.1", series=canary, name=canary), canary.encode() * 50,
+    ]  # fmt: skip
+    with capture_logs() as logs, door.peer() as peer:
+        peer.associate(CT)
+        comments = [peer.store("1.2.3.1", data).comment for data in (good, *bad)]
+        comments.append(peer.store(canary, good).comment)
+        peer.send(message(1, store_rq("1.2.3.2"), None) + canary.encode() * 100)
+        assert peer.read()[0] == 7
+        door.quiet()
+    assert any(line["event"] == "instance.refused" for line in logs)
+    assert "CANARY" not in repr(logs) + repr(comments)
+    assert "CANARY" not in repr(door.store.events.list())
+
+
+def test_who_is_turned_away_is_an_event(door: House) -> None:
+    door.receiver.apply(config(accept_from=(Allowed(ae_title="CT1"),)))
+    for _ in range(3):
+        assert rejected(door, calling="STRANGER") == (1, 1, 3)
+    door.quiet()
+    (event,) = door.store.events.list(name="assoc.rejected")
+    assert event.body["calling_ae"] == "STRANGER"
+    assert event.body["address"] == "127.0.0.1"

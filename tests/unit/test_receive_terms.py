@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from datetime import UTC, datetime
 
 import pytest
 
@@ -10,6 +11,7 @@ from node.config.network import HostPort, Peer
 from node.config.schema import Config, NodeSettings, StoreSettings
 from node.dicom.scan import Ids
 from node.errors import HeaderFault, OutOfSpace, StoreError
+from node.receive.alarm import AGAIN_S, MOST, Alarm
 from node.receive.commands import parse
 from node.receive.guard import COURTESY, Gate
 from node.receive.intake import Refusal, as_refusal, refuse_command, refuse_ids
@@ -198,3 +200,33 @@ def test_no_exception_is_ever_success_nor_quoted(error: Exception, status: int) 
     assert wrong.status == status
     assert len(wrong.message) <= 64
     assert "DOE" not in wrong.message
+
+
+# --- alarm --------------------------------------------------------------------------------------------
+
+
+class Events:
+    def __init__(self) -> None:
+        self.added: list[tuple[str, dict[str, object]]] = []
+
+    def add(self, level: str, name: str, body: dict[str, object], at: object) -> None:
+        self.added.append((name, body))
+        if body.get("because") == "broken":
+            raise OSError("away")
+
+
+def test_the_same_is_told_once_a_minute_and_never_more_than_a_person_can_read() -> None:
+    events, now = Events(), [0.0]
+    alarm = Alarm(events, lambda: datetime.now(UTC), lambda: now[0])  # type: ignore[arg-type]
+    for _ in range(5):
+        alarm.tell("assoc.rejected", event=True, address="10.0.0.1", because="unknown")
+    alarm.tell("connection.refused", address="10.0.0.1")
+    assert events.added == [("assoc.rejected", {"address": "10.0.0.1", "because": "unknown"})]
+    now[0] = AGAIN_S
+    alarm.tell("assoc.rejected", event=True, address="10.0.0.1", because="unknown")
+    assert events.added[1][1]["times_before"] == 4
+    for face in range(1000):
+        alarm.tell("assoc.rejected", event=True, address="10.0.0.1", calling_ae=f"X{face}")
+    assert len(events.added) <= 2 + MOST
+    now[0] = 2 * AGAIN_S
+    alarm.tell("assoc.rejected", event=True, because="broken")
