@@ -27,6 +27,7 @@ from rich.table import Table
 from node.deliver.files import echo, send_files
 from node.enhance.offline import find
 from node.errors import EngineUnavailable, NodeError
+from node.log import configure
 from node.model import Delivery, DeliveryState, DerivedSeries, Job, JobState, Series, SeriesState
 from node.store import Store
 from node.trial.pacs import Pacs
@@ -103,6 +104,7 @@ class Demo:
 
     def run(self, *, keep: bool = False) -> int:
         """Run it; returns 0 only if the PACS holds every derived instance that there should be."""
+        configure("warning")
         run = self.folder / datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
         run.mkdir(parents=True)
         port = _free_port()
@@ -121,10 +123,11 @@ class Demo:
                 ) as progress:  # fmt: skip
                     files = self._files(run, progress)
                     self._await_node(node, port, run, progress)
-                    with Store.open(f"sqlite:///{run}/luminode.db", run / "spool", create=False) as store:
-                        going = self._send(files, port, store, progress)
-                        self._follow(going, node, store, progress)
-                        ok = self._conclude(going, store, pacs, run, config)
+                    store = Store.open(f"sqlite:///{run}/luminode.db", run / "spool", create=False)
+                    going = self._send(files, port, store, progress)
+                    self._follow(going, node, store, progress)
+                with store:
+                    ok = self._conclude(going, store, pacs, run, config)
                 if keep:
                     self._keep(port, pacs, config)
             finally:

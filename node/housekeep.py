@@ -26,6 +26,7 @@ from node.store import Store
 
 log = get_logger()
 
+_GRACE_S = 300.0
 _FOREVER = timedelta(days=365 * 200)
 RECOVERED = "RECOVERED"
 """Calling AE title of an instance that was found in the spool without its record."""
@@ -38,10 +39,15 @@ class Housekeeper:
     ----------
     config
         Gives the configuration in force.
+    alive_since
+        When this node's first process started; before that, nobody of it could write.
     """
 
-    def __init__(self, store: Store, config: Callable[[], Config]) -> None:
+    def __init__(
+        self, store: Store, config: Callable[[], Config], *, alive_since: datetime | None = None
+    ) -> None:
         self._store = store
+        self._alive_since = alive_since or _now()
         self._config = config
         self._up: dict[str, bool] = {}
         self._scheduler = BackgroundScheduler(
@@ -110,15 +116,16 @@ class Housekeeper:
 
     def reconcile(self) -> None:
         """Compare the spool with the database: orphans are adopted, missing files told loudly."""
-        found = self._store.reconcile.scan(read_orphan, _now())
+        now = _now()
+        alive_s = (now - self._alive_since).total_seconds()
+        # What is older than this node cannot be on its way to its record: everybody who could write it is dead.
+        found = self._store.reconcile.scan(read_orphan, now, grace_s=max(0.0, min(_GRACE_S, alive_s)))
         log.info(
             "spool.reconciled", files=found.n_files, adopted=len(found.adopted), swept=found.swept,
             missing=len(found.missing), unreadable=len(found.unreadable),
         )  # fmt: skip
         if found.missing:
             log.critical("spool.files_missing", n=len(found.missing), hint="run `luminode spool fsck`")
-            body = {"n": len(found.missing), "first": list(found.missing[:20])}
-            self._store.events.add("critical", "spool.files_missing", body, _now())
 
     def report(self) -> None:
         """One line and one event about the last day."""
