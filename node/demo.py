@@ -345,8 +345,8 @@ def _steps(g: _Progressing, store: Store, seconds: Mapping[str, float]) -> dict[
 
 
 def _simulate(kind: str, salt: str, folder: Path) -> list[Path]:
-    make = {"chest-ct": chest_ct, "brain-mr": brain_mr}[kind]
-    return write_series(make(salt=salt), folder)
+    datasets = chest_ct(salt=salt) if kind == "chest-ct" else brain_mr(salt=salt)
+    return write_series(datasets, folder)
 
 
 def _description(attributes: Mapping[str, tuple[object, ...]]) -> str:
