@@ -32,8 +32,8 @@ from node.receive.guard import plain
 from node.receive.house import House
 from node.receive.messages import Messages, TooMuch
 from node.receive.pace import Pace
+from node.receive.parts import MonotonicTimer, loosen
 from node.receive.terms import BUSY, BUSY_ADDRESS, STOPPING, Rejection, Terms, admit
-from node.receive.timer import MonotonicTimer
 
 log = get_logger()
 
@@ -236,6 +236,7 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
             wrapped._shutdown_socket()
         sockets.close(self._sock)
         self._house.gate.leave(self)
+        loosen(self)
 
     def cut(self) -> None:
         """Break the connection from another thread: its own sees that it ended."""

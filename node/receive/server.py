@@ -15,7 +15,7 @@ from pynetdicom import AE
 
 from node.config.schema import Config
 from node.dicom.ours import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from node.errors import ReceiveError
+from node.errors import ReceiveError, StoreError
 from node.log import get_logger
 from node.receive.alarm import Alarm
 from node.receive.commit import GroupCommit
@@ -148,7 +148,10 @@ class Receiver:
             door.cut()
         for door in cut:
             door.join(_CUT_S)
-        self._house.commit.stop()
+        try:
+            self._house.commit.stop()
+        except StoreError as error:  # what is not noted now is marked as lost at the next start
+            log.error("assoc.unrecorded", error=str(error))
         log.info("receiver.stopped", cut_off=len(cut))
 
     def _listen(self, config: Config) -> Guard:

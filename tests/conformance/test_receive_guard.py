@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import hashlib
 import os
 import random
 import socket
 import ssl
 import threading
 import time
+import zlib
 from pathlib import Path
 
 import psutil
@@ -18,11 +21,13 @@ import trustme
 from node.config.network import ServerTLS
 from node.errors import ReceiveError
 from node.receive import Receiver
+from node.receive.door import Door
 from node.store import Store
 from tests.peers import free_port, wait_until
 from tests.receiving import at_once, config, house, utc
 from tests.senders import (
     CT,
+    DEFLATED,
     EXPLICIT,
     VERIFICATION,
     Peer,
@@ -88,6 +93,50 @@ def test_a_request_of_the_largest_size_is_still_read(sqlite_store: Store) -> Non
     padding = b"".join(b"\x7f\0\xff\xf0" + bytes(0xFFF0) for _ in range(15))
     with house(sqlite_store) as door, door.peer() as peer:
         assert peer.ask(associate_rq([(1, CT, [EXPLICIT])], extra=padding))[0] == 2
+
+
+def deflated(data: bytes) -> bytes:
+    machine = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
+    out = machine.compress(data) + machine.flush()
+    return out + b"\0" * (len(out) % 2)
+
+
+def test_a_deflated_data_set_is_stored_as_it_came_and_a_bomb_costs_nothing(sqlite_store: Store) -> None:
+    """R19: 80 MB of zeros in some hundred kB, before the UIDs and behind them; only the header is ever inflated."""
+    data = data_set("1.2.3.1", pixels=bytes(80 * 2**20))
+    at = data.index(b"\x20\0\x0d\0")
+    early = data[:at] + b"\x11\0\x10\0OB\0\0" + (80 * 2**20).to_bytes(4, "little") + bytes(80 * 2**20)
+    late, early = deflated(data), deflated(early + data[at:])
+    del data
+    before = psutil.Process().memory_info().rss
+    with house(sqlite_store) as door, door.peer() as peer:
+        peer.associate(CT, syntaxes=(DEFLATED,))
+        assert peer.store("1.2.3.2", early).status & 0xF000 in (0xC000, 0xA000)
+        assert peer.store("1.2.3.1", late).status == 0
+        assert door.stored() == {"1.2.3.1": sha256(late)}
+        assert door.tmp() == []
+    assert psutil.Process().memory_info().rss - before < 48 * 2**20
+
+
+def test_a_large_object_passes_through_little_memory(sqlite_store: Store) -> None:
+    """R23, the small one: 200 MB in one data set."""
+    piece = os.urandom(2**20)
+    head = data_set("1.2.3.1", pixels=b"")[:-12]
+    head += b"\xe0\x7f\x10\0OW\0\0" + (200 * 2**20).to_bytes(4, "little")
+    digest = hashlib.sha256(head)
+    with house(sqlite_store) as door, door.peer() as peer:
+        peer.associate(CT)
+        before = psutil.Process().memory_info().rss
+        peer.send(p_data(pdv(1, 3, store_rq("1.2.3.1")), pdv(1, 0, head)))
+        for _ in range(200):
+            digest.update(piece)
+            peer.send(b"".join(p_data(pdv(1, 0, piece[at : at + 2**16])) for at in range(0, 2**20, 2**16)))
+        peer.send(p_data(pdv(1, 2, b"")))
+        assert peer.answer().status == 0
+        assert psutil.Process().memory_info().rss - before < 32 * 2**20
+        (one,) = [i for s in sqlite_store.series.list() for i in sqlite_store.series.instances(s.id)]
+        assert one.sha256 == digest.hexdigest()
+        assert one.size == one.offset + len(head) + 200 * 2**20
 
 
 # --- R15: slow peers --------------------------------------------------------------------------------------
@@ -284,6 +333,7 @@ def test_a_crowd_is_served_at_once_and_leaves_nothing_behind(sqlite_store: Store
             lambda: len(list(Path("/proc/self/fd").iterdir())) <= files + 40, 5.0, "sockets are closed"
         )
         assert door.tmp() == []
+        wait_until(lambda: not any(isinstance(o, Door) for o in gc.get_objects()), 5.0, "memory is free")
     wait_until(lambda: threading.active_count() <= threads + 1, 5.0, "threads are gone")
 
 

@@ -452,7 +452,8 @@ def test_nothing_of_a_patient_is_ever_logged_or_told(door: House) -> None:
     good = data_set("1.2.3.1", name=canary)
     bad = [
         good[:-200] + b"\xff" * 50, good[:70], data_set("1.2.3.9", name=canary),
-        data_set("1.2.3.1", study=canary), good.replace(b"PN", b"\0\0"), data_set("1.2.3.1", series=canary, name=canary), canary.encode() * 50,
+        data_set("1.2.3.1", study=canary), good.replace(b"PN", b"\0\0"),
+        data_set("1.2.3.1", series=canary, name=canary), canary.encode() * 50,
     ]  # fmt: skip
     with capture_logs() as logs, door.peer() as peer:
         peer.associate(CT)

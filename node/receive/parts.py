@@ -1,8 +1,9 @@
-"""pynetdicom's timer on a clock that nobody sets back (reliability.md R53)."""
+"""What pynetdicom's parts lack in a process that runs for months."""
 
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from pynetdicom.timer import Timer
 
@@ -31,3 +32,20 @@ class MonotonicTimer(Timer):  # type: ignore[misc]
     @property
     def expired(self) -> bool:
         return self._start_time is not None and self._end_time is None and self.remaining < 0
+
+
+def loosen(association: Any) -> None:
+    """Undo the circles between an ended association and its parts, so that it is freed at once.
+
+    Each of them knows the association and is known by it. The garbage collector would find them, some
+    thousands of associations later, while everybody waits.
+    """
+    association.__dict__.pop("abort", None)
+    wrapped = association.dul.socket
+    for part in (association.acse, association.dimse, association.dul, wrapped):
+        if part is not None:
+            part._assoc = None
+    for user in (association.requestor, association.acceptor):
+        user.assoc = None
+    association.dul.state_machine.dul = None
+    association.dul._target = None
