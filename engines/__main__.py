@@ -1,4 +1,4 @@
-"""``python -m engines list|verify [--json] [--zoo FOLDER ...]``: what engines there are, and whether they work.
+"""``python -m engines list|verify [--json] [--zoo FOLDER]``: what engines there are, whether they work.
 
 ``verify`` checks every card and digest, loads every engine and lets it enhance a small phantom twice.
 Exit status 1 if anything is wrong.

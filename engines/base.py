@@ -149,8 +149,8 @@ class Enhancement:
     ``volume`` holds the kept slices only. ``figures`` are floats in ``unit``: ``noise_before``,
     ``noise_after`` (means over a few of the enhanced slices, NaN where there is none), ``mean_change``,
     ``largest_change``, over the kept slices; ``cfr``, the mean frequency of the noise after over before
-    (near 1: the texture is kept; low: it has become coarse); ``skipped`` and ``enhanced`` count slices
-    that were passed through unchanged, with the reasons in ``notes``, and those that were not.
+    (near 1: the texture is kept; low: it has become coarse); ``skipped`` counts slices that were
+    passed through unchanged, with the reasons in ``notes``.
     """
 
     volume: Volume

@@ -1,8 +1,8 @@
 """The catalogue: finds engine folders, verifies what is in them, picks the runtime.
 
 An engine is a folder with a card.yaml (engines/card.py), in ``engines/zoo`` or in a folder of the caller's.
-A broken folder is kept as its fault and hides no other; a name that is taken cannot be taken again, so that
-no folder of a site shadows a shipped engine.
+A broken folder is kept as its fault and hides no other; a name that is taken cannot be taken again, so
+that no folder of a site shadows a shipped engine.
 
 Reading cards is cheap and every process of the node does it; the numerical libraries are imported when an engine
 is loaded, in the worker.

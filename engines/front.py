@@ -24,6 +24,8 @@ R = TypeVar("R")
 NEIGHBOUR_MM = 3.0
 """Slices farther apart than this share too little to help each other."""
 
+NOTHING = "nothing was reconstructed in them"
+
 LOOKS = 3
 """On how many slices of a slab the noise is measured again afterwards: the figures are for people."""
 
@@ -134,7 +136,10 @@ class Enhancer:
             return self._done(volume, _part(volume, kept), params, {}, (), began)
         scale = noise.scale(found, volume.unit)
         sigmas = noise.steady(found.sigma)[first : first + volume.shape[0]]
-        reasons = {i: guards.gate(float(sigmas[i]), self._card, scale) for i in kept}
+        reasons = {
+            i: guards.gate(float(sigmas[i]), self._card, scale) if volume.valid[i].any() else NOTHING
+            for i in kept
+        }
         filled = _Filled(volume)
         chosen = [i for i in kept if not reasons[i]]
         tasks = [self._task(volume, filled, i, float(sigmas[i]), scale) for i in chosen]

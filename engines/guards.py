@@ -104,6 +104,8 @@ def region_means(residual: Floats, valid: Mask, side: tuple[int, int]) -> npt.ND
     Regions of which less than half is valid count as 0: nobody measures there.
     """
     sums = _window_sums(residual.astype(np.float64), side)
+    if valid.all():
+        return sums / (side[0] * side[1])
     counts = _window_sums(valid.astype(np.float64), side)
     enough = counts >= 0.5 * side[0] * side[1]
     return np.divide(sums, counts, out=np.zeros_like(sums), where=enough)

@@ -6,6 +6,7 @@ padding outside of a circle, a gap, odd sizes.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -194,7 +195,7 @@ def is_linear_in_strength(engine: Engine, volume: Volume) -> None:
     scale = float(np.abs(volume.values).max())
     assert np.abs(half - (zero.astype(np.float64) + full) / 2).max() <= 4e-7 * scale
     changes = [np.abs(v - zero) for v in (quarter, half, full)]
-    for less, more in zip(changes, changes[1:], strict=False):
+    for less, more in itertools.pairwise(changes):
         assert (less <= more + 4e-7 * scale).all()
 
 

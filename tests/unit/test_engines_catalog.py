@@ -174,12 +174,11 @@ def test_units_are_not_mixed_up() -> None:
         Catalog.default().load("ct-nlm").enhance(laws.stack("MR"), Params(strength=0.5))
 
 
-def test_command_list_and_verify(zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main(["list"]) == 0
-    assert "ct-nlm" in capsys.readouterr().out
+def test_command_list(zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     onnx_samples.folder(zoo, onnx_samples.blur_network())
-    assert command.main(["verify", "--zoo", str(zoo)]) == 0
+    assert command.main(["list", "--zoo", str(zoo)]) == 0
     told = capsys.readouterr().out
+    assert "ct-nlm" in told
     assert "ct-sample" in told
     assert "BROKEN" not in told
 
@@ -193,8 +192,9 @@ def test_command_tells_what_is_broken(zoo: Path, capsys: pytest.CaptureFixture[s
     assert not found["bad"]["ok"]
     assert "not the one the card names" in found["bad"]["fault"]
     assert not found["worse"]["ok"]
-    assert found["ct-nlm"]["ok"]
-    assert found["ct-nlm"]["output"]
+    for name in SHIPPED:
+        assert found[name]["ok"]
+        assert len(found[name]["output"]) == 64
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links and pipes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.errors import CardInvalid, EngineError, OutputImplausible, RuntimeUnavailable, WeightsMismatch
+from engines.errors import CardInvalid, OutputImplausible, RuntimeUnavailable, WeightsMismatch
 from engines.runtime import onnx as runtime
 from engines.runtime.onnx import OnnxNetwork, read_verified
 from engines.runtime.onnxfile import inspect
@@ -146,10 +147,8 @@ def test_mangled_files_are_refused_or_described_never_worse(at: int, byte: int, 
     mangled = bytearray(BLUR)
     mangled[at] = byte
     for content in (bytes(mangled), BLUR[:end], bytes(mangled[:end])):
-        try:
+        with contextlib.suppress(CardInvalid):
             inspect(content)
-        except EngineError as e:
-            assert isinstance(e, CardInvalid)
 
 
 @pytest.mark.parametrize(
