@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,14 @@ def sqlite_store(sqlite_url: str, tmp_path: Path) -> Iterator[Store]:
     """An empty store on SQLite, for tests of other rooms that need one database only."""
     with Store.open(sqlite_url, tmp_path / "spool") as one:
         yield one
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """In CI nothing may be skipped for want of a peer: LUMINODE_REQUIRE_PEERS makes such a skip a failure."""
+    report = yield
+    wanted = any(item.get_closest_marker(name) for name in ("peer", "postgres"))
+    if report.skipped and wanted and os.environ.get("LUMINODE_REQUIRE_PEERS"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped where nothing may be: {report.longrepr}"
+    return report
