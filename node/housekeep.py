@@ -150,7 +150,8 @@ def _guarded(task: Callable[[], None]) -> Callable[[], None]:
         try:
             task()
         except NodeError as e:
-            log.error("housekeeping.failed", task=task.__name__, because=type(e).__name__, told=e.message)
+            why, told, hint = type(e).__name__, e.message, e.hint
+            log.error("housekeeping.failed", task=task.__name__, because=why, told=told, hint=hint)
         except Exception as e:
             log.error("housekeeping.failed", task=task.__name__, because=type(e).__name__)
 

@@ -17,8 +17,17 @@ from node.store import Store
 log = get_logger()
 
 
-def run_role(role: str, config: Path) -> int:
+def run_role(role: str, config: Path, *, last_good: Path | None = None) -> int:
     """Run one role in this process until SIGTERM.
+
+    Parameters
+    ----------
+    role
+        One of :data:`node.app.supervise.ROLES`.
+    config
+        Path of config.yaml.
+    last_good
+        File with the configuration to go on with should config.yaml be bad; a supervisor knows where it lies.
 
     Returns
     -------
@@ -27,7 +36,7 @@ def run_role(role: str, config: Path) -> int:
     """
     die_with_parent()
     stop = threading.Event()
-    settings = Settings(config, role)
+    settings = Settings(config, role, fallback=last_good)
     stop_on_signals(stop, settings.reload)
     with settings, settings.open_store() as store:
         _ROLES[role](settings, store, stop)
@@ -37,10 +46,11 @@ def run_role(role: str, config: Path) -> int:
 def _receive(settings: Settings, store: Store, stop: threading.Event) -> None:
     from node.receive.server import Receiver
 
-    receiver = Receiver(settings.config, store, _now)
-    settings.on_change(receiver.apply)
+    receiver = Receiver(settings.started, store, _now)
     receiver.start()
     try:
+        settings.on_change(receiver.apply)
+        receiver.apply(settings.config)  # an edit may have come while this process started
         stop.wait()
     finally:
         receiver.stop()
@@ -69,7 +79,7 @@ def _enhance(settings: Settings, store: Store, stop: threading.Event) -> None:
     n = take_back(store, _now())
     if n:
         log.warning("jobs.taken_back", n=n)
-    c = settings.config
+    c = settings.started
     guardian = Guardian(
         worker_main,
         (c.store.database, str(Path(c.store.spool).resolve()), c.log.level, c.log.format, threads()),

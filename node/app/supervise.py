@@ -45,13 +45,14 @@ class Supervisor:
     ----------
     config
         Path of config.yaml; children read it themselves.
+    last_good
+        Path of the last good configuration, which children go on with should config.yaml be bad by the time
+        they are started again.
     roles
         Which of :data:`ROLES` to run.
     drain_s
         How long the children together may take to end after SIGTERM before they are killed; whatever they
         still held is in the database.
-    arguments
-        Command line of a child, before its role.
     """
 
     def __init__(
@@ -59,13 +60,13 @@ class Supervisor:
         config: Path,
         roles: Sequence[str] = ROLES,
         *,
+        last_good: Path,
         drain_s: float = 15.0,
-        arguments: Sequence[str] = (),
     ) -> None:
         self._config = config
+        self._last_good = last_good
         self._children = [_Child(role=r) for r in ROLES if r in roles]
         self._drain_s = drain_s
-        self._arguments = list(arguments)
         self.stop = threading.Event()
         self._reload = threading.Event()
 
@@ -97,10 +98,7 @@ class Supervisor:
             child.start_at = now + child.wait_s
             child.wait_s = min(child.wait_s * 2, _LONGEST_WAIT_S)
         if now >= child.start_at:
-            command = [
-                sys.executable, "-m", "node", "serve", "--role", child.role,
-                "--config", str(self._config), *self._arguments,
-            ]  # fmt: skip
+            command = [sys.executable, "-m", "node.app", child.role, str(self._config), str(self._last_good)]
             child.process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
             child.started_at = now
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
 
+from engines.errors import EngineError
 from node.cli import admin, records, server, tools
-from node.cli.common import err
+from node.cli.common import tell_error
 from node.errors import ConfigError, NodeError
+from node.log import configure
 
 app = typer.Typer(
     name="luminode",
@@ -29,24 +32,29 @@ EX_FAILED = 1
 
 def run() -> None:
     """Run a verb; typed errors become one clear text on standard error and an exit status."""
+    configure("warning")  # verbs that run something say what they do at a level of their own
     try:
-        app(standalone_mode=False)
+        # A verb's `typer.Exit` comes back as its status.
+        status = app(standalone_mode=False, prog_name="luminode")
+        sys.stdout.flush()
     except ConfigError as e:
         for fault in e.faults:
-            err.print(f"[red]error[/red] {_safe(str(fault))}", highlight=False, soft_wrap=True)
+            tell_error(str(fault))
         sys.exit(EX_CONFIG)
-    except NodeError as e:
-        err.print(f"[red]error[/red] {_safe(e.message)}", highlight=False, soft_wrap=True)
-        if e.hint:
-            err.print(f"      {_safe(e.hint)}", highlight=False, soft_wrap=True)
+    except (NodeError, EngineError) as e:
+        tell_error(e.message, e.hint)
         sys.exit(EX_FAILED)
-    except typer.Exit as e:
-        sys.exit(e.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()
+    except BrokenPipeError:  # whoever read our output has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as e:
+        where = f": {e.filename}" if isinstance(e.filename, str) else ""
+        tell_error(
+            f"{e.strerror or type(e).__name__}{where}", "check path, owner, permissions and free space"
+        )
+        sys.exit(EX_FAILED)
     except Exception as e:
         # typer vendors click: its usage errors know how to show themselves.
         show = getattr(e, "show", None)
@@ -54,9 +62,4 @@ def run() -> None:
             raise
         show()
         sys.exit(getattr(e, "exit_code", 2))
-
-
-def _safe(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
+    sys.exit(status if isinstance(status, int) else 0)

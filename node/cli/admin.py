@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
@@ -10,6 +13,14 @@ from node.cli.common import ConfigOption, JsonOption, loaded, opened, out, print
 from node.config.explain import explain, json_schema, markdown
 from node.config.values import Refused
 from node.housekeep import read_orphan
+
+_FINDINGS: Mapping[str, str] = {
+    "adopted": "recorded that had no record",
+    "removed": "derived without a record, removed: they are made again",
+    "unknown": "without a record",
+    "missing": "on record whose file is missing",
+    "corrupt": "that are not what was received",
+}
 
 
 def register(app: typer.Typer) -> None:
@@ -78,22 +89,19 @@ def spool_fsck(
     json: JsonOption = False,
 ) -> None:
     """Compare the spool with the database; changes nothing without --adopt."""
-    from datetime import UTC, datetime
-
     with opened(config) as store:
+        done = store.reconcile.scan(read_orphan, datetime.now(UTC)) if adopt else None
         found = store.reconcile.fsck(verify=verify)
-        if adopt:
-            done = store.reconcile.scan(read_orphan, datetime.now(UTC))
-            out.print(f"{len(done.adopted)} adopted", highlight=False)
+    if done is not None:
+        found = replace(found, adopted=done.adopted, removed=done.removed, swept=done.swept)
     if json:
         print_json(found)
     else:
         out.print(f"{found.n_files} files, {found.n_rows} records", highlight=False)
-        for what in ("adopted", "unreadable", "missing", "corrupt"):
+        for what, words in _FINDINGS.items():
             paths = getattr(found, what)
             if paths:
-                told = "without a record" if what == "adopted" else what
-                out.print(f"{len(paths)} {told}:", highlight=False)
+                out.print(f"{len(paths)} {words}:", highlight=False)
                 for path in paths[:50]:
                     out.print(f"  {path}", highlight=False)
     if not found.ok:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
+from dataclasses import fields, is_dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +23,9 @@ from node.store import Store
 
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
+
+_ONE_LINE = 10_000
+"""Width of a table where nobody looks: a row is a line, for grep and awk."""
 
 ConfigOption = Annotated[
     Path | None,
@@ -70,9 +74,11 @@ def opened(given: Path | None) -> Iterator[Store]:
 def plain(value: Any) -> Any:
     """A JSON-able form of our dataclasses."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {k: plain(v) for k, v in asdict(value).items()}
-    if isinstance(value, dict):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     if isinstance(value, (list, tuple, set, frozenset)):
         return [plain(v) for v in value]
     if isinstance(value, datetime):
@@ -83,8 +89,8 @@ def plain(value: Any) -> Any:
 
 
 def print_json(value: Any) -> None:
-    """JSON to standard output, without colour or wrapping."""
-    typer.echo(json.dumps(plain(value), indent=2, ensure_ascii=False))
+    """JSON to standard output, without colour or wrapping; in ASCII, so that nothing upsets a terminal."""
+    typer.echo(json.dumps(plain(value), indent=2, allow_nan=False))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str) -> None:
@@ -97,7 +103,14 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, emp
         table.add_column(c, overflow="fold")
     for row in rows:
         table.add_row(*[visible(str(cell)) for cell in row])
-    out.print(table)
+    out.print(table, width=None if out.is_terminal else _ONE_LINE)
+
+
+def tell_error(message: str, hint: str = "") -> None:
+    """An error on standard error, and below it what to do about it."""
+    err.print(f"[red]error[/red] {visible(message)}", highlight=False)
+    if hint:
+        err.print(f"      {visible(hint)}", highlight=False)
 
 
 def visible(text: str) -> str:

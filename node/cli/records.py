@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, TypeVar
@@ -56,8 +56,12 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def _missing(what: str, number: int) -> StoreError:
-    return StoreError(f"there is no {what} {number}", hint=f"`luminode {what} list` shows those there are")
+_ONE: Mapping[str, str] = {"series": "series", "jobs": "job", "deliveries": "delivery"}
+
+
+def _missing(group: str, number: int) -> StoreError:
+    hint = f"`luminode {group} list` shows those there are"
+    return StoreError(f"there is no {_ONE[group]} {number}", hint=hint)
 
 
 # series -------------------------------------------------------------------------------------------
@@ -72,7 +76,10 @@ def series_list(
         print_json(found)
         return
     print_table(
-        ["id", "state", "modality", "instances", "gen", "from", "last received", "closed", "decision", "series UID"],
+        [
+            "id", "state", "modality", "instances", "gen", "from", "last received", "closed", "decision",
+            "series UID",
+        ],
         [
             [
                 s.id, s.state, s.header.modality if s.header else "", s.count, s.generation, s.key.calling_ae,
@@ -114,7 +121,8 @@ def series_show(number: IdArgument, config: ConfigOption = None, json: JsonOptio
         facts.append(("spacing", f"{z:g} x {y:g} x {x:g} mm"))
     _facts(facts)
     if decision is not None:
-        out.print(f"\ndecision: {decision.action} by rule {visible(decision.rule) or '-'}  {visible(decision.reason)}")
+        rule, reason = visible(decision.rule) or "-", visible(decision.reason)
+        out.print(f"\ndecision: {decision.action} by rule {rule}  {reason}", highlight=False)
         print_table(
             ["rule", "keyword", "wanted", "found", "held"],
             [[v.rule, v.keyword, v.wanted, v.found, "yes" if v.held else "no"] for v in decision.verdicts],
@@ -177,7 +185,10 @@ def jobs_list(
         return
     print_table(
         ["id", "state", "series", "rule", "engine", "attempt", "queued", "failure"],
-        [[j.id, j.state, j.series_id, j.rule, j.engine, j.attempt, ago(j.created_at), j.failure] for j in found],
+        [
+            [j.id, j.state, j.series_id, j.rule, j.engine, j.attempt, ago(j.created_at), j.failure]
+            for j in found
+        ],
         empty="no jobs yet",
     )
 
@@ -285,7 +296,10 @@ def deliveries_show(number: IdArgument, config: ConfigOption = None, json: JsonO
     if bad:
         print_table(
             ["SOP instance UID", "status", "comment"],
-            [[o.sop_instance_uid, f"{o.status:04X}H" if o.status >= 0 else "no answer", o.comment] for o in bad],
+            [
+                [o.sop_instance_uid, f"{o.status:04X}H" if o.status >= 0 else "no answer", o.comment]
+                for o in bad
+            ],
             empty="",
         )
 
@@ -310,8 +324,12 @@ def deliveries_cancel(number: IdArgument, config: ConfigOption = None) -> None:
 
 # provenance ---------------------------------------------------------------------------------------
 def provenance(
-    uid: Annotated[str | None, typer.Argument(help="Any study, series or SOP instance UID, source or derived.")] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Check the hash chain from its first link.")] = False,
+    uid: Annotated[
+        str | None, typer.Argument(help="Any study, series or SOP instance UID, source or derived.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check the hash chain from its first link.")
+    ] = False,
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:

@@ -1,7 +1,6 @@
 """Verbs that run something: serve, demo, pacs.
 
-What a verb needs is imported when it runs: `serve` starts one process a role, and each should load only what it
-uses.
+What a verb needs is imported when it runs: a quick verb does not wait for what another one needs.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import typer
 
 from node.app.supervise import ROLES, Supervisor
 from node.cli.common import ConfigOption, config_file, err, out
+from node.log import configure
 
 
 def register(app: typer.Typer) -> None:
@@ -43,7 +43,7 @@ def serve(
 
     settings = Settings(path, "supervisor")
     settings.open_store().close()  # the schema is brought up to date once, before anybody works
-    raise typer.Exit(Supervisor(path).run())
+    raise typer.Exit(Supervisor(path, last_good=settings.keep_last_good()).run())
 
 
 def demo(
@@ -51,14 +51,18 @@ def demo(
         Path | None, typer.Option("--series", help="Send this folder instead of the phantoms.", exists=True)
     ] = None,
     folder: Annotated[Path, typer.Option("--folder", help="Where everything is kept.")] = Path("demo-out"),
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the node and the PACS running until Ctrl-C.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the node and the PACS running until Ctrl-C.")
+    ] = False,
     engine_ct: Annotated[str, typer.Option("--ct", help="Engine for CT.")] = "ct-nlm",
     engine_mr: Annotated[str, typer.Option("--mr", help="Engine for MR.")] = "mr-nlm",
 ) -> None:
     """The main job on embedded defaults: scanner, node, PACS, picture."""
     from node.demo import Demo
 
-    trial = Demo(folder=folder.resolve(), series=series, engines={"CT": engine_ct, "MR": engine_mr}, console=out)
+    trial = Demo(
+        folder=folder.resolve(), series=series, engines={"CT": engine_ct, "MR": engine_mr}, console=out
+    )
     raise typer.Exit(trial.run(keep=keep))
 
 
@@ -75,12 +79,15 @@ def pacs(
     """A small PACS to try rules against: Storage, FIND, MOVE, GET, Verification."""
     from node.trial.pacs import Pacs
 
+    configure("info")
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, lambda *_: stop.set())
     server = Pacs(folder, ae_title, host, port, move_to=_peers(move_to or []))
     server.start()
-    out.print(f"PACS {ae_title} listens on {host}:{server.port}, keeps instances in {folder}", highlight=False)
+    out.print(
+        f"PACS {ae_title} listens on {host}:{server.port}, keeps instances in {folder}", highlight=False
+    )
     if host not in ("127.0.0.1", "localhost", "::1"):
         err.print("anybody who can reach this address can read and write: for trials only", style="yellow")
     stop.wait()

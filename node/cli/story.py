@@ -40,15 +40,19 @@ def _lines(story: Story) -> Iterator[str]:
 def _series(series: Series, story: Story) -> Iterator[str]:
     yield ""
     yield f"source series {visible(series.key.series_uid)}, generation {series.generation}"
-    yield _fact("received", f"{series.count} instances from {series.key.calling_ae}, {ago(series.last_received_at)}")
+    yield _fact(
+        "received", f"{series.count} instances from {series.key.calling_ae}, {ago(series.last_received_at)}"
+    )
     if series.closed_because:
         yield _fact("closed", f"{ago(series.closed_at)} by {series.closed_because}")
     decision = story.decisions.get(series.id)
     if decision is not None:
-        yield _fact("decision", f"{decision.action} by rule {decision.rule or '-'}. {decision.reason}".strip())
+        yield _fact(
+            "decision", f"{decision.action} by rule {decision.rule or '-'}. {decision.reason}".strip()
+        )
         for v in decision.verdicts:
             mark = "held" if v.held else "did not hold"
-            yield f"  {'':<{_WIDTH}} {visible(v.rule)}: {v.keyword} {visible(v.wanted)}: {mark} ({visible(v.found)})"
+            yield _fact("", f"{v.rule}: {v.keyword} {v.wanted}: {mark} ({v.found})")
         yield _fact("config", series.config_digest)
     for job in story.jobs:
         if job.series_id == series.id:
@@ -58,7 +62,10 @@ def _series(series: Series, story: Story) -> Iterator[str]:
 def _job(job: Job, story: Story) -> Iterator[str]:
     yield f"  job {job.id}"
     card = job.params.get("card", {})
-    yield _fact("engine", f"{card.get('name', job.engine)} {card.get('version', '')}, strength {job.params.get('strength')}")
+    yield _fact(
+        "engine",
+        f"{card.get('name', job.engine)} {card.get('version', '')}, strength {job.params.get('strength')}",
+    )
     yield _fact("weights", str(card.get("weights_sha256", "")))
     yield _fact("state", f"{job.state}, attempt {job.attempt}. {job.failure}".strip())
     for derived in story.derived:
@@ -77,7 +84,9 @@ def _body(body: Mapping[str, Any]) -> Iterator[str]:
     for name in ("runtime", "device", "figures", "seconds", "notes"):
         value = body.get(name)
         if isinstance(value, Mapping):
-            value = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in value.items())
+            value = ", ".join(
+                f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in value.items()
+            )
         if value:
             yield _fact(name, str(value))
 

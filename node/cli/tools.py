@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from engines.base import Params
 from engines.catalog import Catalog
 from engines.errors import EngineError
 from node.app.engines import cards, threads
-from node.cli.common import ConfigOption, JsonOption, err, loaded, out, print_json, print_table, visible
-from node.config.schema import Config
+from node.cli.common import (
+    ConfigOption,
+    JsonOption,
+    err,
+    loaded,
+    out,
+    print_json,
+    print_table,
+    tell_error,
+    visible,
+)
+from node.config.schema import Config, DimseDestination, FolderDestination
+from node.config.values import Refused, ae_title
 from node.deliver.files import FileOutcome, echo, send_files
-from node.enhance.offline import enhance_series, find
-from node.errors import EnhanceError, NodeError
+from node.enhance.offline import Found, Made, enhance_series, find
+from node.errors import ConfigError, EnhanceError, NodeError
 from node.gather.decide import decide_series
+from node.model import Decision
 from node.store import Store
 
 
@@ -50,10 +64,17 @@ def check(
     json: JsonOption = False,
 ) -> None:
     """Is everything in order? Configuration, store, engines, destinations. Exit status 1 if not."""
-    given = loaded(config)
+    broken = _check_catalog()
+    try:
+        given = loaded(config)
+    except ConfigError:
+        for f in broken:  # an engine that the configuration names may be missing for this reason
+            tell_error(f"{f.what}: {f.text}", f.hint)
+        raise
     findings = [_Finding(what="config.yaml", ok=True, text=f"valid, digest {given.digest[:12]}")]
     findings += [_Finding(what="config.yaml", ok=True, text=f"warning: {w}") for w in given.warnings]
     findings += _check_store(given.config)
+    findings += broken
     findings += _check_engines(given.config)
     if not offline:
         for name, settings in given.config.destinations.items():
@@ -80,18 +101,31 @@ def _check_store(config: Config) -> list[_Finding]:
             free = store.spool.free_bytes()
     except NodeError as e:
         return [_Finding(what="store", ok=False, text=e.message, hint=e.hint)]
-    enough = free >= config.store.refuse_below
+    except OSError as e:
+        text, hint = f"{e.strerror}: {e.filename}", "check store.spool, store.database and their owner"
+        return [_Finding(what="store", ok=False, text=text, hint=hint)]
+    least = config.store.refuse_below
     return [
         _Finding(what="database", ok=True, text="opens, schema up to date"),
         _Finding(
-            what="provenance", ok=chain.ok, text=f"{chain.checked} records, chain {'holds' if chain.ok else 'broken'}"
+            what="provenance",
+            ok=chain.ok,
+            text=f"{chain.checked} records, chain {'holds' if chain.ok else 'broken'}",
+            hint="`luminode provenance --verify` tells which record; compare with a backup",
         ),
         _Finding(
             what="spool",
-            ok=enough,
-            text=f"{free / 1e9:.1f} GB free, C-STORE is refused below {config.store.refuse_below / 1e9:.1f} GB",
+            ok=free >= least,
+            text=f"{free / 1e9:.1f} GB free, C-STORE is refused below {least / 1e9:.1f} GB",
             hint="free space, or lower store.refuse_below",
         ),
+    ]
+
+
+def _check_catalog() -> list[_Finding]:
+    return [
+        _Finding(what=f"engine folder {folder}", ok=False, text=fault.message, hint=fault.hint)
+        for folder, fault in Catalog.default().faults().items()
     ]
 
 
@@ -127,8 +161,9 @@ def route(
     catalog = cards()
     told = []
     for uid, members in found.series.items():
+        headers = [h for _, h in members]
         decision = decide_series(
-            [h for _, h in members], settings, catalog, calling_ae=calling_ae, called_ae=settings.node.ae_title
+            headers, settings, catalog, calling_ae=calling_ae, called_ae=settings.node.ae_title
         )
         told.append((uid, len(members), members[0][1].modality, decision))
     if json:
@@ -140,18 +175,27 @@ def route(
                 "unreadable": [{"path": p, "reason": r} for p, r in found.unreadable],
             }
         )
-        return
+    else:
+        _tell_routes(told, found)
+    if not told:
+        raise typer.Exit(1)
+
+
+def _tell_routes(told: Sequence[tuple[str, int, str, Decision]], found: Found) -> None:
     for uid, n, modality, d in told:
         goes = f" to {', '.join(d.destinations)}" if d.destinations and d.action.value == "enhance" else ""
         color = {"enhance": "green", "reject": "yellow"}.get(d.action.value, "default")
         out.print(f"[bold]{visible(uid)}[/bold]  {visible(modality)}, {n} instances", highlight=False)
-        out.print(f"  [{color}]{d.action.value}[/{color}]{goes} by rule {visible(d.rule) or '-'}: {visible(d.reason)}")
+        rule, reason = visible(d.rule) or "-", visible(d.reason)
+        out.print(f"  [{color}]{d.action.value}[/{color}]{goes} by rule {rule}: {reason}", highlight=False)
         for v in d.verdicts:
             mark = "[green]yes[/green]" if v.held else "[red]no[/red] "
             out.print(
                 f"    {mark} {visible(v.rule)}: {v.keyword} {visible(v.wanted)}  (found {visible(v.found)})",
                 highlight=False,
             )
+    if not told:
+        out.print("no DICOM series found")
     for path, reason in found.unreadable:
         out.print(f"unreadable {visible(str(path))}: {visible(reason)}", highlight=False)
 
@@ -193,9 +237,10 @@ def enhance(
                 )  # fmt: skip
             except (NodeError, EngineError) as e:
                 failed += 1
-                shutil.rmtree(target, ignore_errors=True)
-                err.print(f"series {number}: {visible(e.message)}", style="red")
-                continue
+                with suppress(OSError):  # made for this series, or somebody else's and then not empty
+                    target.rmdir()
+                tell_error(f"series {number}: {e.message}", e.hint)
+                one = Made(series_uid=uid, n_sources=len(members), reason=e.message)
             progress.update(task, completed=100)
             made.append(one)
     if json:
@@ -211,33 +256,56 @@ def enhance(
                     m.folder or "", m.reason,
                 ]
             )  # fmt: skip
-        columns = ["series UID", "sources", "made", "noise before", "after", "mean change", "folder", "not enhanced because"]
+        columns = [
+            "series UID",
+            "sources",
+            "made",
+            "noise before",
+            "after",
+            "mean change",
+            "folder",
+            "reason",
+        ]
         print_table(columns, rows, empty="no DICOM series found")
         for path, reason in found.unreadable:
             out.print(f"unreadable {visible(str(path))}: {visible(reason)}", highlight=False)
-    if failed:
+    if failed or not found.series:
         raise typer.Exit(1)
 
 
 # send and echo ------------------------------------------------------------------------------------
-def _peer(address: str) -> dict[str, object]:
+def _peer(address: str) -> DimseDestination:
     """``AE@host:port`` -> settings of a destination."""
-    ae_title, at, rest = address.partition("@")
-    host, _, port = rest.rpartition(":")
-    if not (ae_title and at and host and port.isdigit() and len(ae_title) <= 16):
-        raise typer.BadParameter("a peer is AE@host:port, or the name of a destination in config.yaml")
-    return {"kind": "dimse", "ae_title": ae_title, "address": rest}
+    ae_title, _, where = address.partition("@")
+    try:
+        return DimseDestination.model_validate({"kind": "dimse", "ae_title": ae_title, "address": where})
+    except ValidationError as e:
+        refused = e.errors()[0].get("ctx", {}).get("error", "")
+        told = f"{refused}. A peer is AE@host:port, or a destination of config.yaml"
+        raise typer.BadParameter(told) from None
 
 
-def _where(peer: str, config: Path | None) -> tuple[object, str]:
+def _where(peer: str, config: Path | None) -> tuple[DimseDestination | FolderDestination, str]:
+    """Settings of a peer, and what we call ourselves there."""
     if "@" in peer:
         return _peer(peer), "LUMINODE"
     settings = loaded(config).config
     if peer not in settings.destinations:
-        raise typer.BadParameter(
-            f"there is no destination {peer}; there are {', '.join(settings.destinations) or 'none'}"
-        )
+        known = ", ".join(settings.destinations) or "none"
+        raise typer.BadParameter(f"there is no destination {peer}; there are: {known}")
     return settings.destinations[peer], settings.node.ae_title
+
+
+def _calling(
+    settings: DimseDestination | FolderDestination, calling_ae: str
+) -> DimseDestination | FolderDestination:
+    """The settings with our AE title as the command line has it."""
+    if not calling_ae or isinstance(settings, FolderDestination):
+        return settings
+    try:
+        return settings.model_copy(update={"calling_ae": ae_title(calling_ae)})
+    except Refused as e:
+        raise typer.BadParameter(f"--from: {e}. {e.hint}") from None
 
 
 def send(
@@ -245,13 +313,18 @@ def send(
     paths: Annotated[list[Path], typer.Argument(help="DICOM files or folders.", exists=True)],
     calling_ae: Annotated[str, typer.Option("--from", help="Our AE title.")] = "",
     associations: Annotated[int, typer.Option("--associations", "-j", min=1, max=64)] = 1,
-    pace: Annotated[float, typer.Option("--pace", min=0, help="Instances a second; 0 is as fast as it goes.")] = 0,
+    pace: Annotated[
+        float, typer.Option("--pace", min=0, help="Instances a second; 0 is as fast as it goes.")
+    ] = 0,
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
     """Send files to a peer, as a scanner would."""
     settings, own = _where(peer, config)
-    files = [p for path in paths for p in (sorted(path.rglob("*")) if path.is_dir() else [path]) if p.is_file()]
+    settings = _calling(settings, calling_ae)
+    files = [
+        p for path in paths for p in (sorted(path.rglob("*")) if path.is_dir() else [path]) if p.is_file()
+    ]
     with Progress(
         TextColumn("send"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         console=err, disable=json or not err.is_terminal,
@@ -261,19 +334,19 @@ def send(
         def tell(_outcome: FileOutcome) -> None:
             progress.advance(task)
 
-        sent = send_files(
-            files, settings, tell, calling_ae=calling_ae or own, associations=associations, pace=pace  # type: ignore[arg-type]
-        )
+        sent = send_files(files, settings, tell, calling_ae=own, associations=associations, pace=pace)
     if json:
         print_json(sent)
     else:
         rate = sent.n_done / sent.seconds if sent.seconds else 0.0
-        out.print(f"{sent.n_done} of {sent.n_files} sent in {sent.seconds:.2f} s ({rate:.0f}/s)", highlight=False)
+        out.print(
+            f"{sent.n_done} of {sent.n_files} sent in {sent.seconds:.2f} s ({rate:.0f}/s)", highlight=False
+        )
         for o in sent.not_done[:50]:
             out.print(f"  {visible(str(o.path))}: {visible(o.text)}", highlight=False)
         for e in sent.errors:
             out.print(f"  {visible(e)}", highlight=False)
-    if not sent.ok:
+    if not sent.ok or not files:
         raise typer.Exit(1)
 
 
@@ -284,7 +357,7 @@ def echo_(
 ) -> None:
     """Is a peer there?"""
     settings, own = _where(peer, config)
-    answer = echo(settings, calling_ae=own)  # type: ignore[arg-type]
+    answer = echo(settings, calling_ae=own)
     if json:
         print_json(answer)
     else:

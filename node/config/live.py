@@ -25,8 +25,12 @@ INTERVAL_S = 1.0
 
 def diff(old: LoadedConfig | None, new: LoadedConfig) -> str:
     """Unified diff of two configurations' texts, passwords masked; all of ``new`` if there is no old one."""
-    before = old.text.splitlines() if old is not None else []
-    lines = difflib.unified_diff(before, new.text.splitlines(), "before", "after", lineterm="", n=2)
+    return text_diff(old.text if old is not None else "", new.text)
+
+
+def text_diff(before: str, after: str) -> str:
+    """Unified diff of two texts, as :func:`diff` makes it."""
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), "before", "after", lineterm="", n=2)
     return "\n".join(lines)
 
 
@@ -57,6 +61,11 @@ class _Seen:
 class LiveConfig:
     """The configuration in force.
 
+    Attributes
+    ----------
+    refusal
+        What was wrong with the file at the start, if a fallback took its place; else None.
+
     Parameters
     ----------
     path
@@ -70,11 +79,15 @@ class LiveConfig:
         Called once for each bad version of the file; if it raises, again.
     catalogue
         Names of the installed engines; see :func:`node.config.load.load`.
+    fallback
+        Text of the configuration that the other processes of this node run on. This one begins with it if
+        the file is bad, or differs in what waits for the node to start again: no process may move to
+        another database alone. The file is watched all the same.
 
     Raises
     ------
     ConfigError
-        If the file is bad at the start: there is no last good configuration then.
+        If the file is bad at the start, and there is no fallback or that is bad as well.
     """
 
     def __init__(
@@ -85,6 +98,7 @@ class LiveConfig:
         on_applied: Callable[[LoadedConfig, str], None],
         on_refused: Callable[[ConfigError], None],
         catalogue: Collection[str] | None = None,
+        fallback: str | None = None,
     ) -> None:
         self.path = path
         self._env = env
@@ -94,12 +108,21 @@ class LiveConfig:
         self._lock = threading.RLock()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        text = read_text(path)
-        self._current = self._parse(text)
-        self._in_force = _sha256(text)
         self._refused = ""
         self._told = ""
         self._pending: _Seen | None = None
+        self.refusal: ConfigError | None = None
+        seen, last = self._look(), self._last_good(fallback)
+        try:
+            self._current, self._in_force = self._good(seen), seen.sha256
+        except ConfigError as error:
+            if last is None:
+                raise
+            self.refusal, self._refused, self._told = error, seen.sha256, seen.sha256
+            self._current, self._in_force = last, _sha256(last.raw)
+        else:
+            if last is not None and restart_needed(last, self._current):
+                self._current, self._in_force = last, _sha256(last.raw)
 
     @property
     def current(self) -> LoadedConfig:
@@ -160,6 +183,20 @@ class LiveConfig:
     def _parse(self, text: str) -> LoadedConfig:
         return parse(text, str(self.path), self._env, catalogue=self._catalogue, files=True, path=self.path)
 
+    def _good(self, seen: _Seen) -> LoadedConfig:
+        if seen.error is not None:
+            raise seen.error
+        return self._parse(seen.text)
+
+    def _last_good(self, text: str | None) -> LoadedConfig | None:
+        """What a fallback says; None if there is none, or if what it names is no longer there."""
+        if text is None:
+            return None
+        try:
+            return self._parse(text)
+        except ConfigError:
+            return None
+
     def _look(self) -> _Seen:
         try:
             text = read_text(self.path)
@@ -173,9 +210,7 @@ class LiveConfig:
     def _judge(self, seen: _Seen) -> bool:
         self._pending = None
         try:
-            if seen.error is not None:
-                raise seen.error
-            new = self._parse(seen.text)
+            new = self._good(seen)
         except ConfigError as error:
             self._tell(seen, error)
             self._refused = seen.sha256

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ class LoadedConfig:
         and values left at their defaults make no difference.
     text
         The file as written, ``${NAME}`` and all, a password in a URL masked: fit to be stored and shown.
+    raw
+        The file as written, a password in a URL in clear: fit for a file that only its owner reads.
     path
         Where it was read; None for text that came from elsewhere.
     warnings
@@ -47,6 +49,7 @@ class LoadedConfig:
     path: Path | None = None
     warnings: tuple[ConfigFault, ...] = ()
     shown: Mapping[str, Any]
+    raw: str = field(default="", repr=False)
 
 
 def shipped() -> Path:
@@ -173,6 +176,7 @@ def parse(
         path=path,
         warnings=_ordered([_fault(each, file) for each in found if each.warning]),
         shown=shown(config, root),
+        raw=text,
     )
 
 

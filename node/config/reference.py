@@ -35,7 +35,9 @@ The file is watched; SIGHUP reads it at once. An edit is validated as a whole. A
 every series that is not yet routed, and no association is dropped; queued work keeps the destination and
 the settings it was routed with. A bad one is refused, with its faults in the log, and the last good
 configuration stays in force. Every version that was in force is kept in the database with its digest and
-its diff.
+its diff. The last good text also lies in the spool as `last-good.yaml`, for its owner only: a process of the
+node that has to start again while the file is bad goes on with it, and one that finds an edit which waits for
+the next start of the node leaves that alone. A node that is started on a bad file ends with exit status 78.
 """
 
 CONDITIONS = """

@@ -179,8 +179,8 @@ def _send_share(
     try:
         destination(settings, calling_ae).send(parcels, on_outcome=on_outcome, stop=stop)
     except NodeError as failed:
-        error = failed.message
-        why = f"not tried: {error}"
+        error = f"{failed.message} ({failed.hint})" if failed.hint else failed.message
+        why = f"not tried: {failed.message}"
     for rest in by_uid.values():
         for parcel in rest:
             tell(

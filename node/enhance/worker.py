@@ -167,7 +167,7 @@ def _sort(store: Store, job: Job, owner: str, e: Exception) -> bool:
 def _text(e: Exception) -> str:
     """What may be told of an exception: our own texts hold no patient data, others' may."""
     if isinstance(e, (ee.EngineError, SeriesError, DeriveError, EnhanceError, StoreError)):
-        return str(e)[:500]
+        return (f"{e} ({e.hint})" if e.hint else str(e))[:500]
     if isinstance(e, OSError):
         return e.strerror or ""
     last = e.__traceback__
