@@ -162,7 +162,7 @@ class Guard(AssociationServer):  # type: ignore[misc]
         except OSError as error:
             if error.errno in _OUT_OF_FILES:
                 # The listening socket stays readable: without a pause this would spin until a file is closed.
-                log.warning("door.exhausted", error=errno.errorcode.get(error.errno or 0, ""))
+                self._alarm.tell("door.exhausted", error=errno.errorcode.get(error.errno or 0, ""))
                 self._tired.wait(_PAUSE_S)
             raise
         return request, address

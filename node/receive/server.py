@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import ssl
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -188,7 +187,7 @@ class Receiver:
         except RuntimeError:  # no more threads: this peer has to come again, the others are served
             self._house.gate.leave(door)
             sock.close()
-            log.warning("door.exhausted", threads=threading.active_count())
+            self._house.alarm.tell("door.exhausted", error="threads")
 
 
 def _tls(config: Config) -> ssl.SSLContext | None:

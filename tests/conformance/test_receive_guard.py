@@ -105,9 +105,9 @@ def test_a_deflated_data_set_is_stored_as_it_came_and_a_bomb_costs_nothing(sqlit
     """R19: 80 MB of zeros in some hundred kB, before the UIDs and behind them; only the header is ever inflated."""
     data = data_set("1.2.3.1", pixels=bytes(80 * 2**20))
     at = data.index(b"\x20\0\x0d\0")
-    early = data[:at] + b"\x11\0\x10\0OB\0\0" + (80 * 2**20).to_bytes(4, "little") + bytes(80 * 2**20)
-    late, early = deflated(data), deflated(early + data[at:])
-    del data
+    zeros = b"\x11\0\x10\0OB\0\0" + (80 * 2**20).to_bytes(4, "little") + bytes(80 * 2**20)
+    late, early = deflated(data), deflated(data[:at] + zeros + data[at:])
+    del data, zeros
     before = psutil.Process().memory_info().rss
     with house(sqlite_store) as door, door.peer() as peer:
         peer.associate(CT, syntaxes=(DEFLATED,))
@@ -437,3 +437,17 @@ def test_a_receiver_starts_again_on_the_same_port(sqlite_store: Store) -> None:
     for number in range(3):
         with house(sqlite_store, settings) as door:
             good(door.port, number)
+
+
+def test_ipv4_and_ipv6_on_one_port(sqlite_store: Store) -> None:
+    from node.config.network import HostPort
+    from node.config.network import Peer as Allowed
+
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("no IPv6 on this machine")
+    allowed = (Allowed(ae_title="CT1", addresses=("127.0.0.0/8", "::1")),)
+    with house(sqlite_store, config(listen=HostPort(host="::", port=0), accept_from=allowed)) as door:
+        good(door.port, 1, host="127.0.0.1")
+        good(door.port, 2, host="::1")
+        door.quiet()
+        assert {a.address for a in door.associations()} == {"127.0.0.1", "::1"}
