@@ -102,7 +102,7 @@ def deflated(data: bytes) -> bytes:
 
 
 def test_a_deflated_data_set_is_stored_as_it_came_and_a_bomb_costs_nothing(sqlite_store: Store) -> None:
-    """R19: 80 MB of zeros in some hundred kB, before the UIDs and behind them; only the header is ever inflated."""
+    """R19: 80 MB of zeros in some hundred kB, before and behind the UIDs; only a header is ever inflated."""
     data = data_set("1.2.3.1", pixels=bytes(80 * 2**20))
     at = data.index(b"\x20\0\x0d\0")
     zeros = b"\x11\0\x10\0OB\0\0" + (80 * 2**20).to_bytes(4, "little") + bytes(80 * 2**20)
