@@ -4,8 +4,8 @@ An engine is a folder with a card.yaml (engines/card.py), in ``engines/zoo`` or 
 A broken folder is kept as its fault and hides no other; a name that is taken cannot be taken again, so
 that no folder of a site shadows a shipped engine.
 
-Reading cards is cheap and every process of the node does it; the numerical libraries are imported when an engine
-is loaded, in the worker.
+Reading cards is cheap and every process of the node does it; the numerical libraries are imported when an
+engine is loaded, in the worker.
 """
 
 from __future__ import annotations
