@@ -1,8 +1,8 @@
 """How fast the door is beside DCMTK's storescp: ``python tests/bench/bench_door.py``. Not part of the tests.
 
-A sender that has everything encoded beforehand, and TCP_NODELAY on, sends simulated CT slices (0.5 MB,
-distinct UIDs) on one or several associations, in turn to ``storescp +B``, which neither syncs nor records, and
-to a Receiver in a process of its own, which does both. Only ratios on one quiet machine mean anything.
+A sender that has everything encoded beforehand, and TCP_NODELAY on, sends simulated CT slices (0.5 MB each,
+distinct UIDs) on one or several associations, in turn to ``storescp +B``, which neither syncs nor records,
+and to a Receiver in a process of its own, which does both. Only ratios on one quiet machine mean anything.
 """
 
 from __future__ import annotations
