@@ -284,3 +284,50 @@ def test_a_diff_masks_passwords() -> None:
     assert "u:***@pw2.lan" in diff(old, new)
     assert "u:pw" not in diff(old, new)
     assert diff(None, new).count("\n+") == 1 + 3
+
+
+def fallen_back(path: Path, fallback: str | None) -> LiveConfig:
+    def quiet(*_: object) -> None:
+        return None
+
+    return LiveConfig(path, {}, on_applied=quiet, on_refused=quiet, fallback=fallback)
+
+
+@pytest.mark.parametrize("harm", [_delete, _folder, _binary, _empty, lambda path: path.write_text(BAD)])
+def test_a_bad_file_at_the_start_with_a_last_good_text(path: Path, harm: Callable[[Path], object]) -> None:
+    harm(path)
+    live = fallen_back(path, OTHER)
+    assert live.current.digest == parse(OTHER).digest
+    assert live.refusal is not None
+    assert str(path) in str(live.refusal)
+    assert not any(live.poll() for _ in range(3))
+    path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+    path.write_text(OTHER.replace("MR1", "MR2"))
+    assert any(live.poll() for _ in range(2))
+
+
+def test_a_bad_file_mended_to_what_is_in_force_is_no_edit(path: Path) -> None:
+    path.write_text(BAD)
+    live = fallen_back(path, GOOD)
+    path.write_text(GOOD)
+    assert not any(live.poll() for _ in range(3))
+
+
+def test_a_last_good_text_that_is_bad_by_now_is_none(path: Path) -> None:
+    path.write_text(BAD)
+    with pytest.raises(ConfigError, match="acept_from"):
+        fallen_back(path, OTHER.replace("MR1", "${GONE}"))
+
+
+def test_a_good_file_goes_before_the_last_good_text(path: Path) -> None:
+    live = fallen_back(path, OTHER)
+    assert live.current.digest == parse(GOOD).digest
+    assert live.refusal is None
+
+
+def test_what_waits_for_the_next_start_of_the_node_waits_for_it(path: Path) -> None:
+    path.write_text(OTHER + "store: {spool: elsewhere}\n")
+    live = fallen_back(path, GOOD)
+    assert live.current.digest == parse(GOOD).digest
+    assert live.refusal is None
+    assert [live.poll() for _ in range(2)] == [False, True]
