@@ -7,9 +7,11 @@ after a restart the same is read back from the store.
 from __future__ import annotations
 
 import threading
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
 from engines.base import Card
 from node.config.schema import Config
@@ -21,7 +23,7 @@ from node.gather.complete import Carried, Judgement, Ladder, SeriesView, judge
 from node.gather.decide import decide_series
 from node.gather.plan import plan
 from node.log import get_logger
-from node.model import Association, Instance, InstanceHeader, Series, SeriesKey
+from node.model import Action, Association, Decision, Instance, InstanceHeader, Series, SeriesKey
 from node.store import Store
 
 log = get_logger()
@@ -89,7 +91,7 @@ class Gatherer:
                     ticker.wait(wait_s)
                     wait_s = self.step(datetime.now(UTC))
                 except StoreError as e:
-                    log.error("gather.store_failed", because=type(e).__name__)
+                    log.error("gather.store_failed", because=type(e).__name__, told=e.message)
                     self._growing.clear()
                     stop.wait(1.0)
         finally:
@@ -119,7 +121,7 @@ class Gatherer:
         for known in set(self._growing) - {s.id for s in open_series}:
             del self._growing[known]
         for series in self._store.series.closed_series():
-            self._route(series, now)
+            self._route_safely(series, now)
         return again
 
     # reading --------------------------------------------------------------------------------------
@@ -214,6 +216,21 @@ class Gatherer:
         return others
 
     # deciding -------------------------------------------------------------------------------------
+    def _route_safely(self, series: Series, now: datetime) -> None:
+        """Route a series; whatever is wrong with this one must not keep the others waiting."""
+        try:
+            self._route(series, now)
+        except StoreError as e:
+            if e.retryable:
+                raise
+            log.error("series.not_routed", series=series.id, because=type(e).__name__, told=e.message)
+        except Exception as e:
+            where = traceback.extract_tb(e.__traceback__)[-1]
+            reason = f"it could not be decided: {type(e).__name__} in {Path(where.filename).name}:{where.lineno}"
+            log.error("series.not_routed", series=series.id, because=reason)
+            decision = Decision(rule="", action=Action.REJECT, reason=f"{reason}, a defect of Luminode")
+            self._store.series.route(series.id, decision, (), self._in_force().digest, now)
+
     def _route(self, series: Series, now: datetime) -> None:
         config = self._in_force()
         headers = self._store.series.headers(series.id, all_generations=series.generation > 1)

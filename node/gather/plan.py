@@ -7,6 +7,7 @@ of config.yaml, or an upgrade, never changes what is already queued.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -98,10 +99,15 @@ def _job(
             "serial": config.node.ae_title,
         },
         destinations={name: _snapshot(d, config) for name, d in destinations.items()},
-        derivation_key=f"{key}:{revision}:{series.generation if append else 0}",
+        derivation_key=_queue_key(key, revision, series.generation if append else 0),
         only_after_generation=series.generation - 1 if append else 0,
         revision=revision,
     )
+
+
+def _queue_key(key: str, revision: int, generation: int) -> str:
+    """One job per derivation, revision and, where instances are appended, generation."""
+    return hashlib.sha256(f"{key} {revision} {generation}".encode("ascii")).hexdigest()
 
 
 def _snapshot(destination: Destination, config: Config) -> dict[str, Any]:
