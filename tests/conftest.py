@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from node.store import Store
 from tests.peers import orthanc, scripted, slow_network, storescp, storescps  # noqa: F401 - fixtures
@@ -18,6 +19,12 @@ from tests.postgres import (  # noqa: F401 - fixtures
     postgres_shared,
     postgres_url,
 )
+
+# The machines of CI are noisy and a submission must not fail by chance: no deadlines, and the same examples each
+# time; a person's run looks for new ones.
+settings.register_profile("person", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "person")
 
 OpenStore = Callable[[], Store]
 

@@ -114,7 +114,7 @@ def test_one_destinations_trouble_is_not_anothers(
     frozen.freeze()
     settings = {
         "down": dimse_settings(free_port(), "DOWN", retry=FAST),
-        "frozen": frozen.settings(timeout=9, retry=FAST),
+        "frozen": frozen.settings(timeout=40, retry=FAST),
         "up": up.settings(),
     }
     with running(store, drain_s=0.5):
@@ -122,7 +122,7 @@ def test_one_destinations_trouble_is_not_anothers(
             made = delivery(store, settings, 3, series=n)
             started = time.monotonic()
             until_sent(store, [d for d in made if d.destination == "up"])
-            assert time.monotonic() - started < 5  # far below the time-out of the frozen one
+            assert time.monotonic() - started < 20  # far below the time-out of the frozen one
     others = [d for d in store.deliveries.list() if d.destination != "up"]
     assert len(others) == 8
     assert all(d.state is DeliveryState.PENDING for d in others)
@@ -264,12 +264,12 @@ def test_a_stop_puts_the_rest_back_at_once_and_costs_no_try(sqlite_store: Store,
 
 def test_a_stop_does_not_wait_for_a_frozen_pacs(sqlite_store: Store, storescp: StoreScp) -> None:
     storescp.freeze()
-    (one,) = delivery(sqlite_store, {"pacs": storescp.settings(timeout=12)}, 2)
+    (one,) = delivery(sqlite_store, {"pacs": storescp.settings(timeout=40)}, 2)
     started = time.monotonic()
     with running(sqlite_store, drain_s=0.5) as stop:
         wait_until(lambda: state(sqlite_store, one) is DeliveryState.SENDING)
         stop.set()
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 25
     assert state(sqlite_store, one) is DeliveryState.PENDING
     storescp.thaw()
     with running(sqlite_store):

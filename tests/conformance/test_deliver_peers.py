@@ -104,7 +104,7 @@ def test_a_pacs_frozen_before_the_association_is_left_in_bounded_time(
     started = time.monotonic()
     with pytest.raises(PeerUnreachable, match="no answer"):
         send(storescp.settings(timeout=1), parcels)
-    assert 0.9 < time.monotonic() - started < 10
+    assert 0.9 < time.monotonic() - started < 30
     storescp.thaw()
     wait_until(lambda: echo(storescp.settings(timeout=2)).ok)
     assert all(o.done for o in send(storescp.settings(), parcels))
@@ -124,7 +124,7 @@ def test_a_pacs_frozen_on_the_way_is_left_and_the_rest_is_sent_when_it_wakes(
     started = time.monotonic()
     with pytest.raises(PeerUnreachable):
         destination(storescp.settings(timeout=1)).send(parcels, on_outcome=on_outcome)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
     assert [o.done for o in told] == [True] * after + [False]
     assert told[-1].status == -1
     storescp.thaw()
@@ -179,7 +179,7 @@ def test_a_network_under_the_slowest_rate_is_given_up(
     started = time.monotonic()
     with pytest.raises(PeerUnreachable):
         send(dimse_settings(proxy.port, storescp.ae_title, timeout=1), parcels)
-    assert time.monotonic() - started < 12
+    assert time.monotonic() - started < 30
 
 
 # Orthanc ------------------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ def test_no_association_is_a_peer_that_cannot_be_reached(
     assert told == []
     assert isinstance(error, PeerUnreachable)
     assert error.retryable
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
 
 
 STATUSES = [
@@ -260,7 +260,7 @@ def test_a_peer_that_stops_reading_is_left_in_bounded_time(scripted: Scripted, t
     assert isinstance(error, PeerUnreachable)
     assert "stopped taking data" in error.message
     assert [(o.status, o.done) for o in told] == [(-1, False)]
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
 
 
 def test_an_address_that_swallows_connections_is_left_in_bounded_time(parcels: list[Parcel]) -> None:
@@ -273,7 +273,7 @@ def test_an_address_that_swallows_connections_is_left_in_bounded_time(parcels: l
         started = time.monotonic()
         with pytest.raises(PeerUnreachable, match="nobody answers"):
             destination(dimse_settings(port, "X", timeout=0.5)).send(parcels, on_outcome=lambda _o: None)
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 30
 
 
 def test_a_name_that_cannot_be_one_is_a_peer_that_cannot_be_reached() -> None:

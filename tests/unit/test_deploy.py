@@ -28,7 +28,7 @@ SECRETS = {"DB_PASSWORD": "canary-db", "ORTHANC_PASSWORD": "canary-orthanc"}
 TOP = {"name", "services", "networks", "volumes", "secrets", "configs", "include"}
 SERVICE = {
     "build", "cap_add", "cap_drop", "command", "configs", "depends_on", "deploy", "entrypoint", "env_file",
-    "environment", "expose", "healthcheck", "image", "init", "labels", "logging", "mem_limit", "networks",
+    "environment", "expose", "healthcheck", "hostname", "image", "init", "labels", "logging", "mem_limit", "networks",
     "pids_limit", "ports", "profiles", "read_only", "restart", "secrets", "security_opt", "shm_size",
     "stop_grace_period", "stop_signal", "tmpfs", "ulimits", "user", "volumes", "working_dir",
 }  # fmt: skip
