@@ -154,7 +154,7 @@ class Demo:
         self, node: subprocess.Popen[bytes], port: int, run: Path, progress: Progress
     ) -> None:
         task = progress.add_task("start the node", total=None, told=f"port {port}")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         peer = {"kind": "dimse", "ae_title": "LUMINODE", "address": f"127.0.0.1:{port}"}
         while time.monotonic() < deadline:
             if node.poll() is not None:

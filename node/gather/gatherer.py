@@ -30,6 +30,7 @@ log = get_logger()
 
 _AT_ONCE = 200
 _LOOK_AGAIN_S = 0.5
+_BREATH_S = 0.03
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +80,7 @@ class Gatherer:
         self._cards = cards
         self._growing: dict[int, _Growing] = {}
         self._open: dict[SeriesKey, int] = {}
+        self._senders: dict[tuple[str, str], list[tuple[Association, frozenset[str]]]] = {}
         self._awake_since: datetime | None = None
 
     def run(self, stop: threading.Event) -> None:
@@ -90,6 +92,7 @@ class Gatherer:
                 try:
                     ticker.wait(wait_s)
                     wait_s = self.step(datetime.now(UTC))
+                    stop.wait(_BREATH_S)  # a receiver at work commits all the time
                 except StoreError as e:
                     log.error("gather.store_failed", because=type(e).__name__, told=e.message)
                     self._growing.clear()
@@ -105,6 +108,7 @@ class Gatherer:
         again = _LOOK_AGAIN_S
         open_series = self._store.series.open_series()
         self._open = {s.key: s.id for s in open_series}
+        self._senders.clear()
         for series in open_series:
             told = self._judge(series, now)
             if told is None:
@@ -204,16 +208,22 @@ class Gatherer:
 
     def _others(self, series: Series, carried: Sequence[Carried]) -> list[Association]:
         own = {c.association.id for c in carried}
-        addresses = {c.association.address for c in carried}
-        others = []
-        for address in addresses:
-            for a in self._store.series.open_associations(series.key.calling_ae, address):
-                if a.id in own:
-                    continue
-                studies = self._store.series.studies_of(a.id)
-                if not studies or series.key.study_uid in studies:
-                    others.append(a)
-        return others
+        return [
+            a
+            for address in {c.association.address for c in carried}
+            for a, studies in self._at_work(series.key.calling_ae, address)
+            if a.id not in own and (not studies or series.key.study_uid in studies)
+        ]
+
+    def _at_work(self, calling_ae: str, address: str) -> list[tuple[Association, frozenset[str]]]:
+        """Open associations of a sender with the studies they carried; asked once a round."""
+        key = (calling_ae, address)
+        if key not in self._senders:
+            self._senders[key] = [
+                (a, self._store.series.studies_of(a.id))
+                for a in self._store.series.open_associations(calling_ae, address)
+            ]
+        return self._senders[key]
 
     # deciding -------------------------------------------------------------------------------------
     def _route_safely(self, series: Series, now: datetime) -> None:
