@@ -143,16 +143,15 @@ class Demo:
         files: list[Path] = []
         with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
             jobs = [
-                pool.submit(_simulate, kind, salt, run / "scanner" / kind) for kind in ("chest-ct", "brain-mr")
+                pool.submit(_simulate, kind, salt, run / "scanner" / kind)
+                for kind in ("chest-ct", "brain-mr")
             ]
             for job in jobs:
                 files += job.result()
                 progress.advance(task)
         return files
 
-    def _await_node(
-        self, node: subprocess.Popen[bytes], port: int, run: Path, progress: Progress
-    ) -> None:
+    def _await_node(self, node: subprocess.Popen[bytes], port: int, run: Path, progress: Progress) -> None:
         task = progress.add_task("start the node", total=None, told=f"port {port}")
         deadline = time.monotonic() + 180
         peer = {"kind": "dimse", "ae_title": "LUMINODE", "address": f"127.0.0.1:{port}"}
@@ -165,9 +164,7 @@ class Demo:
             time.sleep(0.2)
         raise EngineUnavailable("the node did not start", hint=f"see {run / 'node.log'}")
 
-    def _send(
-        self, files: Sequence[Path], port: int, store: Store, progress: Progress
-    ) -> list[_Progressing]:
+    def _send(self, files: Sequence[Path], port: int, store: Store, progress: Progress) -> list[_Progressing]:
         found = find(files)
         for path, reason in found.unreadable:
             progress.console.print(f"not sent: {escape(str(path))}: {escape(reason)}", highlight=False)
@@ -260,8 +257,14 @@ class Demo:
             image = self._picture(g, store, pacs, run)
             if image is not None:
                 self.console.print(f"  picture      {image}", highlight=False)
-        word = "[green]The PACS holds every derived instance.[/green]" if ok else "[red]Not everything arrived.[/red]"
-        self.console.print(f"\n{word}  {time.monotonic() - self._started:.0f} s in all. Log: {run / 'node.log'}")
+        word = (
+            "[green]The PACS holds every derived instance.[/green]"
+            if ok
+            else "[red]Not everything arrived.[/red]"
+        )
+        self.console.print(
+            f"\n{word}  {time.monotonic() - self._started:.0f} s in all. Log: {run / 'node.log'}"
+        )
         return ok
 
     def _tell(self, g: _Progressing, store: Store, n: int, n_missing: int, config: Path) -> None:
@@ -294,7 +297,7 @@ class Demo:
         self.console.print(f"  UID          {g.derived.series_uid}", highlight=False)
         where = os.path.relpath(config)
         self.console.print(
-            f"  its story    luminode provenance {g.derived.series_uid} --config {where}", highlight=False
+            f"  its story    {_command()} provenance {g.derived.series_uid} --config {where}", highlight=False
         )
 
     def _picture(self, g: _Progressing, store: Store, pacs: Pacs, run: Path) -> Path | None:
@@ -316,8 +319,8 @@ class Demo:
     def _keep(self, port: int, pacs: Pacs, config: Path) -> None:
         self.console.print(
             f"\nThe node LUMINODE listens on 127.0.0.1:{port}, the PACS on 127.0.0.1:{pacs.port}.\n"
-            f"Try: luminode send LUMINODE@127.0.0.1:{port} FOLDER --from CT1\n"
-            f"     luminode series list --config {config}\nCtrl-C ends both.", highlight=False,
+            f"Try: {_command()} send LUMINODE@127.0.0.1:{port} FOLDER --from CT1\n"
+            f"     {_command()} series list --config {config}\nCtrl-C ends both.", highlight=False,
         )  # fmt: skip
         try:
             signal.pause()
@@ -372,10 +375,13 @@ def _stop(node: subprocess.Popen[bytes]) -> None:
             node.wait()
 
 
+def _command() -> str:
+    """How a person here calls the command: as this process was called."""
+    called = Path(sys.argv[0])
+    return os.path.relpath(called) if called.name == "luminode" and called.exists() else "luminode"
+
+
 def _free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])
-
-
-

@@ -137,7 +137,9 @@ class Housekeeper:
             **{f"series_{s.value.lower()}": sum(x.state is s for x in series) for s in SeriesState},
             "jobs_held": self._store.jobs.counts().get(JobState.HELD, 0),
             "deliveries_failed": sum(
-                n for (_, state), n in self._store.deliveries.counts().items() if state is DeliveryState.FAILED
+                n
+                for (_, state), n in self._store.deliveries.counts().items()
+                if state is DeliveryState.FAILED
             ),
             "free_gb": round(self._store.spool.free_bytes() / 1e9, 1),
         }

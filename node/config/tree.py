@@ -93,7 +93,7 @@ class Entry:
     node: Node
 
 
-class _Stop(Exception):  # noqa: N818 - ends the reading, the fault is recorded already
+class _Stop(Exception):
     pass
 
 

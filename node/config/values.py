@@ -17,7 +17,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BeforeValidator, WithJsonSchema
 
 
-class Refused(ValueError):  # noqa: N818 - reads as what it is: a refused value
+class Refused(ValueError):
     """A value does not fit.
 
     Attributes

@@ -34,9 +34,7 @@ def decide_series(
     if not headers:
         return Decision(rule="", action=Action.REJECT, reason="no instance of it can be read")
     header = merge(headers)
-    by_entry = {
-        name: cards[entry.engine] for name, entry in config.engines.items() if entry.engine in cards
-    }
+    by_entry = {name: cards[entry.engine] for name, entry in config.engines.items() if entry.engine in cards}
 
     def decided(ineligible: str) -> Decision:
         return decide(

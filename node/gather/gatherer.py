@@ -72,9 +72,7 @@ class Gatherer:
         Engine cards by catalogue name.
     """
 
-    def __init__(
-        self, store: Store, in_force: Callable[[], InForce], cards: Mapping[str, Card]
-    ) -> None:
+    def __init__(self, store: Store, in_force: Callable[[], InForce], cards: Mapping[str, Card]) -> None:
         self._store = store
         self._in_force = in_force
         self._cards = cards
@@ -160,9 +158,7 @@ class Gatherer:
         if self._store.series.pending(series.id):
             return None
         mine = self._store.series.headers(series.id)
-        whole = (
-            self._store.series.headers(series.id, all_generations=True) if series.generation > 1 else mine
-        )
+        whole = self._store.series.headers(series.id, all_generations=True) if series.generation > 1 else mine
         own = {h.sop_instance_uid: h for h in mine}
         growing = _Growing(
             earlier={h.sop_instance_uid: h for h in whole if h.sop_instance_uid not in own},
@@ -236,7 +232,9 @@ class Gatherer:
             log.error("series.not_routed", series=series.id, because=type(e).__name__, told=e.message)
         except Exception as e:
             where = traceback.extract_tb(e.__traceback__)[-1]
-            reason = f"it could not be decided: {type(e).__name__} in {Path(where.filename).name}:{where.lineno}"
+            reason = (
+                f"it could not be decided: {type(e).__name__} in {Path(where.filename).name}:{where.lineno}"
+            )
             log.error("series.not_routed", series=series.id, because=reason)
             decision = Decision(rule="", action=Action.REJECT, reason=f"{reason}, a defect of Luminode")
             self._store.series.route(series.id, decision, (), self._in_force().digest, now)

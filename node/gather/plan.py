@@ -18,9 +18,7 @@ from node.model import Action, Decision, Series
 from node.store.jobs import NewJob
 
 
-def plan(
-    series: Series, decision: Decision, config: Config, cards: Mapping[str, Card]
-) -> tuple[NewJob, ...]:
+def plan(series: Series, decision: Decision, config: Config, cards: Mapping[str, Card]) -> tuple[NewJob, ...]:
     """Jobs that a decision asks for.
 
     Destinations that want different equipment modules cannot share objects, since one UID never stands for

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -33,7 +34,11 @@ engines:
   ct: {{engine: {ct_engine}, strength: 0.6}}
   mr: {{engine: {mr_engine}, strength: 0.6}}
 destinations:
-  pacs: {{kind: dimse, ae_title: {pacs_ae}, address: "127.0.0.1:{pacs_port}", retry: {{for: 3d, first: 500ms, at_most: 2s}}}}
+  pacs:
+    kind: dimse
+    ae_title: {pacs_ae}
+    address: "127.0.0.1:{pacs_port}"
+    retry: {{for: 3d, first: 500ms, at_most: 2s}}
 rules:
   - {{name: ct, when: {{Modality: CT}}, enhance: ct, send_to: [pacs]}}
   - {{name: mr, when: {{Modality: MR}}, enhance: mr, send_to: [pacs]}}
@@ -118,10 +123,8 @@ class Node:
 
 
 def _send(process: psutil.Process, number: signal.Signals) -> None:
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(number)
-    except psutil.NoSuchProcess:
-        pass
 
 
 def _rss(process: psutil.Process) -> int:

@@ -126,9 +126,7 @@ def test_the_whole_corpus_reaches_orthanc_exactly_once(
         jobs_before = len(store.jobs.list(limit=1000))
     assert set(by_source) == set(wanted)
     held = orthanc.series()
-    assert held == {
-        d.series_uid: sorted(i.sop_instance_uid for i in d.instances) for d in by_source.values()
-    }
+    assert held == {d.series_uid: sorted(i.sop_instance_uid for i in d.instances) for d in by_source.values()}
     for uid, derived in by_source.items():
         assert {i.source_sop_instance_uid for i in derived.instances} == wanted[uid]
 
@@ -155,9 +153,7 @@ def _standard(orthanc: OrthancPeer, paths: dict[str, Path], tmp_path: Path) -> N
     for members in together.values():
         for derived, source in list(zip(members[::2], members[1::2], strict=True))[:3]:
             assert complaints(derived) <= complaints(source), source.parent.name
-        told = subprocess.run(
-            ["dcentvfy", *map(str, members)], capture_output=True, text=True, check=False
-        )
+        told = subprocess.run(["dcentvfy", *map(str, members)], capture_output=True, text=True, check=False)
         sources = subprocess.run(
             ["dcentvfy", *map(str, members[1::2])], capture_output=True, text=True, check=False
         )

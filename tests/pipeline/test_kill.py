@@ -38,9 +38,7 @@ def everything_once(node: Node, orthanc: OrthancPeer) -> None:
     assert len(uids) == N
 
 
-def test_in_the_middle_of_receiving(
-    nodes: MakeNode, orthanc: OrthancPeer, files: list[Path]
-) -> None:
+def test_in_the_middle_of_receiving(nodes: MakeNode, orthanc: OrthancPeer, files: list[Path]) -> None:
     node = nodes(quiet_after="10s")
     acknowledged: set[str] = set()
     halfway = threading.Event()

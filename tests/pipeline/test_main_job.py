@@ -126,7 +126,11 @@ def test_an_edit_takes_effect_while_running_and_a_bad_one_is_refused(
     scanner(node, write_series(ct, tmp_path / "ct"))
     wait_until(lambda: settled(node, 1), 60, "the last good configuration works on")
 
-    node.config.write_text(good.replace("{name: mr, when: {Modality: MR}, enhance: mr, send_to: [pacs]}", "{name: mr, when: {Modality: MR}, ignore: true}"))
+    node.config.write_text(
+        good.replace(
+            "when: {Modality: MR}, enhance: mr, send_to: [pacs]", "when: {Modality: MR}, ignore: true"
+        )
+    )
 
     def applied() -> bool:
         with node.store() as store:

@@ -33,7 +33,13 @@ def header(n: int, *, promised: int = 0, n_frames: int = 1) -> InstanceHeader:
 def association(name: str, end: AssociationEnd = AssociationEnd.RELEASED, at_s: float = 10) -> Association:
     ended = None if end is AssociationEnd.OPEN else T0 + timedelta(seconds=at_s)
     return Association(
-        id=name, calling_ae="CT1", called_ae="LUMINODE", address="127.0.0.1", opened_at=T0, ended_at=ended, end=end
+        id=name,
+        calling_ae="CT1",
+        called_ae="LUMINODE",
+        address="127.0.0.1",
+        opened_at=T0,
+        ended_at=ended,
+        end=end,
     )
 
 
@@ -63,9 +69,7 @@ def test_released_and_regular_closes_after_settling_and_not_before() -> None:
 
 def test_promised_count_closes_at_once_though_the_association_is_open() -> None:
     carried = [
-        Carried(
-            association=association("a", AssociationEnd.OPEN), n_instances=20, last_received_at=T0
-        )
+        Carried(association=association("a", AssociationEnd.OPEN), n_instances=20, last_received_at=T0)
     ]
     told = at(view(headers=[header(i, promised=20) for i in range(20)], carried=carried), 9.1)
     assert told.because == "count"
