@@ -24,8 +24,8 @@ from node.store import Store
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
 
-_ONE_LINE = 10_000
-"""Width of a table where nobody looks: a row is a line, for grep and awk."""
+_wide = Console(soft_wrap=True, width=10_000)
+"""For tables: a row is one line, for grep and awk, and so that a UID can be copied whole."""
 
 ConfigOption = Annotated[
     Path | None,
@@ -103,7 +103,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, emp
         table.add_column(c, overflow="fold")
     for row in rows:
         table.add_row(*[visible(str(cell)) for cell in row])
-    out.print(table, width=None if out.is_terminal else _ONE_LINE)
+    _wide.print(table)
 
 
 def tell_error(message: str, hint: str = "") -> None:

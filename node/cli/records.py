@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from node.cli.common import ConfigOption, JsonOption, ago, opened, out, print_json, print_table, visible
 from node.cli.story import told
-from node.errors import StoreError
-from node.model import DeliveryState, JobState, SeriesState
+from node.errors import StoreError, TransitionRefused
+from node.model import Action, Decision, DeliveryState, JobState, SeriesState
 from node.store import Store
+from node.store.deliveries import Deliveries
+from node.store.jobs import Jobs
+from node.store.series import SeriesStore
 
 S = TypeVar("S", bound=StrEnum)
 
@@ -64,6 +68,16 @@ def _missing(group: str, number: int) -> StoreError:
     return StoreError(f"there is no {_ONE[group]} {number}", hint=hint)
 
 
+@contextmanager
+def _state_told(room: SeriesStore | Jobs | Deliveries, number: int) -> Iterator[None]:
+    """Where a move is refused, tell the state that does not allow it."""
+    try:
+        yield
+    except TransitionRefused as e:
+        now = room.get(number)
+        raise TransitionRefused(f"{e.message} (it is {now.state if now else 'gone'})", hint=e.hint) from None
+
+
 # series -------------------------------------------------------------------------------------------
 def series_list(
     config: ConfigOption = None, state: StateOption = None, limit: LimitOption = 50, json: JsonOption = False
@@ -71,7 +85,7 @@ def series_list(
     """The newest series, with their state and why they were closed."""
     with opened(config) as store:
         found = store.series.list(states=_states(state, SeriesState), limit=limit)
-        reasons = {s.id: d.reason or d.rule for s in found if (d := store.series.decision(s.id))}
+        decisions = {s.id: _short(d) for s in found if (d := store.series.decision(s.id))}
     if json:
         print_json(found)
         return
@@ -83,12 +97,18 @@ def series_list(
         [
             [
                 s.id, s.state, s.header.modality if s.header else "", s.count, s.generation, s.key.calling_ae,
-                ago(s.last_received_at), s.closed_because, reasons.get(s.id, ""), s.key.series_uid,
+                ago(s.last_received_at), s.closed_because, decisions.get(s.id, ""), s.key.series_uid,
             ]
             for s in found
         ],
         empty="no series yet",
     )  # fmt: skip
+
+
+def _short(decision: Decision) -> str:
+    """A decision in a few words: by which rule, or else for what reason."""
+    by_rule = decision.rule and decision.action is not Action.REJECT
+    return f"{decision.action}: {decision.rule if by_rule else decision.reason}"
 
 
 def series_show(number: IdArgument, config: ConfigOption = None, json: JsonOption = False) -> None:
@@ -144,7 +164,8 @@ def series_retry(number: IdArgument, config: ConfigOption = None) -> None:
     with opened(config) as store:
         if store.series.get(number) is None:
             raise _missing("series", number)
-        store.series.reopen_for_routing(number, _now())
+        with _state_told(store.series, number):
+            store.series.reopen_for_routing(number, _now())
     out.print(f"series {number} will be routed again")
 
 
@@ -216,7 +237,7 @@ def jobs_show(number: IdArgument, config: ConfigOption = None, json: JsonOption 
             ("queued", ago(job.created_at)),
             ("started", ago(detail.started_at)),
             ("finished", ago(detail.finished_at)),
-            ("progress", ", ".join(f"{k} {v}" for k, v in detail.progress.items())),
+            ("progress", _progress(detail.progress) if job.state is JobState.RUNNING else ""),
             ("failure", job.failure),
             ("derived series UID", derived.series_uid if derived else ""),
             ("derived instances", len(derived.instances) if derived else ""),
@@ -224,12 +245,17 @@ def jobs_show(number: IdArgument, config: ConfigOption = None, json: JsonOption 
     )
 
 
+def _progress(shares: Mapping[str, Any]) -> str:
+    return ", ".join(f"{step} {share:.0%}" for step, share in shares.items())
+
+
 def jobs_retry(number: IdArgument, config: ConfigOption = None) -> None:
     """Run a job again: the same objects, should it have made them before."""
     with opened(config) as store:
         if store.jobs.get(number) is None:
             raise _missing("jobs", number)
-        store.jobs.retry(number, _now())
+        with _state_told(store.jobs, number):
+            store.jobs.retry(number, _now())
     out.print(f"job {number} is queued")
 
 
@@ -238,7 +264,8 @@ def jobs_cancel(number: IdArgument, config: ConfigOption = None) -> None:
     with opened(config) as store:
         if store.jobs.get(number) is None:
             raise _missing("jobs", number)
-        store.jobs.cancel(number, _now())
+        with _state_told(store.jobs, number):
+            store.jobs.cancel(number, _now())
     out.print(f"job {number} is cancelled")
 
 
@@ -309,7 +336,8 @@ def deliveries_retry(number: IdArgument, config: ConfigOption = None) -> None:
     with opened(config) as store:
         if store.deliveries.get(number) is None:
             raise _missing("deliveries", number)
-        store.deliveries.retry(number, _now())
+        with _state_told(store.deliveries, number):
+            store.deliveries.retry(number, _now())
     out.print(f"delivery {number} is pending")
 
 
@@ -318,7 +346,8 @@ def deliveries_cancel(number: IdArgument, config: ConfigOption = None) -> None:
     with opened(config) as store:
         if store.deliveries.get(number) is None:
             raise _missing("deliveries", number)
-        store.deliveries.cancel(number, _now())
+        with _state_told(store.deliveries, number):
+            store.deliveries.cancel(number, _now())
     out.print(f"delivery {number} is cancelled")
 
 
@@ -349,13 +378,13 @@ def provenance(
                 raise typer.Exit(1)
             return
         story = store.provenance.story(uid)
+    known = story.records or story.series or story.derived
     if json:
         print_json(story)
-    elif not (story.records or story.series or story.derived):
-        out.print("nothing is known of that UID")
-        raise typer.Exit(1)
     else:
-        out.print(told(story), highlight=False, markup=True)
+        out.print(told(story) if known else "nothing is known of that UID", highlight=False)
+    if not known:
+        raise typer.Exit(1)
 
 
 def _facts(facts: Sequence[tuple[str, object]]) -> None:

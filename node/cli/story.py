@@ -47,9 +47,7 @@ def _series(series: Series, story: Story) -> Iterator[str]:
         yield _fact("closed", f"{ago(series.closed_at)} by {series.closed_because}")
     decision = story.decisions.get(series.id)
     if decision is not None:
-        yield _fact(
-            "decision", f"{decision.action} by rule {decision.rule or '-'}. {decision.reason}".strip()
-        )
+        yield _fact("decision", _joined(f"{decision.action} by rule {decision.rule or '-'}", decision.reason))
         for v in decision.verdicts:
             mark = "held" if v.held else "did not hold"
             yield _fact("", f"{v.rule}: {v.keyword} {v.wanted}: {mark} ({v.found})")
@@ -67,7 +65,7 @@ def _job(job: Job, story: Story) -> Iterator[str]:
         f"{card.get('name', job.engine)} {card.get('version', '')}, strength {job.params.get('strength')}",
     )
     yield _fact("weights", str(card.get("weights_sha256", "")))
-    yield _fact("state", f"{job.state}, attempt {job.attempt}. {job.failure}".strip())
+    yield _fact("state", _joined(f"{job.state}, attempt {job.attempt}", job.failure))
     for derived in story.derived:
         if derived.job_id != job.id:
             continue
@@ -77,7 +75,7 @@ def _job(job: Job, story: Story) -> Iterator[str]:
                 yield from _body(r.body)
         for d in story.deliveries:
             if d.derived_id == derived.id:
-                yield _fact("delivery", f"{d.id} to {d.destination}: {d.state}. {d.failure}".strip())
+                yield _fact("delivery", _joined(f"{d.id} to {d.destination}: {d.state}", d.failure))
 
 
 def _body(body: Mapping[str, Any]) -> Iterator[str]:
@@ -104,3 +102,7 @@ def _own_derived(story: Story) -> Iterator[str]:
 
 def _fact(name: str, value: str) -> str:
     return f"  {name:<{_WIDTH}} {visible(value)}"
+
+
+def _joined(fact: str, because: str) -> str:
+    return f"{fact}. {because}" if because else fact

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -99,10 +99,9 @@ def _check_store(config: Config) -> list[_Finding]:
         with Store.open(config.store.database, Path(config.store.spool), create=True) as store:
             chain = store.provenance.verify()
             free = store.spool.free_bytes()
-    except NodeError as e:
-        return [_Finding(what="store", ok=False, text=e.message, hint=e.hint)]
-    except OSError as e:
-        text, hint = f"{e.strerror}: {e.filename}", "check store.spool, store.database and their owner"
+    except (NodeError, OSError) as e:
+        text = e.message if isinstance(e, NodeError) else f"{e.strerror}: {e.filename}"
+        hint = getattr(e, "hint", "") or "check store.spool, store.database, and who owns them"
         return [_Finding(what="store", ok=False, text=text, hint=hint)]
     least = config.store.refuse_below
     return [
@@ -248,29 +247,20 @@ def enhance(
     else:
         rows = []
         for m in made:
-            f = m.report.figures if m.report else {}
-            rows.append(
-                [
-                    m.series_uid, m.n_sources, m.n_made, f"{f['noise_before']:.3g}" if f else "",
-                    f"{f['noise_after']:.3g}" if f else "", f"{f['mean_change']:+.3g}" if f else "",
-                    m.folder or "", m.reason,
-                ]
-            )  # fmt: skip
-        columns = [
-            "series UID",
-            "sources",
-            "made",
-            "noise before",
-            "after",
-            "mean change",
-            "folder",
-            "reason",
-        ]
+            figures = m.report.figures if m.report else {}
+            noise = [_figure(figures, name) for name in ("noise_before", "noise_after", "mean_change")]
+            rows.append([m.series_uid, m.n_sources, m.n_made, *noise, m.folder or "", m.reason])
+        columns = ["series UID", "sources", "made", "noise before", "after", "change", "folder", "reason"]
         print_table(columns, rows, empty="no DICOM series found")
         for path, reason in found.unreadable:
             out.print(f"unreadable {visible(str(path))}: {visible(reason)}", highlight=False)
     if failed or not found.series:
         raise typer.Exit(1)
+
+
+def _figure(figures: Mapping[str, float], name: str) -> str:
+    """A figure for people; empty where the engine changed nothing and measured nothing."""
+    return f"{figures[name]:.3g}" if name in figures else ""
 
 
 # send and echo ------------------------------------------------------------------------------------

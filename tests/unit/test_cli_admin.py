@@ -1,0 +1,272 @@
+"""config, db, spool, check: the verbs of the admin, on a real configuration and a real store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from engines import catalog
+from node.config.explain import keys, markdown
+from node.config.load import load
+from node.store import Store
+from node.trial.phantoms import small_ct, write_series
+from tests.cli import luminode
+from tests.sites import CONFIG
+from tests.storing import received, spool_bytes
+
+pytestmark = pytest.mark.usefixtures("site")
+
+
+# the configuration --------------------------------------------------------------------------------
+def test_show_fills_in_defaults_and_masks_secrets(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PW", "hunter2")
+    url = "postgresql+psycopg://luminode:${PW}@db.lan/luminode"
+    (site / "config.yaml").write_text(CONFIG.replace("sqlite:///luminode.db", url))
+    told = luminode("config", "show")
+    assert told.status == 0
+    assert told.json["store"]["database"] == url
+    assert told.json["store"]["keep"]["received"] == 604800.0
+    assert "hunter2" not in told.out + told.err
+
+
+def test_show_takes_the_file_that_is_named(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = site / "other.yaml"
+    other.write_text(CONFIG.replace("ae_title: LUMINODE", "ae_title: OTHER"))
+    assert luminode("config", "show", "--config", other).json["node"]["ae_title"] == "OTHER"
+    monkeypatch.setenv("LUMINODE_CONFIG", str(other))
+    assert luminode("config", "show").json["node"]["ae_title"] == "OTHER"
+    assert luminode("config", "show", "-c", "config.yaml").json["node"]["ae_title"] == "LUMINODE"
+
+
+def test_explain_one_key_and_all_of_them() -> None:
+    one = luminode("config", "explain", "rules.when")
+    assert one.status == 0
+    assert one.out.startswith("rules.when\n")
+    everything = luminode("config", "explain")
+    assert everything.out.strip() == markdown().strip()
+    assert all(f"`{doc.path}`" in everything.out for doc in keys() if "." in doc.path)
+
+
+def test_explain_a_key_that_is_none() -> None:
+    told = luminode("config", "explain", "nod.listen")
+    assert told.status == 2
+    assert "did you mean node.listen?" in told.err
+
+
+def test_schema_is_json_schema() -> None:
+    told = luminode("config", "schema")
+    assert told.json["$schema"].startswith("https://json-schema.org/")
+
+
+def test_history_tells_every_version_with_its_difference(site_store: Store) -> None:
+    assert luminode("config", "history").out == ""
+    for n, digest in enumerate(("a" * 64, "b" * 64)):
+        change = "-old\n+[bold]new" if n else ""
+        site_store.configs.applied(digest, f"text {n}", change, datetime(2026, 1, 1 + n, tzinfo=UTC))
+    told = luminode("config", "history")
+    assert told.out.splitlines() == [
+        f"2026-01-02T00:00:00+00:00  {'b' * 64}", "-old", "+[bold]new", f"2026-01-01T00:00:00+00:00  {'a' * 64}",
+    ]  # fmt: skip
+    assert [v["digest"] for v in luminode("config", "history", "--json").json] == ["b" * 64, "a" * 64]
+
+
+# what is wrong with it ----------------------------------------------------------------------------
+VERBS = (
+    ("check",), ("config", "show"), ("config", "history"), ("db", "upgrade"), ("spool", "fsck"), ("serve",),
+    ("series", "list"), ("jobs", "show", "1"), ("deliveries", "retry", "1"), ("provenance", "--verify"),
+    ("route", "."), ("echo", "pacs"), ("send", "pacs", "."),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_a_bad_configuration_ends_with_78_and_every_fault(site: Path, verb: tuple[str, ...]) -> None:
+    bad = CONFIG.replace("Modality: CT", "Modalty: CT").replace("PACS", "P" * 17)
+    (site / "config.yaml").write_text(bad)
+    told = luminode(*verb)
+    assert told.status == 78
+    assert told.out == ""
+    assert f"{site}/config.yaml:8:33: destinations.pacs.ae_title: " in told.err
+    assert f'{site}/config.yaml:10:26: rules.1.when.Modalty: "Modalty" is no DICOM keyword' in told.err
+    assert "(did you mean Modality?)" in told.err
+    assert told.err.count("error ") == 2
+    assert not (site / "luminode.db").exists()
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_a_configuration_that_is_not_there(site: Path, verb: tuple[str, ...]) -> None:
+    (site / "config.yaml").unlink()
+    told = luminode(*verb)
+    assert told.status == 78
+    assert "config.yaml:0:0: there is no such file" in told.err
+    assert "--config" in told.err
+
+
+# check --------------------------------------------------------------------------------------------
+def test_check_offline_says_that_all_is_well(site: Path) -> None:
+    told = luminode("check", "--json", "--offline")
+    assert told.status == 0, told
+    assert {f["what"]: f["ok"] for f in told.json} == {
+        "config.yaml": True, "database": True, "provenance": True, "spool": True,
+        "engine ct": True, "engine mr": True,
+    }  # fmt: skip
+    assert load(site / "config.yaml", os.environ).digest[:12] in told.json[0]["text"]
+    assert "ok   engine mr" in luminode("check", "--offline").out
+
+
+def test_check_asks_destinations() -> None:
+    told = luminode("check", "--json")
+    assert told.status == 1
+    by_name = {f["what"]: f for f in told.json}
+    assert by_name["destination outbox"]["ok"]
+    assert not by_name["destination pacs"]["ok"]
+    assert "FAIL destination pacs" in luminode("check").out
+
+
+def test_check_tells_what_is_wrong_with_the_store(site: Path) -> None:
+    (site / "spool").write_text("a file where a folder should be")
+    told = luminode("check", "--offline", "--json")
+    assert told.status == 1
+    store = next(f for f in told.json if f["what"] == "store")
+    assert store["text"]
+    assert store["hint"]
+
+
+def test_check_tells_of_too_little_space(site: Path) -> None:
+    (site / "config.yaml").write_text(CONFIG.replace("1MB", "900000GB"))
+    told = luminode("check", "--offline")
+    assert told.status == 1
+    assert "FAIL spool" in told.out
+    assert "free space, or lower store.refuse_below" in told.out
+
+
+@pytest.fixture
+def broken_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The shipped engines, one of them with a card that is none."""
+    zoo = tmp_path / "zoo"
+    shutil.copytree(catalog.ZOO, zoo)
+    (zoo / "ct-wavelet" / "card.yaml").write_text("name: ct-wavelet\n")
+    monkeypatch.setattr(catalog, "ZOO", zoo)
+    return zoo
+
+
+@pytest.mark.usefixtures("broken_engine")
+def test_check_lists_broken_engine_folders(site: Path) -> None:
+    (site / "config.yaml").write_text(CONFIG.replace("ct-wavelet", "ct-nlm"))
+    told = luminode("check", "--offline", "--json")
+    assert told.status == 1
+    broken = next(f for f in told.json if f["what"] == "engine folder ct-wavelet")
+    assert not broken["ok"]
+    assert broken["text"]
+
+
+@pytest.mark.usefixtures("broken_engine")
+def test_check_tells_why_an_engine_of_the_configuration_is_not_there() -> None:
+    told = luminode("check", "--offline")
+    assert told.status == 78
+    assert "engine folder ct-wavelet: " in told.err
+    assert "engines.ct.engine" in told.err
+
+
+# database and spool -------------------------------------------------------------------------------
+def test_upgrade_makes_the_database(site: Path) -> None:
+    assert luminode("db", "upgrade").status == 0
+    assert (site / "luminode.db").exists()
+    assert luminode("db", "upgrade").out == "the schema is up to date\n"
+
+
+def test_a_database_that_is_none_is_told_with_a_hint(site: Path) -> None:
+    (site / "luminode.db").write_bytes(b"this is no database " * 100)
+    told = luminode("series", "list")
+    assert told.status == 1
+    assert told.err.startswith("error the database refused")
+    assert "restore a backup" in told.err
+
+
+def test_a_path_that_cannot_be_made_is_told(site: Path) -> None:
+    (site / "config.yaml").write_text(CONFIG.replace("luminode.db", "config.yaml/x.db"))
+    told = luminode("jobs", "list")
+    assert told.status == 1
+    assert "config.yaml" in told.err
+    assert "check path, owner" in told.err
+
+
+def test_fsck_of_a_sound_spool(site_store: Store) -> None:
+    site_store.reception.record([received(site_store, n) for n in range(3)])
+    told = luminode("spool", "fsck", "--verify")
+    assert (told.status, told.out) == (0, "3 files, 3 records\n")
+
+
+def test_fsck_finds_what_is_missing_and_what_is_corrupt(site_store: Store) -> None:
+    gone, bad, _ = instances = [received(site_store, n) for n in range(3)]
+    site_store.reception.record(instances)
+    site_store.spool.path(gone.path).unlink()
+    site_store.spool.path(bad.path).write_bytes(b"other bytes")
+    told = luminode("spool", "fsck", "--json")
+    assert told.status == 1
+    assert (told.json["missing"], told.json["corrupt"]) == ([gone.path], [])
+    told = luminode("spool", "fsck", "--verify")
+    assert told.status == 1
+    assert f"1 on record whose file is missing:\n  {gone.path}" in told.out
+    assert f"1 that are not what was received:\n  {bad.path}" in told.out
+
+
+def test_fsck_adopts_what_has_no_record(site: Path, site_store: Store) -> None:
+    ds = small_ct(size=64, n_slices=1)[0]
+    data = write_series([ds], site / "one")[0].read_bytes()
+    offset = 144 + int.from_bytes(data[140:144], "little")
+    sha256 = hashlib.sha256(data[offset:]).hexdigest()
+    with site_store.spool.create() as writer:
+        writer.write(data)
+        writer.sync()
+        path = writer.publish(ds.SeriesInstanceUID, ds.SOPInstanceUID, sha256)
+    old = datetime(2020, 1, 1, tzinfo=UTC).timestamp()
+    os.utime(site_store.spool.path(path), (old, old))
+    told = luminode("spool", "fsck")
+    assert told.status == 1
+    assert f"1 without a record:\n  {path}" in told.out
+    told = luminode("spool", "fsck", "--adopt", "--json")
+    assert told.status == 0, told
+    assert (told.json["adopted"], told.json["unknown"]) == ([path], [])
+    assert [s.key.calling_ae for s in site_store.series.list()] == ["RECOVERED"]
+    assert json.loads(luminode("spool", "fsck", "--json").out)["n_rows"] == 1
+
+
+def test_fsck_tells_of_what_it_cannot_adopt(site_store: Store) -> None:
+    path, _ = spool_bytes(site_store, "1.2.3", "1.2.3.4", b"no DICOM")
+    told = luminode("spool", "fsck", "--adopt")
+    assert told.status == 1
+    assert path in told.out
+
+
+# usage --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("frobnicate",), ("check", "--frobnicate"), ("series",), ("series", "show"), ("series", "show", "x"),
+        ("jobs", "list", "--state", "LOST"), ("deliveries", "list", "-n", "0"), ("provenance",),
+        ("provenance", "1.2.3", "--verify"), ("serve", "--role", "cook"),
+        ("serve", "--role", "gather", "--role", "receive"), ("route", "nowhere"), ("route",),
+        ("enhance", "."), ("enhance", ".", "-e", "ct-tv", "-o", "out", "-s", "2"), ("echo", "nobody"),
+        ("echo", "PACS@nowhere"), ("echo", "@127.0.0.1:104"), ("echo", "PACS@127.0.0.1:99999"),
+        ("send", "pacs", "nowhere"), ("send", "pacs", ".", "--from", "seventeen letters"),
+        ("pacs", "--move-to", "WS1"), ("demo", "--series", "nowhere"), (),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_usage_errors_end_with_2(arguments: tuple[str, ...]) -> None:
+    told = luminode(*arguments)
+    assert told.status == 2
+    assert "luminode" in told.err
+    assert told.out == ""
+
+
+def test_help_is_no_error() -> None:
+    told = luminode("--help")
+    assert told.status == 0
+    assert "provenance" in told.out
