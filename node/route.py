@@ -27,11 +27,14 @@ class HasModalities(Protocol):
     def modalities(self) -> Sequence[str]: ...
 
 
-def seen(header: SeriesHeader, *, calling_ae: str = "", called_ae: str = "") -> Mapping[str, Values]:
+def seen(
+    header: SeriesHeader, *, calling_ae: str | Sequence[str] = "", called_ae: str | Sequence[str] = ""
+) -> Mapping[str, Values]:
     """What rules see of a series: its attributes, and what is no DICOM attribute.
 
-    ``CallingAE`` and ``CalledAE`` are those of the association, without padding; where they are not known
-    (a file on disk) they are absent. ``InstanceCount`` is the number of instances received.
+    ``CallingAE`` and ``CalledAE`` are those of the associations that carried it, each once and without
+    padding; where they are not known (a file on disk) they are absent. ``InstanceCount`` is the number of
+    instances received.
     """
     values: dict[str, Values] = {"InstanceCount": (header.count,)}
     if header.modality:
@@ -39,9 +42,10 @@ def seen(header: SeriesHeader, *, calling_ae: str = "", called_ae: str = "") -> 
     if header.sop_class_uid:
         values["SOPClassUID"] = (header.sop_class_uid,)
     values.update(header.attributes)
-    for keyword, title in (("CallingAE", calling_ae), ("CalledAE", called_ae)):
-        if title.strip(" "):
-            values[keyword] = (title.strip(" "),)
+    for keyword, told in (("CallingAE", calling_ae), ("CalledAE", called_ae)):
+        titles = dict.fromkeys(t.strip(" ") for t in ((told,) if isinstance(told, str) else told))
+        if any(titles):
+            values[keyword] = tuple(filter(None, titles))
     return values
 
 
@@ -51,8 +55,8 @@ def decide(
     *,
     engines_cards: Mapping[str, HasModalities],
     ineligible: str,
-    calling_ae: str = "",
-    called_ae: str = "",
+    calling_ae: str | Sequence[str] = "",
+    called_ae: str | Sequence[str] = "",
 ) -> Decision:
     """Apply the rules to a series.
 
@@ -68,7 +72,7 @@ def decide(
     ineligible
         Why this series must never be enhanced, whatever a rule says; empty if it may be.
     calling_ae, called_ae
-        AE titles of the association, where there was one.
+        AE titles of the association or associations, where there were any.
 
     Returns
     -------

@@ -63,7 +63,7 @@ OPERATORS: Mapping[str, str] = {
 }
 
 ATTRIBUTES = """
-Besides DICOM keywords there are `CallingAE` and `CalledAE`, the AE titles of the association, and
+Besides DICOM keywords there are `CallingAE` and `CalledAE`, the AE titles of all who sent the series, and
 `InstanceCount`, the number of instances received. Rules see short attributes at the top level of the data
 set. They never see what identifies a patient: names of persons, UIDs of the study, and @IDENTIFIERS@.
 """.strip()

@@ -17,8 +17,8 @@ def decide_series(
     config: Config,
     cards: Mapping[str, Card],
     *,
-    calling_ae: str = "",
-    called_ae: str = "",
+    calling_ae: str | Sequence[str] = "",
+    called_ae: str | Sequence[str] = "",
 ) -> Decision:
     """Ask the rules about a series, given the headers of all of its instances that can be read.
 
@@ -29,7 +29,7 @@ def decide_series(
     cards
         Engine cards by catalogue name.
     calling_ae, called_ae
-        Of the association; empty for files.
+        Of the association, or of all that carried the series; empty for files.
     """
     if not headers:
         return Decision(rule="", action=Action.REJECT, reason="no instance of it can be read")

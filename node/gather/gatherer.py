@@ -23,7 +23,7 @@ from node.gather.complete import Carried, Judgement, Ladder, SeriesView, judge
 from node.gather.decide import decide_series
 from node.gather.plan import plan
 from node.log import get_logger
-from node.model import Action, Association, Decision, Instance, InstanceHeader, Series, SeriesKey
+from node.model import Action, Association, Decision, Instance, InstanceHeader, Series
 from node.store import Store
 
 log = get_logger()
@@ -77,7 +77,7 @@ class Gatherer:
         self._in_force = in_force
         self._cards = cards
         self._growing: dict[int, _Growing] = {}
-        self._open: dict[SeriesKey, int] = {}
+        self._open: dict[tuple[str, str], int] = {}
         self._senders: dict[tuple[str, str], list[tuple[Association, frozenset[str]]]] = {}
         self._awake_since: datetime | None = None
 
@@ -105,7 +105,7 @@ class Gatherer:
             return 0.0
         again = _LOOK_AGAIN_S
         open_series = self._store.series.open_series()
-        self._open = {s.key: s.id for s in open_series}
+        self._open = {(s.key.study_uid, s.key.series_uid): s.id for s in open_series}
         self._senders.clear()
         for series in open_series:
             told = self._judge(series, now)
@@ -142,7 +142,7 @@ class Gatherer:
                 self._store.series.mark_unreadable(row_id, reason, now)
                 continue
             read.append((row_id, header))
-            growing = self._growing.get(self._open.get(_key(instance), 0))
+            growing = self._growing.get(self._open.get((instance.study_uid, instance.series_uid), 0))
             if growing is not None:
                 growing.mine[header.sop_instance_uid] = header
                 growing.note(instance)
@@ -206,8 +206,8 @@ class Gatherer:
         own = {c.association.id for c in carried}
         return [
             a
-            for address in {c.association.address for c in carried}
-            for a, studies in self._at_work(series.key.calling_ae, address)
+            for sender in sorted({(c.association.calling_ae, c.association.address) for c in carried})
+            for a, studies in self._at_work(*sender)
             if a.id not in own and (not studies or series.key.study_uid in studies)
         ]
 
@@ -242,9 +242,10 @@ class Gatherer:
     def _route(self, series: Series, now: datetime) -> None:
         config = self._in_force()
         headers = self._store.series.headers(series.id, all_generations=series.generation > 1)
+        senders = self._store.series.senders(series.id)
         decision = decide_series(
             headers, config.config, self._cards,
-            calling_ae=series.key.calling_ae, called_ae=series.key.called_ae,
+            calling_ae=[calling for calling, _ in senders], called_ae=[called for _, called in senders],
         )  # fmt: skip
         jobs = plan(series, decision, config.config, self._cards)
         if headers:
@@ -254,15 +255,6 @@ class Gatherer:
             "series.routed", series=series.id, action=str(decision.action), rule=decision.rule,
             because=decision.reason, jobs=ids,
         )  # fmt: skip
-
-
-def _key(instance: Instance) -> SeriesKey:
-    return SeriesKey(
-        study_uid=instance.study_uid,
-        series_uid=instance.series_uid,
-        calling_ae=instance.calling_ae,
-        called_ae=instance.called_ae,
-    )
 
 
 def _ladder(config: Config) -> Ladder:

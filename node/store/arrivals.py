@@ -34,8 +34,6 @@ _NEWEST = (
     .where(
         _series.c.series_uid == bindparam("series_uid"),
         _series.c.study_uid == bindparam("study_uid"),
-        _series.c.calling_ae == bindparam("calling_ae"),
-        _series.c.called_ae == bindparam("called_ae"),
     )
     .order_by(_series.c.generation.desc())
     .limit(1)
@@ -119,9 +117,11 @@ def key_of(one: Instance) -> SeriesKey:
     )
 
 
-def order_of(one: Instance) -> tuple[str, str, str, str]:
-    """The order in which series are locked and opened, the same for all, against deadlocks."""
-    return one.series_uid, one.study_uid, one.calling_ae, one.called_ae
+def order_of(one: Instance) -> tuple[str, str]:
+    """What makes two instances one series, whoever sent them: a scanner and a PACS that routes the same
+    study here, or two titles of one scanner. Series are locked and opened in this order, the same for all,
+    against deadlocks."""
+    return one.series_uid, one.study_uid
 
 
 def row_of(one: Instance, series_id: int) -> dict[str, Any]:
@@ -215,22 +215,21 @@ class OpenSeries:
 
     def __init__(self, connection: Connection) -> None:
         self._c = connection
-        self._newest: dict[SeriesKey, tuple[int, int, SeriesState] | None] = {}
+        self._newest: dict[tuple[str, str], tuple[int, int, SeriesState] | None] = {}
         self._added: dict[int, tuple[int, int]] = {}
         self._last: dict[int, datetime] = {}
 
     def lock(self, keys: Iterable[SeriesKey]) -> None:
         """Read the newest generations. On PostgreSQL their rows are locked, so that none closes meanwhile."""
-        for key in sorted(keys, key=_order):
-            row = self._c.execute(_NEWEST, _named(key)).first()
+        for key in sorted({(k.series_uid, k.study_uid) for k in keys}):
+            row = self._c.execute(_NEWEST, dict(zip(("series_uid", "study_uid"), key, strict=True))).first()
             self._newest[key] = (row.id, row.generation, SeriesState(row.state)) if row else None
 
     def take(self, one: Instance) -> int:
         """The series row that takes this instance: the newest if it is open, else generation n+1."""
-        key = key_of(one)
-        newest = self._newest[key]
+        newest = self._newest[order_of(one)]
         if newest is None or newest[2] is not SeriesState.OPEN:
-            newest = self._open(key, (newest[1] if newest else 0) + 1, one.received_at)
+            newest = self._open(key_of(one), (newest[1] if newest else 0) + 1, one.received_at)
         self.add(newest[0], 1, one.size)
         self.touch(newest[0], one.received_at)
         return newest[0]
@@ -266,7 +265,7 @@ class OpenSeries:
         # another receiver may open the same generation at the same moment: its row is then taken
         self._c.execute(_OPEN[self._c.dialect.name], {**_named(key), **values})
         self.lock([key])
-        newest = self._newest[key]
+        newest = self._newest[key.series_uid, key.study_uid]
         if newest is None or newest[2] is not SeriesState.OPEN:
             raise StoreError("a series closed while it was being opened")
         return newest
@@ -280,6 +279,3 @@ def _named(key: SeriesKey) -> dict[str, str]:
         "called_ae": key.called_ae,
     }
 
-
-def _order(key: SeriesKey) -> tuple[str, str, str, str]:
-    return key.series_uid, key.study_uid, key.calling_ae, key.called_ae

@@ -24,8 +24,7 @@ _IN_FORCE: Final = {True: '"current"', False: '"current" = 1'}
 """By PostgreSQL or not: to the letter what the partial index says, or it is not used."""
 
 _NEWEST: Final = (
-    "SELECT id, state FROM series WHERE series_uid = ? AND study_uid = ? AND calling_ae = ? AND called_ae = ?"
-    " ORDER BY generation DESC LIMIT 1"
+    "SELECT id, state FROM series WHERE series_uid = ? AND study_uid = ? ORDER BY generation DESC LIMIT 1"
 )
 _INSERT: Final = (
     "INSERT INTO instance (series_id, sop_class_uid, sop_instance_uid, transfer_syntax_uid, association,"
@@ -104,7 +103,7 @@ def _take(cursor: Any, batch: Sequence[Instance], uids: set[str], postgresql: bo
 
 
 def _key(one: Instance) -> tuple[str, ...]:
-    return one.series_uid, one.study_uid, one.calling_ae, one.called_ae
+    return one.series_uid, one.study_uid
 
 
 def _row(one: Instance, series_id: int, postgresql: bool) -> tuple[Any, ...]:

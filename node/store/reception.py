@@ -200,7 +200,8 @@ class Reception:
         holder = connection.execute(
             rows.whole(SeriesRow).where(SeriesRow.id == known.series_id).with_for_update()
         ).one()
-        in_place = holder.state == SeriesState.OPEN.value and rows.series_key(holder) == arrivals.key_of(one)
+        same_series = (holder.series_uid, holder.study_uid) == arrivals.order_of(one)
+        in_place = holder.state == SeriesState.OPEN.value and same_series
         conflicts.keep_aside(connection, old._asdict(), "replaced", one.received_at)
         conflicts.forget(connection, one)
         connection.execute(update(InstanceRow).where(InstanceRow.id == known.id).values(current=False))

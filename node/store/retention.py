@@ -205,8 +205,6 @@ def _series_done(before: datetime) -> ColumnElement[bool]:
         .where(
             any_generation.series_uid == SeriesRow.series_uid,
             any_generation.study_uid == SeriesRow.study_uid,
-            any_generation.calling_ae == SeriesRow.calling_ae,
-            any_generation.called_ae == SeriesRow.called_ae,
             or_(any_generation.state.in_(_UNDECIDED), any_generation.last_received_at >= before, unworked),
         )
         .correlate(SeriesRow)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, or_, select
+from sqlalchemy import ColumnElement, Row, Select, func, or_, select
 
 from node.model import (
     Action,
@@ -27,6 +27,7 @@ from node.model import (
 )
 from node.store.codec import unpack_series_header
 from node.store.tables import (
+    AssociationRow,
     Base,
     ConflictRow,
     InstanceRow,
@@ -45,10 +46,14 @@ INSTANCE_WITH_KEY: Select[Any] = select(
     *(c for c in InstanceRow.__table__.columns if c.name != "header"),
     SeriesRow.study_uid,
     SeriesRow.series_uid,
-    SeriesRow.calling_ae,
-    SeriesRow.called_ae,
-).join(SeriesRow, SeriesRow.id == InstanceRow.series_id)
-"""Instances with what their series says of them; `instance` reads it."""
+    func.coalesce(AssociationRow.calling_ae, SeriesRow.calling_ae).label("calling_ae"),
+    func.coalesce(AssociationRow.called_ae, SeriesRow.called_ae).label("called_ae"),
+)
+INSTANCE_WITH_KEY = INSTANCE_WITH_KEY.join(SeriesRow, SeriesRow.id == InstanceRow.series_id).outerjoin(
+    AssociationRow, AssociationRow.id == InstanceRow.association
+)
+"""Instances with the UIDs of their series and the AE titles of the association that brought them (of the
+series, where it is not on record); `instance` reads it."""
 
 
 def series_key(row: AnyRow) -> SeriesKey:
@@ -58,12 +63,8 @@ def series_key(row: AnyRow) -> SeriesKey:
 
 
 def key_is(key: SeriesKey) -> tuple[ColumnElement[bool], ...]:
-    return (
-        SeriesRow.series_uid == key.series_uid,
-        SeriesRow.study_uid == key.study_uid,
-        SeriesRow.calling_ae == key.calling_ae,
-        SeriesRow.called_ae == key.called_ae,
-    )
+    """Condition: every generation of this series, whoever sent it."""
+    return SeriesRow.series_uid == key.series_uid, SeriesRow.study_uid == key.study_uid
 
 
 def series(row: AnyRow) -> Series:

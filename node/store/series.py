@@ -146,11 +146,11 @@ class SeriesStore:
         return self._series(SeriesRow.state == SeriesState.CLOSED.value, limit=limit)
 
     def find(self, uid: str) -> builtins.list[Series]:
-        """All generations, from all senders, of a Study, Series or SOP Instance UID (received)."""
+        """All generations of a Study, Series or SOP Instance UID (received)."""
         return self._series(rows.series_of(uid))
 
     def generations(self, series_id: int) -> builtins.list[Series]:
-        """All generations of the same series from the same sender, first to last."""
+        """All generations of the same series, first to last."""
         one = self._must(series_id)
         return self._series(*rows.key_is(one.key))
 
@@ -212,7 +212,7 @@ class SeriesStore:
 
         By default those of this generation, as it was closed (one whose bytes were replaced later is
         still among them). With ``all_generations`` or ``up_to_generation`` the ones in force of the same
-        series from the same sender, over all generations or those up to the one named, inclusive.
+        series, over all generations or those up to the one named, inclusive.
         """
         statement = rows.INSTANCE_WITH_KEY.order_by(InstanceRow.id)
         with self._db.read() as connection:
@@ -243,6 +243,14 @@ class SeriesStore:
     def associations(self, series_id: int) -> builtins.list[Association]:
         """The associations that carried this generation."""
         return [c.association for c in self.carried(series_id) if c.association is not None]
+
+    def senders(self, series_id: int) -> builtins.list[tuple[str, str]]:
+        """(calling, called) AE titles of all who sent this series, over every generation, first to last."""
+        found: dict[tuple[str, str], None] = {}
+        for one in self.generations(series_id):
+            found[one.key.calling_ae, one.key.called_ae] = None
+            found.update(dict.fromkeys((a.calling_ae, a.called_ae) for a in self.associations(one.id)))
+        return [*found]
 
     def open_associations(self, calling_ae: str, address: str | None = None) -> builtins.list[Association]:
         """Associations of this sender that have not ended."""

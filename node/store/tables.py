@@ -92,8 +92,8 @@ class AssociationRow(Base):
 
 
 class SeriesRow(Base):
-    """One generation of one series from one sender. ``base`` is what its instances' headers are told
-    as differences from (codec.py)."""
+    """One generation of one series; the AE titles are those of who opened it. ``base`` is what its
+    instances' headers are told as differences from (codec.py)."""
 
     __tablename__ = "series"
     id: Mapped[int] = mapped_column(Big, primary_key=True, autoincrement=True)
@@ -116,9 +116,7 @@ class SeriesRow(Base):
     config_digest: Mapped[str] = mapped_column(String(64), server_default="")
     purged_at: Mapped[datetime | None]
     __table_args__ = (
-        UniqueConstraint(
-            "series_uid", "study_uid", "calling_ae", "called_ae", "generation", name="uq_series_key"
-        ),
+        UniqueConstraint("series_uid", "study_uid", "generation", name="uq_series_key"),
         Index("ix_series_state", "state", "id"),
         Index("ix_series_study", "study_uid"),
         Index(

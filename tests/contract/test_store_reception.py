@@ -46,11 +46,28 @@ def test_an_empty_batch_is_nothing(store: Store) -> None:
     assert store.reception.record([]) == []
 
 
-def test_senders_do_not_share_a_series(store: Store) -> None:
-    one, other = received(store, 1), received(store, 2, calling_ae="CT2")
+def test_a_series_is_one_whoever_sends_it(store: Store) -> None:
+    """A scanner and a PACS that routes the same study here at the same time: no series is split in two."""
+    one, other, third = received(store, 1), received(store, 2, calling_ae="PACS"), received(store, 3)
     told = store.reception.record([one, other])
-    assert told[0].series_id != told[1].series_id
-    assert {s.key.calling_ae for s in store.series.find(one.series_uid)} == {"CT1", "CT2"}
+    assert {t.series_id for t in told} == {1}
+    assert store.reception.record([third])[0].series_id == 1
+    (series,) = store.series.find(one.series_uid)
+    assert (series.count, series.key.calling_ae) == (3, "CT1")
+    store.series.close(1, "quiet", NOW)
+    late = received(store, 4, calling_ae="WS9", at=after(9))
+    store.reception.record([late])
+    assert [(s.generation, s.key.calling_ae) for s in store.series.generations(1)] == [(1, "CT1"), (2, "WS9")]
+    assert len(store.series.instances(2, up_to_generation=2)) == 4
+
+
+def test_who_sent_a_series_is_known_association_by_association(store: Store) -> None:
+    for name, calling in (("a1", "CT1"), ("b", "PACS")):
+        associated(store, name, calling_ae=calling)
+    one, other = received(store, 1), received(store, 2, calling_ae="PACS", association="b")
+    store.reception.record([one, other])
+    assert store.series.senders(1) == [("CT1", one.called_ae), ("PACS", one.called_ae)]
+    assert store.series.instances(1) == [one, other]
 
 
 def test_the_same_bytes_again_are_a_no_op(store: Store) -> None:

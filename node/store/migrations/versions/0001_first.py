@@ -100,9 +100,7 @@ def upgrade() -> None:
         sa.Column("config_digest", sa.String(length=64), server_default="", nullable=False),
         sa.Column("purged_at", sa.DateTime(timezone=True), nullable=True),
         sa.PrimaryKeyConstraint("id"),
-        sa.UniqueConstraint(
-            "series_uid", "study_uid", "calling_ae", "called_ae", "generation", name="uq_series_key"
-        ),
+        sa.UniqueConstraint("series_uid", "study_uid", "generation", name="uq_series_key"),
     )
     op.create_index(
         "ix_series_kept",

@@ -1,0 +1,44 @@
+"""Senders of real life: the same study from two of them at once, a scanner that breaks off, whole nodes."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from node.trial.phantoms import write_series
+from tests.peers import OrthancPeer
+from tests.phantoms import small_ct
+from tests.pipeline.conftest import MakeNode
+from tests.pipeline.harness import wait_until
+from tests.pipeline.test_main_job import scanner, settled
+
+pytestmark = pytest.mark.peer
+
+N = 12
+
+
+def test_a_series_from_two_senders_is_one_series(
+    nodes: MakeNode, orthanc: OrthancPeer, tmp_path: Path
+) -> None:
+    """A scanner sends here while PACS routes the same study here: each brings what the other did not."""
+    node = nodes(quiet_after="30s")
+    files = write_series(small_ct(seed=21, n_slices=N, size=192, noise_hu=15.0), tmp_path / "ct")
+    # neither part is regular by itself, so that neither can be taken for all of it
+    halves = {"CT1": [*files[::2], files[1]], "PACS": [*files[1::2], files[0]]}
+    sending = [
+        threading.Thread(target=scanner, args=(node, part), kwargs={"calling_ae": calling})
+        for calling, part in halves.items()
+    ]
+    for each in sending:
+        each.start()
+    for each in sending:
+        each.join(30)
+    wait_until(lambda: settled(node, 1), 60, "one series, closed without the quiet time, one job")
+    with node.store() as store:
+        (series,) = store.series.list()
+        assert (series.count, series.closed_because) == (N, "release")
+        assert {calling for calling, _ in store.series.senders(series.id)} == set(halves)
+    ((_, uids),) = orthanc.series().items()
+    assert len(uids) == N
