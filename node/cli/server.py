@@ -70,7 +70,7 @@ def pacs(
     folder: Annotated[Path, typer.Option("--folder", help="Where instances are kept.")] = Path("var/pacs"),
     ae_title: Annotated[str, typer.Option("--ae-title", help="Our AE title.")] = "PACS",
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535)] = 11113,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen on.")] = 11113,
     move_to: Annotated[
         list[str] | None,
         typer.Option("--move-to", help="AE=host:port that C-MOVE may send to; repeatable."),

@@ -302,7 +302,9 @@ def send(
     peer: Annotated[str, typer.Argument(help="AE@host:port, or a destination of config.yaml.")],
     paths: Annotated[list[Path], typer.Argument(help="DICOM files or folders.", exists=True)],
     calling_ae: Annotated[str, typer.Option("--from", help="Our AE title.")] = "",
-    associations: Annotated[int, typer.Option("--associations", "-j", min=1, max=64)] = 1,
+    associations: Annotated[
+        int, typer.Option("--associations", "-j", min=1, max=64, help="How many at once.")
+    ] = 1,
     pace: Annotated[
         float, typer.Option("--pace", min=0, help="Instances a second; 0 is as fast as it goes.")
     ] = 0,
