@@ -75,10 +75,15 @@ DELIVERY_EDGES: Mapping[DeliveryState, frozenset[DeliveryState]] = {
 
 
 class AssociationEnd(StrEnum):
-    """How an association ended. Only RELEASED is evidence that a sender had no more to send."""
+    """How an association ended. Only RELEASED is evidence that a sender had no more to send.
+
+    INCOMPLETE was released as well, but an instance of it was refused: the sender has that one still, and
+    many a sender goes no further after the first refusal.
+    """
 
     OPEN = "OPEN"
     RELEASED = "RELEASED"
+    INCOMPLETE = "INCOMPLETE"
     ABORTED = "ABORTED"
     LOST = "LOST"
 

@@ -10,7 +10,8 @@ is weighed, strongest first:
 3. ``quiet``: nothing arrived for ``series.quiet_after``.
 4. ``give_up``: ``series.give_up_after`` since the first instance, whatever is still dripping in.
 
-An aborted or lost association is never a release: the sender did not say that it was done.
+An aborted or lost association is never a release: the sender did not say that it was done. Nor is one in which
+an instance was refused: the sender has it still.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ def judge(view: SeriesView, now: datetime, ladder: Ladder, regular: Regular) -> 
     if view.awake_since is not None:
         give_up_at = max(give_up_at, view.awake_since + timedelta(seconds=ladder.quiet_after_s))
     if now >= give_up_at:
-        return Judgement(close=True, because="give_up", detail=f"{len(view.headers)} instances")
+        waited = f"open for {ladder.give_up_after_s:.0f} s, and something still came now and then"
+        return Judgement(close=True, because="give_up", detail=waited)
     quiet_at = _last_sign(view) + timedelta(seconds=ladder.quiet_after_s)
     if view.n_unread:
         return Judgement(close=False, because="", detail=f"{view.n_unread} headers unread", at=None)
@@ -135,8 +137,10 @@ def _why_not_released(view: SeriesView, promised: int, regular: Regular) -> str:
     ends = {c.association.end for c in view.carried}
     if AssociationEnd.OPEN in ends:
         return "an association that carried it is open"
-    if ends != {AssociationEnd.RELEASED}:
+    if ends & {AssociationEnd.ABORTED, AssociationEnd.LOST}:
         return "an association that carried it was aborted or lost"
+    if AssociationEnd.INCOMPLETE in ends:
+        return "instances were refused in an association that carried it"
     if view.others_open:
         return "another association of this sender is open"
     if promised > len(view.headers):

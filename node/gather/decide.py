@@ -19,6 +19,7 @@ def decide_series(
     *,
     calling_ae: str | Sequence[str] = "",
     called_ae: str | Sequence[str] = "",
+    n_unreadable: int = 0,
 ) -> Decision:
     """Ask the rules about a series, given the headers of all of its instances that can be read.
 
@@ -30,15 +31,21 @@ def decide_series(
         Engine cards by catalogue name.
     calling_ae, called_ae
         Of the association, or of all that carried the series; empty for files.
+    n_unreadable
+        How many instances of the series are not among ``headers`` because they cannot be read. Without them
+        a derived series would have holes that nobody sees, so there is none.
     """
     if not headers:
         return Decision(rule="", action=Action.REJECT, reason="no instance of it can be read")
     header = merge(headers)
     by_entry = {name: cards[entry.engine] for name, entry in config.engines.items() if entry.engine in cards}
 
+    total = len(headers) + n_unreadable
+    unread = f"{n_unreadable} of {total} instances: The header cannot be read." if n_unreadable else ""
+
     def decided(ineligible: str) -> Decision:
         return decide(
-            header, config.rules, engines_cards=by_entry, ineligible=ineligible,
+            header, config.rules, engines_cards=by_entry, ineligible=ineligible or unread,
             calling_ae=calling_ae, called_ae=called_ae,
         )  # fmt: skip
 

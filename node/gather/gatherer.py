@@ -29,6 +29,8 @@ from node.store import Store
 log = get_logger()
 
 _AT_ONCE = 200
+_WEAK = ("quiet", "give_up")
+"""Rungs that prove nothing: what better evidence was missing is put on record, for who wonders later."""
 _LOOK_AGAIN_S = 0.5
 _BREATH_S = 0.03
 
@@ -118,6 +120,9 @@ class Gatherer:
                         "series.closed", series=series.id, generation=series.generation,
                         instances=series.count, because=told.because, detail=told.detail,
                     )  # fmt: skip
+                    if told.because in _WEAK:
+                        why = {"because": told.because, "detail": told.detail}
+                        self._store.events.add("info", "series.closed", why, now, series_id=series.id)
             elif told.at is not None:
                 again = min(again, max(0.01, (told.at - now).total_seconds()))
         for known in set(self._growing) - {s.id for s in open_series}:
@@ -243,9 +248,11 @@ class Gatherer:
         config = self._in_force()
         headers = self._store.series.headers(series.id, all_generations=series.generation > 1)
         senders = self._store.series.senders(series.id)
+        generations = self._store.series.generations(series.id) if series.generation > 1 else [series]
         decision = decide_series(
             headers, config.config, self._cards,
             calling_ae=[calling for calling, _ in senders], called_ae=[called for _, called in senders],
+            n_unreadable=sum(self._store.series.unreadable(g.id) for g in generations),
         )  # fmt: skip
         jobs = plan(series, decision, config.config, self._cards)
         if headers:

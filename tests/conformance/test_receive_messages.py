@@ -323,6 +323,16 @@ def test_other_bytes_under_the_same_uid_keep_the_first(door: House) -> None:
     assert len([f for f in door.store.spool.walk() if f.area == "received"]) == 2
 
 
+def test_a_release_after_a_refusal_is_no_evidence_that_all_was_sent(door: House) -> None:
+    """Many senders release at once after the first refusal, with the rest of the series unsent."""
+    with door.peer() as peer:
+        peer.associate(CT)
+        assert peer.store("1.2.3.1", DATA).status == 0
+        assert peer.store("1.2.3.1", data_set("1.2.3.1", pixels=b"other pixels")).status == 0xA900
+        peer.release()
+    assert door.ends(1) == ["INCOMPLETE"]
+
+
 def test_other_bytes_under_the_same_uid_replace_if_the_policy_says_so(door: House) -> None:
     other = data_set("1.2.3.1", pixels=b"other pixels")
     door.receiver.apply(config(store={"duplicates": "replace"}))

@@ -211,7 +211,7 @@ def test_what_no_rule_wants_is_ignored_and_what_must_not_be_is_rejected(
     assert not store.jobs.list()
 
 
-def test_an_unreadable_instance_does_not_stop_the_rest(store: Store, gatherer: Gatherer) -> None:
+def test_a_series_with_an_unreadable_instance_is_refused_and_says_so(store: Store, gatherer: Gatherer) -> None:
     slices = small_ct(seed=2, n_slices=8)
     receive(store, slices, "a")
     (spoilt, *_) = store.series.instances(store.series.list()[0].id)
@@ -221,6 +221,31 @@ def test_an_unreadable_instance_does_not_stop_the_rest(store: Store, gatherer: G
     rounds(gatherer, 2)
     rounds(gatherer, 60)
     (series,) = store.series.list()
-    assert series.state is not SeriesState.OPEN
+    assert series.state is SeriesState.REJECTED
     assert store.series.unreadable(series.id) == 1
     assert store.events.list(name="instance.unreadable")
+    decision = store.series.decision(series.id)
+    assert decision is not None
+    assert decision.reason == "1 of 8 instances: The header cannot be read."
+    assert not store.jobs.list()
+    (closed,) = store.events.list(name="series.closed", series_id=series.id)
+    assert closed.body["because"] == "quiet"
+    assert closed.body["detail"]
+
+
+def test_a_rule_sees_all_who_sent_a_series(store: Store, gatherer: Gatherer) -> None:
+    slices = small_ct(seed=2, n_slices=8)
+    for name, calling in (("a", "CT1"), ("b", "PACS")):
+        store.reception.open_association(
+            Association(id=name, calling_ae=calling, called_ae="LUMINODE", address="10.0.0.1", opened_at=at(0))
+        )
+    receive(store, slices[:4], "a")
+    receive(store, slices[4:], "b", begin_s=1)
+    end(store, "a", AssociationEnd.RELEASED, 1)
+    rounds(gatherer, 5)
+    assert store.series.list()[0].state is SeriesState.OPEN, "the other sender is still at it"
+    end(store, "b", AssociationEnd.RELEASED, 6)
+    rounds(gatherer, 9)
+    (series,) = store.series.list()
+    assert (series.count, series.closed_because) == (8, "release")
+    assert store.series.senders(series.id) == [("CT1", "LUMINODE"), ("PACS", "LUMINODE")]
