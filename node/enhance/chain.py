@@ -1,72 +1,43 @@
 """The pure chain: stored pixels of a series in, stored pixels of the derived series out.
 
-``luminode serve`` and ``luminode enhance`` run this same code, so a problem seen in the one is reproduced with
-the other. Memory is bounded by slabs: decoded pixels lie in a scratch file and come back slab by slab, first
-to be surveyed, then to be enhanced with their neighbours.
+``luminode serve`` and ``luminode enhance`` run this same code, so a problem seen in the one is reproduced
+with the other. Memory is bounded by slabs: decoded pixels lie in a scratch file and come back slab by slab,
+first to be surveyed, then to be enhanced with their neighbours.
 """
 
 from __future__ import annotations
 
-import hashlib
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import TypeAlias
 
-import numpy as np
-import numpy.typing as npt
-
-from engines.base import Engine, Enhancement, Params, Survey, Volume, join
-from node.dicom.pixels import PixelFormat, decode, pixel_format, to_stored, to_values
+from engines.base import Engine, Params, Survey, join
+from engines.errors import OutputImplausible
 from node.dicom.source import Source
-from node.dicom.stacks import Stack
+from node.dicom.stacks import Stack, StackFrame
+from node.enhance.scratch import Item, Scratch, Stored
+from node.enhance.tally import Clock, Report, Tally
 from node.errors import SeriesError
-from node.model import InstanceHeader
 
-Stored: TypeAlias = npt.NDArray[np.integer[Any]]
-Emit: TypeAlias = Callable[["Item", Source, Stored, "Ran"], None]
+__all__ = ["SLAB", "Emit", "Item", "Ran", "Report", "Stored", "Tell", "run"]
+
+Emit: TypeAlias = Callable[[Item, Source, Stored, "Ran"], None]
 Tell: TypeAlias = Callable[[str, float], None]
 
 SLAB = 16
-_DECODE_AT_ONCE = 16
+_SLAB_PIXELS = 1 << 24
+"""A slab of large matrices has fewer slices, so that its size in memory does not depend on the matrix."""
 _BEHIND = 8
 """Instances that may wait to be derived while the engine goes on."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Item:
-    """One source instance. ``sha256`` is of the data set at ``offset``; empty where none was recorded."""
-
-    path: Path
-    offset: int
-    sha256: str
-    header: InstanceHeader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ran:
     """Which runtime and device made the pixels."""
 
-    runtime: str
-    device: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """What the engine did to the series as a whole.
-
-    ``figures`` are in the engine's unit: noise before and after, mean and largest change. ``seconds`` are by
-    step: decode, survey, enhance, derive (which overlaps enhance). ``n_skipped`` of ``n_slices`` were passed
-    through unchanged, for the reasons in ``notes``.
-    """
-
-    figures: Mapping[str, float]
-    notes: tuple[str, ...]
-    seconds: Mapping[str, float]
-    n_slices: int
-    n_skipped: int
     runtime: str
     device: str
 
@@ -94,7 +65,7 @@ def run(
     engine, params
         What to do.
     scratch
-        A folder of this call's own.
+        A folder on a disk with room for the decoded pixels; nothing stays in it.
     emit
         Called once per wanted instance, from one other thread, with its new stored pixels
         (frames, rows, columns).
@@ -103,193 +74,106 @@ def run(
     tell
         Called with (step, share done) after every slab; may raise to stop.
     slab
-        Slices worked on at once.
+        Slices worked on at once, at most. No bit of the result depends on it.
 
     Raises
     ------
     SeriesError
-        Pixels cannot be decoded, or the spooled bytes are not those that were received.
+        Pixels cannot be decoded, the spooled bytes are not those that were received, or the engine left every
+        slice of the whole series as it was.
+    StoreError
+        No room for the decoded pixels.
     engines.errors.EngineError
         See there.
+    Exception
+        Whatever ``emit`` or ``tell`` raise. Nothing is emitted any more once this function has ended.
     """
-    clock = _Clock()
-    with _Scratch(scratch) as kept:
-        for i, item in enumerate(items):
-            with clock.step("decode"):
-                kept.take(item)
-            tell("decode", (i + 1) / len(items))
-        n_total = sum(len(s.frames) for s in stacks)
-        surveys = _survey(stacks, engine, kept, slab, clock, tell, n_total)
-        tally = _Tally()
-        with _Emitter(emit, kept, clock) as emitter:
-            emitter.expect(items, stacks, wanted)
-            done = 0
-            for stack, survey in zip(stacks, surveys, strict=True):
-                for first, last in _slabs(len(stack.frames), slab):
-                    if emitter.wants(stack, first, last):
-                        with clock.step("enhance"):
-                            result = _enhance(stack, first, last, engine, params, survey, kept)
-                        tally.add(result, last - first)
-                        ran = Ran(runtime=result.runtime, device=result.device)
-                        emitter.done(stack, first, last, ran)
-                    done += last - first
-                    tell("enhance", done / n_total)
-    return tally.report(clock.seconds)
-
-
-def _survey(
-    stacks: Sequence[Stack],
-    engine: Engine,
-    kept: _Scratch,
-    slab: int,
-    clock: _Clock,
-    tell: Tell,
-    n_total: int,
-) -> list[Survey]:
-    surveys, done = [], 0
-    for stack in stacks:
-        parts = []
-        for first, last in _slabs(len(stack.frames), slab):
-            with clock.step("survey"):
-                parts.append(engine.survey(kept.volume(stack, first, last)))
-            done += last - first
-            tell("survey", done / n_total)
-        surveys.append(join(parts))
-    return surveys
-
-
-def _enhance(
-    stack: Stack,
-    first: int,
-    last: int,
-    engine: Engine,
-    params: Params,
-    survey: Survey,
-    kept: _Scratch,
-) -> Enhancement:
-    k = engine.card.neighbours
-    low, high = max(0, first - k), min(len(stack.frames), last + k)
-    volume = kept.volume(stack, low, high)
-    result = engine.enhance(volume, params, survey, first=low, keep=slice(first - low, last - low))
-    kept.put(stack, first, result.volume)
-    return result
-
-
-def _slabs(n: int, slab: int) -> Iterator[tuple[int, int]]:
-    for first in range(0, n, slab):
-        yield first, min(first + slab, n)
-
-
-@dataclass(slots=True)
-class _Place:
-    """Where an instance lies in the scratch files, and how it is stored."""
-
-    item: Item
-    fmt: PixelFormat
-    at: int
-    remaining: int = 0
-
-    @property
-    def frame_bytes(self) -> int:
-        return self.fmt.rows * self.fmt.columns * self.fmt.dtype.itemsize
-
-
-class _Scratch:
-    """Decoded pixels before and after, in two files with the same layout."""
-
-    def __init__(self, folder: Path) -> None:
-        self._before_path, self._after_path = folder / "before.raw", folder / "after.raw"
-        self._end = 0
-        self.places: dict[str, _Place] = {}
-
-    def __enter__(self) -> _Scratch:
-        self._before: BinaryIO = self._before_path.open("w+b")
-        self._after: BinaryIO = self._after_path.open("w+b")
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self._before.close()
-        self._after.close()
-        self._before_path.unlink(missing_ok=True)
-        self._after_path.unlink(missing_ok=True)
-
-    def take(self, item: Item) -> None:
-        """Verify, decode and put away one instance."""
-        if item.sha256:
-            with item.path.open("rb") as file:
-                file.seek(item.offset)
-                if hashlib.file_digest(file, "sha256").hexdigest() != item.sha256:
-                    raise SeriesError(
-                        "the bytes in the spool are not those that were received",
-                        hint="the disk is failing: `luminode spool fsck` names the files; send the series again",
-                    )
-        source = Source.open(item.path)
-        fmt = pixel_format(source)
-        self._before.seek(self._end)
-        for first in range(0, fmt.n_frames, _DECODE_AT_ONCE):
-            frames = range(first, min(first + _DECODE_AT_ONCE, fmt.n_frames))
-            self._before.write(decode(source, frames).data)
-        place = _Place(item=item, fmt=fmt, at=self._end)
-        self.places[item.header.sop_instance_uid] = place
-        self._end += place.frame_bytes * fmt.n_frames
-
-    def volume(self, stack: Stack, first: int, last: int) -> Volume:
-        """Slices [first, last) of a stack, as an engine wants them."""
-        refs = stack.frames[first:last]
-        places = [self.places[r.sop_instance_uid] for r in refs]
-        units = {p.fmt.unit for p in places}
-        shapes = {(p.fmt.rows, p.fmt.columns) for p in places}
-        if len(units) != 1 or len(shapes) != 1:
-            raise SeriesError("slices of one stack differ in matrix or unit")
-        shape = (len(refs), *shapes.pop())
-        values, valid = np.empty(shape, np.float32), np.empty(shape, np.bool_)
-        step = np.empty(len(refs), np.float32)
-        for i, (ref, place) in enumerate(zip(refs, places, strict=True)):
-            stored = self._read(self._before, place, ref.frame_number - 1)
-            v = to_values(stored, place.fmt, first=ref.frame_number - 1)
-            values[i], valid[i], step[i] = v.values[0], v.valid[0], v.step[0]
-        return Volume(
-            values=values,
-            spacing_mm=stack.spacing_mm,
-            unit=units.pop(),
-            valid=valid,
-            contiguous=np.asarray(stack.contiguous[first:last], np.bool_),
-            step=step,
+    with Scratch(scratch) as kept:
+        work = _Work(
+            engine=engine, params=params, kept=kept, slab=slab, tell=tell, n_frames=sum(map(len, stacks))
         )
+        work.decode(items)
+        surveys = work.survey(stacks)
+        with _Emitter(emit, kept, work.clock) as emitter:
+            emitter.expect(stacks, wanted)
+            work.enhance(stacks, surveys, emitter)
+    report = work.tally.report(work.clock.seconds)
+    if wanted is None or len(wanted) >= len(items):  # what is added to a series is not judged without it
+        report.must_have_changed()
+    return report
 
-    def put(self, stack: Stack, first: int, result: Volume) -> None:
-        """Encode enhanced slices as their source was and put them away."""
-        for i in range(result.values.shape[0]):
-            ref = stack.frames[first + i]
-            place, frame = self.places[ref.sop_instance_uid], ref.frame_number - 1
-            stored = self._read(self._before, place, frame)
-            valid = to_values(stored, place.fmt, first=frame).valid
-            out = to_stored(result.values[i : i + 1], stored, valid, place.fmt, first=frame)
-            self._after.seek(place.at + frame * place.frame_bytes)
-            self._after.write(np.ascontiguousarray(out).data)
 
-    def result(self, place: _Place) -> Stored:
-        self._after.flush()
-        size = place.fmt.n_frames * place.fmt.rows * place.fmt.columns
-        with self._after_path.open("rb") as file:  # its own position: the engine's thread writes on
-            file.seek(place.at)
-            data = np.fromfile(file, place.fmt.dtype, size)
-        return data.reshape(place.fmt.shape)
+@dataclass(slots=True, kw_only=True)
+class _Work:
+    """One run and its three passes."""
 
-    def _read(self, file: BinaryIO, place: _Place, frame: int) -> Stored:
-        file.seek(place.at + frame * place.frame_bytes)
-        data = np.frombuffer(file.read(place.frame_bytes), place.fmt.dtype)
-        return data.reshape(1, place.fmt.rows, place.fmt.columns)
+    engine: Engine
+    params: Params
+    kept: Scratch
+    slab: int
+    tell: Tell
+    n_frames: int
+    clock: Clock = field(default_factory=Clock)
+    tally: Tally = field(default_factory=Tally)
+
+    def decode(self, items: Sequence[Item]) -> None:
+        for i, item in enumerate(items):
+            with self.clock.step("decode"):
+                self.kept.take(item)
+            self.tell("decode", (i + 1) / len(items))
+
+    def survey(self, stacks: Sequence[Stack]) -> list[Survey]:
+        surveys, done = [], 0
+        for stack in stacks:
+            parts = []
+            for first, last in self._slabs(stack):
+                with self.clock.step("survey"):
+                    parts.append(self.engine.survey(self.kept.slab(stack, first, last).volume))
+                done += last - first
+                self.tell("survey", done / self.n_frames)
+            surveys.append(join(parts))
+        return surveys
+
+    def enhance(self, stacks: Sequence[Stack], surveys: Sequence[Survey], emitter: _Emitter) -> None:
+        done = 0
+        for stack, survey in zip(stacks, surveys, strict=True):
+            for first, last in self._slabs(stack):
+                part = emitter.part(stack, first, last)
+                if part is not None:
+                    self._part(stack, *part, survey, emitter)
+                done += last - first
+                self.tell("enhance", done / self.n_frames)
+
+    def _part(self, stack: Stack, first: int, last: int, survey: Survey, emitter: _Emitter) -> None:
+        """Enhance slices [first, last) of a stack, with their neighbours."""
+        with self.clock.step("enhance"):
+            k = self.engine.card.neighbours
+            low, high = max(0, first - k), min(len(stack), last + k)
+            given = self.kept.slab(stack, low, high)
+            keep = slice(first - low, last - low)
+            result = self.engine.enhance(given.volume, self.params, survey, first=low, keep=keep)
+            if result.volume.shape != (last - first, *given.volume.shape[1:]):
+                raise OutputImplausible("the engine returned another shape than it was asked for")
+            out = self.kept.encoded(stack, first, given, first - low, result.volume)
+        self.tally.add(result, last - first)
+        ran = Ran(runtime=result.runtime, device=result.device)
+        for ref, stored in zip(stack.frames[first:last], out, strict=True):
+            emitter.finished(ref, stored, ran)
+
+    def _slabs(self, stack: Stack) -> Iterator[tuple[int, int]]:
+        step = max(1, min(self.slab, _SLAB_PIXELS // max(1, stack.rows * stack.columns)))
+        for first in range(0, len(stack), step):
+            yield first, min(first + step, len(stack))
 
 
 class _Emitter:
     """Derives instances in one other thread as soon as all of their frames are there."""
 
-    def __init__(self, emit: Emit, kept: _Scratch, clock: _Clock) -> None:
+    def __init__(self, emit: Emit, kept: Scratch, clock: Clock) -> None:
         self._emit, self._kept, self._clock = emit, kept, clock
         self._pool = ThreadPoolExecutor(1, "derive")
         self._behind: list[Future[None]] = []
-        self._wanted: dict[str, _Place] = {}
+        self._left: dict[str, int] = {}
 
     def __enter__(self) -> _Emitter:
         return self
@@ -298,106 +182,42 @@ class _Emitter:
         try:
             if kind is None:
                 self._catch_up(0)
-                left = [p for p in self._wanted.values() if p.remaining > 0]
-                if left:
-                    raise SeriesError(f"{len(left)} instances have frames that belong to no stack")
         finally:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def expect(self, items: Sequence[Item], stacks: Sequence[Stack], wanted: Set[str] | None) -> None:
-        for item in items:
-            uid = item.header.sop_instance_uid
-            if wanted is None or uid in wanted:
-                place = self._kept.places[uid]
-                place.remaining = place.fmt.n_frames
-                self._wanted[uid] = place
-        named = {r.sop_instance_uid for s in stacks for r in s.frames}
-        if not set(self._wanted) <= named:
-            raise SeriesError("an instance belongs to no stack")
+    def expect(self, stacks: Sequence[Stack], wanted: Set[str] | None) -> None:
+        """Say which instances are to be emitted. Each of their frames is in one stack, once."""
+        places = self._kept.places
+        self._left = {uid: p.fmt.n_frames for uid, p in places.items() if wanted is None or uid in wanted}
+        frames = [(r.sop_instance_uid, r.frame_number) for s in stacks for r in s.frames]
+        told = Counter(uid for uid, _ in set(frames))
+        if len(set(frames)) < len(frames) or any(told[uid] != n for uid, n in self._left.items()):
+            raise SeriesError("headers and pixels do not tell of the same frames")
 
-    def wants(self, stack: Stack, first: int, last: int) -> bool:
-        return any(r.sop_instance_uid in self._wanted for r in stack.frames[first:last])
+    def part(self, stack: Stack, first: int, last: int) -> tuple[int, int] | None:
+        """The shortest part of [first, last) that holds what is to be emitted; None if nothing is."""
+        places = [i for i in range(first, last) if stack.frames[i].sop_instance_uid in self._left]
+        return (places[0], places[-1] + 1) if places else None
 
-    def done(self, stack: Stack, first: int, last: int, ran: Ran) -> None:
-        for ref in stack.frames[first:last]:
-            place = self._wanted.get(ref.sop_instance_uid)
-            if place is None:
-                continue
-            place.remaining -= 1
-            if place.remaining == 0:
-                self._catch_up(_BEHIND)
-                stored = self._kept.result(place)
-                self._behind.append(self._pool.submit(self._one, place, stored, ran))
+    def finished(self, ref: StackFrame, stored: Stored, ran: Ran) -> None:
+        """Take one finished frame (1, rows, columns)."""
+        uid = ref.sop_instance_uid
+        if uid not in self._left:
+            return
+        place = self._kept.places[uid]
+        self._left[uid] -= 1
+        if place.fmt.n_frames > 1:
+            self._kept.put(place, ref.frame_number - 1, stored)
+            if self._left[uid]:
+                return
+            stored = self._kept.whole(place)
+        self._catch_up(_BEHIND)
+        self._behind.append(self._pool.submit(self._one, place.item, stored, ran))
 
-    def _one(self, place: _Place, stored: Stored, ran: Ran) -> None:
+    def _one(self, item: Item, stored: Stored, ran: Ran) -> None:
         with self._clock.step("derive"):
-            self._emit(place.item, Source.open(place.item.path), stored, ran)
+            self._emit(item, item.open(), stored, ran)
 
     def _catch_up(self, at_most: int) -> None:
         while len(self._behind) > at_most:
             self._behind.pop(0).result()
-
-
-@dataclass(slots=True)
-class _Clock:
-    """Seconds by step. Each step is only ever timed by one thread."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def step(self, name: str) -> _Step:
-        return _Step(self.seconds, name)
-
-
-class _Step:
-    def __init__(self, seconds: dict[str, float], name: str) -> None:
-        self._seconds, self._name = seconds, name
-
-    def __enter__(self) -> None:
-        self._started = time.monotonic()
-
-    def __exit__(self, *_exc: object) -> None:
-        self._seconds[self._name] = self._seconds.get(self._name, 0.0) + time.monotonic() - self._started
-
-
-_LARGEST = frozenset({"largest_change"})
-_SUMS = frozenset({"skipped"})
-
-
-class _Tally:
-    """Figures of slabs put together: means weighted by slices, extremes and sums as such."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._weights: dict[str, int] = {}
-        self._notes: dict[str, None] = {}
-        self._n = 0
-        self._runtime = self._device = ""
-
-    def add(self, e: Enhancement, n: int) -> None:
-        self._n += n
-        self._runtime, self._device = e.runtime, e.device
-        self._notes.update(dict.fromkeys(e.notes))
-        for name, value in e.figures.items():
-            if not np.isfinite(value):
-                continue
-            if name in _LARGEST:
-                self._sums[name] = max(self._sums.get(name, 0.0), value)
-                self._weights[name] = 1
-            elif name in _SUMS:
-                self._sums[name] = self._sums.get(name, 0.0) + value
-                self._weights[name] = 1
-            else:
-                self._sums[name] = self._sums.get(name, 0.0) + value * n
-                self._weights[name] = self._weights.get(name, 0) + n
-
-    def report(self, seconds: Mapping[str, float]) -> Report:
-        figures = {k: v / self._weights[k] for k, v in self._sums.items()}
-        return Report(
-            figures=figures,
-            notes=tuple(self._notes),
-            seconds=dict(seconds),
-            n_slices=self._n,
-            n_skipped=int(figures.get("skipped", 0.0)),
-            runtime=self._runtime,
-            device=self._device,
-        )

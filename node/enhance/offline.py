@@ -1,7 +1,8 @@
-"""The pure chain on files, without a server: what ``luminode enhance`` runs. Most bugs are reproduced with it."""
+"""The pure chain on files, without a server: what ``luminode enhance`` runs, to try and to find bugs with."""
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from node.model import InstanceHeader
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """The DICOM files of a folder: series (by Series Instance UID) and what cannot be read, with the reason."""
+    """The DICOM files of a folder: series (by Series Instance UID), and what cannot be read and why."""
 
     series: Mapping[str, Sequence[tuple[Path, InstanceHeader]]]
     unreadable: Sequence[tuple[Path, str]]
@@ -91,19 +92,21 @@ def enhance_series(
     output: Output | None = None,
     tell: Tell = lambda _step, _share: None,
 ) -> Made:
-    """Enhance the files of one series into ``out`` (made if absent), numbered in series order.
+    """Enhance the files of one series into ``out``, numbered in series order, all or nothing.
 
     Parameters
     ----------
     members
         Files with their headers, as from :func:`find`.
+    out
+        A folder; made if absent.
     when
         Aware; written as the time of derivation.
 
     Raises
     ------
-    NodeError, engines.errors.EngineError
-        The series could not be enhanced; nothing is left in ``out``.
+    NodeError, engines.errors.EngineError, OSError
+        The series could not be enhanced; ``out`` is as it was.
     """
     output = output or Output()
     headers = [h for _, h in members]
@@ -115,28 +118,31 @@ def enhance_series(
         return Made(series_uid=uid, n_sources=len(members), reason=reason)
     eligible = {h.sop_instance_uid for h in split(headers).eligible}
     unique = {h.sop_instance_uid: (p, h) for p, h in members if h.sop_instance_uid in eligible}
-    items = [Item(path=p, offset=0, sha256="", header=h) for p, h in unique.values()]
-    found = stacks([i.header for i in items])
-    order = content_order([i.header for i in items])
+    items = [Item(sop_instance_uid=uid, path=p, offset=0, sha256="") for uid, (p, _) in unique.items()]
+    found = stacks([h for _, h in unique.values()])
+    order = content_order([h for _, h in unique.values()])
     near = neighbours_of(found, {u: h for u, (_, h) in unique.items()}, engine.card.neighbours)
     how = _derivation(headers[0], engine, params, when, output)
+    there = out.is_dir()
     out.mkdir(parents=True, exist_ok=True)
-    written: list[Path] = []
-
-    def emit(item: Item, source: Source, stored: Stored, ran: Ran) -> None:
-        sop = item.header.sop_instance_uid
-        derived = derive(source, stored, how(ran), order=order[sop], neighbours=near.get(sop, ()))
-        target = out / f"{order[sop] + 1:05d}.dcm"
-        written.append(target)
-        with target.open("wb") as file:
-            write_part10(derived, file)
-
     try:
-        with tempfile.TemporaryDirectory(prefix="luminode-") as scratch:
-            report = run(items, found, engine, params, scratch=Path(scratch), emit=emit, tell=tell)
+        with tempfile.TemporaryDirectory(prefix=".luminode-", dir=out) as scratch:
+            folder = Path(scratch)
+
+            def emit(item: Item, source: Source, stored: Stored, ran: Ran) -> None:
+                sop = item.sop_instance_uid
+                derived = derive(source, stored, how(ran), order=order[sop], neighbours=near.get(sop, ()))
+                with (folder / f"{order[sop] + 1:05d}.dcm").open("wb") as file:
+                    write_part10(derived, file)
+
+            report = run(items, found, engine, params, scratch=folder, emit=emit, tell=tell)
+            written = sorted(folder.iterdir())
+            for path in written:
+                path.replace(out / path.name)
     except BaseException:
-        for path in written:
-            path.unlink(missing_ok=True)
+        if not there:
+            with contextlib.suppress(OSError):
+                out.rmdir()
         raise
     return Made(
         series_uid=uid,

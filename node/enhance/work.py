@@ -1,11 +1,10 @@
-"""One job from claim to outbox: sources from the spool, derived instances into it, one transaction at the end."""
+"""One job from claim to outbox: sources from the spool, derived instances into it, one transaction."""
 
 from __future__ import annotations
 
 import platform
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -21,10 +20,10 @@ from node.dicom.part10 import write_part10
 from node.dicom.references import Reference
 from node.dicom.source import Source
 from node.dicom.stacks import Stack, stacks
-from node.enhance.chain import Item, Ran, Report, Stored, run
-from node.errors import SeriesError
+from node.enhance.chain import SLAB, Item, Ran, Report, Stored, run
+from node.errors import OutOfSpace, SeriesError, StoreError
 from node.log import get_logger
-from node.model import DerivedInstance, Instance, InstanceHeader, Job, Series
+from node.model import DerivedInstance, Instance, InstanceHeader, Job, JobState, Series
 from node.store import Store
 from node.store.jobs import NewDerived
 
@@ -33,7 +32,12 @@ log = get_logger()
 _LIBRARIES = ("numpy", "scipy", "scikit-image", "PyWavelets", "onnxruntime", "pydicom", "pynetdicom")
 
 
-class Stopped(Exception):  # noqa: N818 - not an error: the node stops, or the job is somebody else's
+_RECORD_WITHIN_S = 120.0
+_RECORD_AGAIN_S = 1.0
+_TOLD_OF_CARD = ("name", "version", "family", "weights_sha256", "intended_use", "trained_on")
+
+
+class Stopped(Exception):
     """Raised by ``tell`` to put a job down."""
 
 
@@ -67,6 +71,8 @@ def do(workshop: Workshop, job: Job, owner: str, tell: Callable[[str, float], No
         ``tell`` said so.
     TransitionRefused
         The job became somebody else's.
+    StoreError, OSError
+        The database or the disk did not do what was asked.
     """
     store = workshop.store
     started = time.monotonic()
@@ -75,52 +81,123 @@ def do(workshop: Workshop, job: Job, owner: str, tell: Callable[[str, float], No
         raise SeriesError("the series of this job is no longer on record")
     engine = workshop.engine(job.engine, str(job.params.get("runtime", "auto")))
     _same_engine(engine.card, job.params["card"])
-    sources = _sources(store, series)
-    told = split([h for _, h in sources], allow_vendor_denoised=bool(job.params["enhance_vendor_denoised"]))
-    eligible = {h.sop_instance_uid for h in told.eligible}
-    items = [_item(store, i, h) for i, h in sources if h.sop_instance_uid in eligible]
     how = _Derivations(job, engine.card)
-    wanted = eligible - _made_by_others(store, how.series_uid, job.id)
-    if not wanted:
+    plan = _plan(store, job, series, how.series_uid, engine.card.neighbours)
+    if not plan.wanted:
         _nothing(store, job, owner, series, how)
         return
-    found = stacks([i.header for i in items])
+    if store.spool.free_bytes() < plan.n_bytes:
+        hint = "free space on the spool's file system"
+        raise OutOfSpace("there is no room for what this job makes", hint=hint)
     params = Params(strength=float(job.params["strength"]), options=dict(job.params.get("options", {})))
-    bench = _Bench(store, how, items, found, engine.card.neighbours)
+    bench = _Bench(store, how, plan)
     try:
         with store.spool.scratch(f"job-{job.id}") as scratch:
             report = run(
-                items, found, engine, params, scratch=scratch.folder, emit=bench.emit, wanted=wanted, tell=tell
-            )
-        _plausible(report)
+                plan.items, plan.stacks, engine, params,
+                scratch=scratch.folder, emit=bench.emit, wanted=plan.wanted, tell=tell,
+                slab=max(1, SLAB >> (job.attempt - 1)),  # after running out of memory: the same in less
+            )  # fmt: skip
         store.spool.sync_dirs([d.path for d in bench.made])
-        body = _body(job, engine.card, report, told.left_out, time.monotonic() - started, len(items))
-        store.jobs.finish(job.id, owner, job.attempt, bench.derived(series), body, datetime.now(UTC))
+        body = _body(job, engine.card, report, plan, time.monotonic() - started)
+        _record(store, job, owner, bench.derived(series), body, tell)
     except BaseException:
-        bench.clear()
+        bench.clear(job)
         raise
     log.info(
         "job.done", job=job.id, series=series.id, engine=job.engine, instances=len(bench.made),
-        seconds=round(time.monotonic() - started, 2), runtime=report.runtime,
+        passed_through=report.n_skipped, seconds=round(time.monotonic() - started, 2), runtime=report.runtime,
     )  # fmt: skip
 
 
+def _record(
+    store: Store,
+    job: Job,
+    owner: str,
+    derived: NewDerived,
+    body: Mapping[str, Any],
+    tell: Callable[[str, float], None],
+) -> None:
+    """Finish the job. A database that is away for a moment must not cost the work on a whole series."""
+    patient_until = time.monotonic() + _RECORD_WITHIN_S
+    while True:
+        try:
+            store.jobs.finish(job.id, owner, job.attempt, derived, body, datetime.now(UTC))
+            return
+        except StoreError as e:
+            if not e.retryable or time.monotonic() > patient_until:
+                raise
+            log.warning("job.not_recorded_yet", job=job.id, because=type(e).__name__)
+        tell("record", 0.0)
+        time.sleep(_RECORD_AGAIN_S)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """What a job reads and makes; all that is kept of the headers while it runs.
+
+    ``order`` is the place of each source in the derived series, ``neighbours`` what else it is made from,
+    ``wanted`` what no other job has derived, ``left_out`` what may not be enhanced, with the reasons.
+    ``n_bytes`` is what scratch files and derived instances may need on the disk.
+    """
+
+    items: Sequence[Item]
+    stacks: Sequence[Stack]
+    order: Mapping[str, int]
+    neighbours: Mapping[str, tuple[Reference, ...]]
+    wanted: Set[str]
+    left_out: Mapping[str, str]
+    n_bytes: int
+
+
+def _plan(store: Store, job: Job, series: Series, derived_series_uid: str, reach: int) -> _Plan:
+    sources = _sources(store, series)
+    told = split([h for _, h in sources], allow_vendor_denoised=bool(job.params["enhance_vendor_denoised"]))
+    headers = {h.sop_instance_uid: h for h in told.eligible}
+    if not headers:
+        reasons = sorted(set(told.left_out.values())) or ["none of its instances is there any more"]
+        raise SeriesError(f"nothing of this series may be enhanced: {reasons[0]}")
+    wanted = headers.keys() - _made_by_others(store, derived_series_uid, job.id)
+    found = stacks(told.eligible)
+    pixels = {uid: 2 * h.rows * h.columns * max(1, h.n_frames) for uid, h in headers.items()}
+    return _Plan(
+        items=[_item(store, i) for i, h in sources if h.sop_instance_uid in headers],
+        stacks=found,
+        order=content_order(told.eligible),
+        neighbours=neighbours_of(found, headers, reach),
+        wanted=wanted,
+        left_out=told.left_out,
+        n_bytes=sum(pixels.values()) + sum(pixels[uid] for uid in wanted),
+    )
+
+
 def _sources(store: Store, series: Series) -> list[tuple[Instance, InstanceHeader]]:
-    """Instances of the series that can be read, with their headers: of all generations up to this one."""
+    """Instances of the series with their headers: of all generations up to this one.
+
+    Raises
+    ------
+    SeriesError
+        One of them cannot be read: the derived series would have a hole that nobody sees.
+    """
     if series.generation > 1:
         instances = store.series.instances(series.id, up_to_generation=series.generation)
     else:
         instances = store.series.instances(series.id)
     headers = {
-        h.sop_instance_uid: h
-        for h in store.series.headers(series.id, all_generations=series.generation > 1)
+        h.sop_instance_uid: h for h in store.series.headers(series.id, all_generations=series.generation > 1)
     }
-    return [(i, headers[i.sop_instance_uid]) for i in instances if i.sop_instance_uid in headers]
+    n_unread = sum(i.sop_instance_uid not in headers for i in instances)
+    if n_unread:
+        raise SeriesError(f"{n_unread} of {len(instances)} instances cannot be read")
+    return [(i, headers[i.sop_instance_uid]) for i in instances]
 
 
-def _item(store: Store, instance: Instance, header: InstanceHeader) -> Item:
+def _item(store: Store, instance: Instance) -> Item:
     return Item(
-        path=store.spool.path(instance.path), offset=instance.offset, sha256=instance.sha256, header=header
+        sop_instance_uid=instance.sop_instance_uid,
+        path=store.spool.path(instance.path),
+        offset=instance.offset,
+        sha256=instance.sha256,
     )
 
 
@@ -141,11 +218,6 @@ def _made_by_others(store: Store, series_uid: str, job_id: int) -> set[str]:
         if d.job_id != job_id
         for i in d.instances
     }
-
-
-def _plausible(report: Report) -> None:
-    if report.n_slices and report.n_skipped >= report.n_slices:
-        raise SeriesError("every slice was passed through unchanged: " + "; ".join(report.notes)[:300])
 
 
 class _Derivations:
@@ -183,50 +255,39 @@ class _Derivations:
 class _Bench:
     """Derives instances into the spool, as the chain emits them."""
 
-    def __init__(
-        self,
-        store: Store,
-        how: _Derivations,
-        items: Sequence[Item],
-        found: Sequence[Stack],
-        neighbours: int,
-    ) -> None:
-        self._store, self._how = store, how
-        self._order = content_order([i.header for i in items])
-        self._neighbours = neighbours_of(found, {i.header.sop_instance_uid: i.header for i in items}, neighbours)
+    def __init__(self, store: Store, how: _Derivations, plan: _Plan) -> None:
+        self._store, self._how, self._plan = store, how, plan
         self._derivation: Derivation | None = None
-        self._lock = threading.Lock()
         self.made: list[DerivedInstance] = []
         self._number, self._description = 0, ""
 
     def emit(self, item: Item, source: Source, stored: Stored, ran: Ran) -> None:
         if self._derivation is None:
             self._derivation = self._how.of(ran)
-        uid = item.header.sop_instance_uid
+        uid, plan = item.sop_instance_uid, self._plan
         derived = derive(
-            source, stored, self._derivation, order=self._order[uid], neighbours=self._neighbours.get(uid, ())
+            source, stored, self._derivation, order=plan.order[uid], neighbours=plan.neighbours.get(uid, ())
         )
         with self._store.spool.create() as writer:
             written = write_part10(derived, writer)
             writer.sync()
             path = writer.publish(derived.series_uid, derived.sop_instance_uid, written.sha256, "derived")
-        with self._lock:
-            self._number, self._description = derived.series_number, derived.series_description
-            self.made.append(
-                DerivedInstance(
-                    sop_class_uid=derived.sop_class_uid,
-                    sop_instance_uid=derived.sop_instance_uid,
-                    source_sop_instance_uid=uid,
-                    transfer_syntax_uid=derived.transfer_syntax_uid,
-                    path=path,
-                    size=written.size,
-                    offset=written.offset,
-                    sha256=written.sha256,
-                )
+        self._number, self._description = derived.series_number, derived.series_description
+        self.made.append(
+            DerivedInstance(
+                sop_class_uid=derived.sop_class_uid,
+                sop_instance_uid=derived.sop_instance_uid,
+                source_sop_instance_uid=uid,
+                transfer_syntax_uid=derived.transfer_syntax_uid,
+                path=path,
+                size=written.size,
+                offset=written.offset,
+                sha256=written.sha256,
             )
+        )
 
     def derived(self, series: Series) -> NewDerived:
-        order = self._order
+        order = self._plan.order
         return NewDerived(
             study_uid=series.key.study_uid,
             series_uid=self._how.series_uid,
@@ -235,11 +296,21 @@ class _Bench:
             instances=sorted(self.made, key=lambda d: order[d.source_sop_instance_uid]),
         )
 
-    def clear(self) -> None:
-        """Remove what was written but never recorded; a file that another attempt recorded stays."""
-        for one in self.made:
-            if not self._store.reception.known_path(one.path):
-                self._store.spool.remove(one.path)
+    def clear(self, job: Job) -> None:
+        """Remove what was written but never recorded.
+
+        What another attempt is at work on has the same names, and stays; so does all while the database is
+        away: reconciliation removes derived files that no row speaks of.
+        """
+        try:
+            now = self._store.jobs.get(job.id)
+            if now is not None and now.state is JobState.RUNNING and now.attempt != job.attempt:
+                return
+            for one in self.made:
+                if not self._store.reception.known_path(one.path):
+                    self._store.spool.remove(one.path)
+        except StoreError as e:
+            log.warning("job.files_left", job=job.id, n=len(self.made), because=type(e).__name__)
 
 
 def content_order(headers: Sequence[InstanceHeader]) -> dict[str, int]:
@@ -268,9 +339,7 @@ def neighbours_of(
                     seen[uids[j]] = None
     return {
         uid: tuple(
-            Reference(
-                headers[n].sop_class_uid, n, headers[n].series_uid, headers[n].study_uid
-            )
+            Reference(headers[n].sop_class_uid, n, headers[n].series_uid, headers[n].study_uid)
             for n in others
         )
         for uid, others in told.items()
@@ -291,13 +360,12 @@ def _body(
     job: Job,
     card: Card,
     report: Report,
-    excluded: Mapping[str, str],
+    plan: _Plan,
     seconds: float,
-    n_items: int,
 ) -> dict[str, Any]:
     told = asdict(card)
     return {
-        "engine": {k: told[k] for k in ("name", "version", "family", "weights_sha256", "intended_use", "trained_on")},
+        "engine": {k: told[k] for k in _TOLD_OF_CARD},
         "strength": job.params["strength"],
         "options": dict(job.params.get("options", {})),
         "output": dict(job.params["output"]),
@@ -307,10 +375,10 @@ def _body(
         "device": report.device,
         "figures": {k: round(v, 6) for k, v in report.figures.items()},
         "notes": list(report.notes),
-        "excluded": dict(excluded),
+        "excluded": dict(plan.left_out),
         "slices": report.n_slices,
         "skipped": report.n_skipped,
-        "sources": n_items,
+        "sources": len(plan.items),
         "seconds": {**{k: round(v, 4) for k, v in report.seconds.items()}, "total": round(seconds, 4)},
         "versions": versions(),
     }

@@ -1,0 +1,222 @@
+"""Decoded pixels of a series, in files without a name: gone with the process, however it ends.
+
+What was decoded is kept for the survey, for the enhancement and as neighbours; what came out is kept only
+where an instance has many frames, which are finished one by one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from engines.base import Volume
+from node.dicom.pixels import PixelFormat, decode, pixel_format, to_stored, to_values
+from node.dicom.source import Source
+from node.dicom.stacks import Stack
+from node.errors import SeriesError
+from node.store.disk import disk_error
+
+Stored: TypeAlias = npt.NDArray[np.integer[Any]]
+
+_DECODE_AT_ONCE = 16
+_READ_WHOLE = 32 << 20
+"""Files up to this size are read in one go; larger ones are mapped, and digested in pieces."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One source instance. ``sha256`` is of the data set at ``offset``; empty where none was recorded."""
+
+    sop_instance_uid: str
+    path: Path
+    offset: int
+    sha256: str
+
+    def open(self) -> Source:
+        """The instance, proved to be what was received (R13).
+
+        Raises
+        ------
+        SeriesError
+            It is not, or cannot be parsed.
+        OSError
+            It cannot be read.
+        """
+        with self.path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) > _READ_WHOLE:
+                file.seek(self.offset)
+                digest = hashlib.file_digest(file, "sha256").hexdigest() if self.sha256 else ""
+                self._must_be(digest)
+                return Source.open(self.path)
+            file.seek(0)
+            data = file.read()
+        self._must_be(hashlib.sha256(memoryview(data)[self.offset :]).hexdigest() if self.sha256 else "")
+        return Source.open(data)
+
+    def _must_be(self, digest: str) -> None:
+        if digest != self.sha256:
+            raise SeriesError(
+                "the bytes in the spool are not those that were received",
+                hint="the disk is failing: `luminode spool fsck` names the files; send the series again",
+            )
+
+
+@dataclass(slots=True)
+class Place:
+    """Where an instance lies in the scratch files, and how it is stored."""
+
+    item: Item
+    fmt: PixelFormat
+    at: int
+
+    @property
+    def frame_bytes(self) -> int:
+        return self.fmt.rows * self.fmt.columns * self.fmt.dtype.itemsize
+
+
+class Slab(NamedTuple):
+    """Consecutive slices of a stack: as an engine wants them, and as they were stored."""
+
+    volume: Volume
+    stored: Sequence[Stored]
+
+
+class Scratch:
+    """Decoded pixels before and after. Use as a context manager; any thread may read.
+
+    Parameters
+    ----------
+    folder
+        On a disk with room for them; nothing of it shows there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._end = 0
+        self.places: dict[str, Place] = {}
+
+    def __enter__(self) -> Scratch:
+        self._before, self._after = _File(self._folder), _File(self._folder)
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._before.close()
+        self._after.close()
+
+    def take(self, item: Item) -> None:
+        """Verify, decode and put away one instance."""
+        if item.sop_instance_uid in self.places:
+            raise SeriesError("an instance is there twice")
+        source = item.open()
+        fmt = pixel_format(source)
+        place = Place(item=item, fmt=fmt, at=self._end)
+        for first in range(0, fmt.n_frames, _DECODE_AT_ONCE):
+            frames = range(first, min(first + _DECODE_AT_ONCE, fmt.n_frames))
+            self._before.write(place.at + first * place.frame_bytes, decode(source, frames))
+        self.places[item.sop_instance_uid] = place
+        # Whole pages: a mapping begins at one.
+        self._end += -(-place.frame_bytes * fmt.n_frames // _PAGE) * _PAGE
+
+    def slab(self, stack: Stack, first: int, last: int) -> Slab:
+        """Slices [first, last) of a stack."""
+        refs = stack.frames[first:last]
+        places = [self.places[r.sop_instance_uid] for r in refs]
+        units = {p.fmt.unit for p in places}
+        shapes = {(p.fmt.rows, p.fmt.columns) for p in places}
+        if len(units) != 1 or len(shapes) != 1:
+            raise SeriesError("slices of one stack differ in matrix or unit")
+        shape = (len(refs), *shapes.pop())
+        values, valid = np.empty(shape, np.float32), np.empty(shape, np.bool_)
+        step = np.empty(len(refs), np.float32)
+        kept = []
+        for i, (ref, place) in enumerate(zip(refs, places, strict=True)):
+            frame = ref.frame_number - 1
+            if not 0 <= frame < place.fmt.n_frames:
+                raise SeriesError("a header tells of frames that its pixels do not have")
+            stored = np.empty((1, *shape[1:]), place.fmt.dtype)
+            self._before.read(place.at + frame * place.frame_bytes, stored)
+            told = to_values(stored, place.fmt, first=frame)
+            values[i], valid[i], step[i] = told.values[0], told.valid[0], told.step[0]
+            kept.append(stored)
+        volume = Volume(
+            values=values,
+            spacing_mm=stack.spacing_mm,
+            unit=units.pop(),
+            valid=valid,
+            contiguous=np.asarray(stack.contiguous[first:last], np.bool_),
+            step=step,
+        )
+        return Slab(volume, kept)
+
+    def encoded(self, stack: Stack, first: int, slab: Slab, at: int, result: Volume) -> list[Stored]:
+        """Enhanced slices as their sources were stored, (1, rows, columns) each.
+
+        ``result`` holds slices of the stack from ``first`` on, which are those of ``slab`` from ``at`` on.
+        """
+        out = []
+        for i, values in enumerate(result.values):
+            ref = stack.frames[first + i]
+            fmt, frame = self.places[ref.sop_instance_uid].fmt, ref.frame_number - 1
+            valid = slab.volume.valid[at + i][None]
+            out.append(to_stored(values[None], slab.stored[at + i], valid, fmt, first=frame))
+        return out
+
+    def put(self, place: Place, frame: int, stored: Stored) -> None:
+        """Put one finished frame of a multi-frame instance away."""
+        self._after.write(place.at + frame * place.frame_bytes, stored)
+
+    def whole(self, place: Place) -> Stored:
+        """All finished frames of an instance, mapped and not read: as many as there may be."""
+        data = self._after.map(place.at, place.frame_bytes * place.fmt.n_frames)
+        return np.frombuffer(data, place.fmt.dtype).reshape(place.fmt.shape)
+
+
+_PAGE = mmap.ALLOCATIONGRANULARITY
+
+
+class _File:
+    """A file without a name, written and read at positions."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            self._file = tempfile.TemporaryFile(buffering=0, dir=folder)  # noqa: SIM115 - closed by its owner
+        except OSError as error:
+            raise disk_error(error, "scratch") from None
+
+    def close(self) -> None:
+        self._file.close()
+
+    def write(self, at: int, data: Stored) -> None:
+        left = np.ascontiguousarray(data).data.cast("B")
+        try:
+            while left:
+                n = os.pwrite(self._file.fileno(), left, at)
+                at, left = at + n, left[n:]
+        except OSError as error:
+            raise disk_error(error, "scratch") from None
+
+    def read(self, at: int, into: Stored) -> None:
+        left = into.data.cast("B")
+        try:
+            while left:
+                n = os.preadv(self._file.fileno(), [left], at)
+                if n == 0:
+                    raise SeriesError("the scratch file is shorter than what was put there")
+                at, left = at + n, left[n:]
+        except OSError as error:
+            raise disk_error(error, "scratch") from None
+
+    def map(self, at: int, n_bytes: int) -> mmap.mmap:
+        try:
+            return mmap.mmap(self._file.fileno(), n_bytes, access=mmap.ACCESS_READ, offset=at)
+        except OSError as error:
+            raise disk_error(error, "scratch") from None
