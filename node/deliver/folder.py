@@ -23,6 +23,7 @@ from node.deliver.parcel import Parcel, ParcelDamaged
 from node.dicom.status import Status
 from node.errors import DeliveryError, PeerUnreachable
 from node.model import Outcome
+from node.store.disk import make_folders
 
 BATCH = 32
 """Instances that share one sync of the folder."""
@@ -181,17 +182,15 @@ def _is_there(folder: int, name: str, parcel: Parcel) -> bool:
 @contextlib.contextmanager
 def _opened(root: Path, name: str) -> Iterator[int]:
     """A descriptor of ``root/name``, made if absent and synced into its parent; no link is followed there."""
-    root.mkdir(parents=True, exist_ok=True)
+    make_folders(root)
     top = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         if not name:
             yield top
             return
-        try:
+        with contextlib.suppress(FileExistsError):
             os.mkdir(name, 0o777, dir_fd=top)
-            os.fsync(top)
-        except FileExistsError:
-            pass
+        os.fsync(top)  # also where it is there: whoever made it may have died before he came to this
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
         folder = os.open(name, flags, dir_fd=top)
         try:

@@ -30,6 +30,8 @@ _DOUBTS = 2
 """So many deliveries in a row that were cut off without progress mean the destination, not an instance."""
 
 _TROUBLE_S = 1.0
+_LONGEST_PAUSE_S = 43200.0
+"""Whatever is configured: the store takes what waits a day and more for the doing of a wrong clock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,13 +44,18 @@ class Clock:
 
 @dataclass(slots=True, kw_only=True)
 class _Known:
-    """What a lane knows of one endpoint. ``reopens`` is the wall-clock form of the breaker's time."""
+    """What a lane knows of one endpoint."""
 
     breaker: Breaker
-    reopens: datetime
     alarms: int = 0
     rejected: bool = False
     doubts: set[int] = field(default_factory=set)
+
+    def reopens(self, clock: Clock) -> datetime:
+        """The breaker's time on the wall clock, by which what waits is claimed. Asked anew each time: that
+        clock may have been set since."""
+        left_s = max(0.0, self.breaker.retry_at - clock.monotonic())
+        return clock.now() + timedelta(seconds=left_s)
 
 
 class Lane:
@@ -132,14 +139,16 @@ class Lane:
             log.error("delivery.failed", delivery=delivery.id, destination=self.name, why=error.message)
             return True
         retry = settings.retry
-        patience = Patience(for_s=retry.for_, first_s=retry.first, at_most_s=retry.at_most)
+        patience = Patience(
+            for_s=retry.for_, first_s=retry.first, at_most_s=min(retry.at_most, _LONGEST_PAUSE_S)
+        )
         known = self._known.get(where.endpoint)
         if known is None:
             breaker = Breaker(first_s=patience.first_s, at_most_s=patience.at_most_s)
-            known = self._known[where.endpoint] = _Known(breaker=breaker, reopens=clock.now())
+            known = self._known[where.endpoint] = _Known(breaker=breaker)
         if known.breaker.circuit(clock.monotonic()) is Circuit.OPEN:
             # Not a try: it waits with the others until the breaker lets one through.
-            store.deliveries.release(delivery.id, self._owner, delivery.attempt, known.reopens)
+            store.deliveries.release(delivery.id, self._owner, delivery.attempt, known.reopens(clock))
             return True
         self.current = delivery
         try:
@@ -228,9 +237,8 @@ class Lane:
         else:
             not_before = now + timedelta(seconds=verdict.pause_s)
             if known.breaker.failures:
-                not_before = (
-                    known.reopens if verdict.health is Health.DOWN else max(not_before, known.reopens)
-                )
+                reopens = known.reopens(self._clock)
+                not_before = reopens if verdict.health is Health.DOWN else max(not_before, reopens)
             store.retry_later(it.id, self._owner, it.attempt, not_before, verdict.failure)
             log.warning(
                 "delivery.delayed", **about, attempt=it.attempt, why=verdict.failure,
@@ -254,7 +262,6 @@ class Lane:
         if health is not Health.DOWN:
             return
         known.breaker = known.breaker.failed(now)
-        known.reopens = self._clock.now() + timedelta(seconds=known.breaker.retry_at - now)
         # What waits knows it over restarts, too: the oldest is tried first.
         waited = (self._clock.now() - delivery.created_at).total_seconds()
         down_for, because = max(known.breaker.down_for(now), waited), error.message if error else ""

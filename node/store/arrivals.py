@@ -278,4 +278,3 @@ def _named(key: SeriesKey) -> dict[str, str]:
         "calling_ae": key.calling_ae,
         "called_ae": key.called_ae,
     }
-

@@ -22,7 +22,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from node.errors import OutOfSpace, StoreError
-from node.store.disk import refuse_network_filesystem
+from node.store.disk import make_folders, refuse_network_filesystem
 
 BUSY_TIMEOUT_S = 30.0
 CHANNEL = "luminode"
@@ -117,7 +117,7 @@ def _sqlite(url: URL, busy_timeout_s: float) -> Engine:
     if not url.database or url.database == ":memory:":
         raise StoreError("a database in memory would forget everything", hint=_ADDRESSES, retryable=False)
     path = Path(url.database)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folders(path.parent)  # SQLite syncs names in this folder, and none above it
     refuse_network_filesystem(path.parent)
     engine = create_engine(
         url,

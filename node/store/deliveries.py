@@ -10,11 +10,12 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select, update
 
-from node.errors import StoreError
+from node.errors import StoreError, TransitionRefused
 from node.model import Delivery, DeliveryState, DerivedSeries, Outcome
 from node.store import moves, rows
 from node.store.db import Database
 from node.store.derived import read_derived
+from node.store.dialect import hold_files
 from node.store.outcomes import progress, read_outcomes, tell_delivery, write_outcomes
 from node.store.tables import DeliveryRow, DerivedRow, JobRow, OutcomeRow, SeriesRow
 
@@ -179,8 +180,18 @@ class Deliveries:
         Raises
         ------
         TransitionRefused
+            Also where retention has removed the derived instances.
         """
         with self._db.write() as connection:
+            hold_files(connection)
+            purged = connection.execute(
+                select(DerivedRow.purged_at)
+                .join(DeliveryRow, DeliveryRow.derived_id == DerivedRow.id)
+                .where(DeliveryRow.id == delivery_id)
+            ).scalar_one_or_none()
+            if purged is not None:
+                told = f"delivery {delivery_id}: its derived instances were removed by retention"
+                raise TransitionRefused(told, hint="retry its job, or send the series again")
             if _is_sent(connection, delivery_id, None):
                 connection.execute(
                     update(OutcomeRow)

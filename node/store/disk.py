@@ -72,6 +72,14 @@ def make_folder(path: Path) -> bool:
     return True
 
 
+def make_folders(path: Path, mode: int = 0o777) -> None:
+    """Make a folder with those above it that are absent (these with the usual mode), all of them durable."""
+    absent = [p for p in (path, *path.parents) if not p.exists()]
+    path.mkdir(parents=True, exist_ok=True, mode=mode)
+    for made in absent:
+        sync_folder(made.parent)
+
+
 def sync_folder(path: Path) -> None:
     """Make the names in a folder durable."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -14,6 +14,7 @@ from node.errors import StoreError, TransitionRefused
 from node.model import Job, JobState
 from node.store import events, moves, outbox, provenance, rows
 from node.store.db import Database
+from node.store.dialect import hold_files
 from node.store.outbox import NewDerived as NewDerived
 from node.store.spool import Spool
 from node.store.tables import DerivedRow, JobRow, SeriesRow
@@ -222,6 +223,7 @@ class Jobs:
             Also where retention has removed the received instances.
         """
         with self._db.write() as connection:
+            hold_files(connection)  # retention waits, and then sees what was asked for here
             purged = connection.execute(
                 select(SeriesRow.purged_at)
                 .join(JobRow, JobRow.series_id == SeriesRow.id)

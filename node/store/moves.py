@@ -83,11 +83,16 @@ def must(moved: bool, what: str) -> None:
         )
 
 
+_FAR = timedelta(days=1)
+"""No pause and no lease is as long as this: a time further ahead was written while the clock was wrong."""
+
+
 def due(table: Leased, waiting: StrEnum, working: StrEnum, now: datetime) -> Any:
-    """Condition: waiting and due, or being worked on under a lease that ran out."""
+    """Condition: waiting and due, or being worked on under a lease that ran out (R53: or set by a clock that
+    was ahead, and was put right since)."""
     return or_(
-        and_(table.state == waiting.value, table.not_before <= now),
-        and_(table.state == working.value, table.lease_until <= now),
+        and_(table.state == waiting.value, or_(table.not_before <= now, table.not_before > now + _FAR)),
+        and_(table.state == working.value, or_(table.lease_until <= now, table.lease_until > now + _FAR)),
     )
 
 

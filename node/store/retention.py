@@ -114,7 +114,8 @@ class Retention:
                 sizes = [self._size(p) for p in gone]
                 for path in gone:
                     self._spool.remove(path)
-                self._spool.sync_dirs(gone)  # before the trash forgets them
+                # Before the trash forgets them; a whole folder may be gone, as after a change of disks.
+                self._spool.sync_dirs([p for p in gone if self._spool.path(p).parent.is_dir()])
                 connection.execute(delete(TrashRow).where(TrashRow.path.in_(paths)))
             n_files += sum(s is not None for s in sizes)
             n_bytes += sum(s or 0 for s in sizes)

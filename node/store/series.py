@@ -287,6 +287,9 @@ class SeriesStore:
         unread = exists().where(InstanceRow.series_id == series_id, InstanceRow.indexed == _UNREAD)
         extra = () if count is None else (SeriesRow.count == count, ~unread)
         with self._db.write() as connection:
+            # First the lock, then the look: PostgreSQL's UPDATE would wait for a receiver that is at work on
+            # the series, and then judge by the instances from before the wait.
+            connection.execute(select(SeriesRow.id).where(SeriesRow.id == series_id).with_for_update())
             return moves.move_series(
                 connection, series_id, SeriesState.CLOSED, SeriesRow.state == SeriesState.OPEN.value, *extra,
                 closed_at=at, closed_because=rows.clean(because),

@@ -17,6 +17,7 @@ The commit order is reliability.md section 2: write, `SpoolWriter.sync`, `SpoolW
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -32,7 +33,7 @@ from pathlib import Path
 from typing import Literal
 
 from node.errors import StoreError
-from node.store.disk import disk_error, free_bytes, make_folder, sync_folder
+from node.store.disk import disk_error, free_bytes, make_folder, make_folders, sync_folder
 
 Area = Literal["received", "derived"]
 
@@ -156,8 +157,10 @@ class SpoolWriter:
     def discard(self) -> None:
         """Remove the file; harmless after `publish` and when called twice."""
         if self._fd >= 0:
-            self._path.unlink(missing_ok=True)
-            self._close()
+            try:
+                self._path.unlink(missing_ok=True)
+            finally:
+                self._close()
 
     def _close(self) -> None:
         fd, self._fd = self._fd, -1
@@ -191,16 +194,15 @@ class Spool:
         self._ours: set[str] = set()
         self._durable: set[str] = set()
         try:
-            absent = [p for p in (self.root, *self.root.parents) if not p.exists()]
-            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_folders(self.root, 0o700)
             for name in ("tmp", "scratch", "derived"):
                 make_folder(self.root / name)
-            for folder in (self.root / "derived", self.root, *(p.parent for p in absent)):
+            self._ours.update(self._folders())
+            for folder in (self.root / "derived", self.root):
                 sync_folder(folder)
         except OSError as error:
             raise disk_error(error, "open") from None
-        self._ours.update(self._folders())
-        self._durable.update(self._ours)  # as what is there now was just made
+        self._durable.update(self._ours)  # as what was there before the sync was just made
 
     def _folders(self) -> list[str]:
         """The folders of instances that exist, received before derived."""
@@ -215,7 +217,8 @@ class Spool:
         """Make sure that a file's folder is there, and is a folder of ours."""
         folder = relative.rpartition("/")[0]
         if folder not in self._ours:
-            make_folder(self.root / folder)
+            if make_folder(self.root / folder):
+                self._durable.discard(folder)  # somebody had removed it, and its name with it
             self._ours.add(folder)
 
     def create(self) -> SpoolWriter:
@@ -228,10 +231,16 @@ class Spool:
         path = self._tmp / secrets.token_hex(16)
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise disk_error(error, "create") from None
-        return SpoolWriter(self, path, fd)
+        writer = SpoolWriter(self, path, fd)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                writer.discard()
+            raise disk_error(error, "create") from None
+        return writer
 
     def sync_dirs(self, paths: Iterable[str]) -> None:
         """Make the names of published files durable: one fsync for every folder among ``paths``.
