@@ -114,9 +114,17 @@ _COMPONENTS: Final = frozenset({"P", "R", "I"})
 NOT_MAGNITUDE: Final = frozenset({"PHASE", "REAL", "IMAGINARY", "MIXED"}) | _COMPONENTS
 
 PLAIN_CONTRASTS: Final = frozenset(
-    {"", "NONE", "MEAN", "ADDITION", "RESAMPLED", "FILTERED", "ENERGY_PROP_WT"}
+    {
+        *("", "NONE", "MEAN", "ADDITION", "RESAMPLED", "FILTERED", "ENERGY_PROP_WT"),
+        *("WATER", "FAT", "IN_PHASE", "OPP_PHASE", "OUT_PHASE", "W", "F", "IP", "OP"),
+        *("DIFFUSION", "TRACEW", "TRACE"),
+    }
 )
-"""Values 4 of Image Type of a DERIVED enhanced object that leave it an image (C.8.16.1.4)."""
+"""Values 4 of Image Type of a DERIVED enhanced object that leave it an image (C.8.16.1.4).
+
+The standard has no words for the parts of a Dixon series and for trace-weighted diffusion: those are the
+classic ones, which scanners write in enhanced objects, too.
+"""
 
 DERIVATIONS: Final[dict[str, Verdict]] = {
     **dict.fromkeys(("113074", "113075", "113078", "113079"), PROJECTION),
@@ -124,6 +132,7 @@ DERIVATIONS: Final[dict[str, Verdict]] = {
     **dict.fromkeys(("113062", "113047"), SUBTRACTION),
     **dict.fromkeys(("113076", "113077"), SEGMENTED),
     **dict.fromkeys(("113041", "113044", "113045", "113046", "113050", "113052", "113054", "113055"), MAP),
+    "113058": MAP,
     **dict.fromkeys(("113056", "113057", "113059", "113060", "113061", "113063", "113064", "113065"), MAP),
     **dict.fromkeys(("113066", "113067", "113068", "113069", "113071", "129104", "129105", "129106"), MAP),
     "113070": PHASE,
@@ -138,7 +147,7 @@ _DENOISERS: Final = re.compile(
     re.IGNORECASE,
 )
 _MR_LOCALIZER: Final = re.compile(
-    r"locali[sz]er|scout|\bsurvey\b|\blocator\b|\b(3|three|tri) ?plane\b|\bloc\b|\bpilot\b", re.IGNORECASE
+    r"locali[sz]er|scout|\bsurvey\b|\blocator\b|\b(3|three|tri) ?pl(ane)?\b|\bloc\b|\bpilot\b", re.IGNORECASE
 )
 _DERIVED_WORDS: Final = tuple(
     (re.compile(words, re.IGNORECASE), verdict)

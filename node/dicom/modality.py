@@ -60,7 +60,7 @@ PROFILES: Final[Mapping[str, ModalityProfile]] = {
             modality="CT",
             sop_classes=source.CT_CLASSES,
             rescale=True,
-            rescale_types=frozenset({"", "HU", "US", "HOUNSFIELD", "HOUNSFIELD UNITS"}),
+            rescale_types=source.HOUNSFIELD_TYPES,
             units=frozenset({"[hnsf'U]"}),
         ),
         ModalityProfile(
@@ -288,7 +288,8 @@ def _units(header: InstanceHeader) -> Verdict | None:
 
 def _description(header: InstanceHeader) -> Verdict | None:
     derived = _one(header, "ImageType").strip() == "DERIVED"
-    for text in _texts(header, _NAMES):
+    # A series' own name goes first: Protocol Name is that of the whole examination on GE scanners.
+    for text in _texts(header, _NAMES[:1]) or _texts(header, _NAMES[1:]):
         verdict = contents.by_description(text, header.modality, derived=derived)
         if verdict is not None:
             return verdict

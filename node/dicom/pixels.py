@@ -18,6 +18,7 @@ from node.dicom.decode import frame_cells, n_cells
 from node.dicom.elements import Element, Elements, tag_of
 from node.dicom.source import (
     CT_CLASSES,
+    HOUNSFIELD_TYPES,
     Source,
     SourceLike,
     functional_groups,
@@ -330,7 +331,7 @@ def _linear(elements: Elements, is_ct: bool) -> tuple[float, float]:
     if is_ct:
         if slope is None or intercept is None:
             raise SeriesError("a CT without Rescale Slope and Intercept is not in Hounsfield units")
-        if text_of(elements.get(_TYPE)) not in ("", "HU", "HU_MOD"):
+        if text_of(elements.get(_TYPE)).upper() not in HOUNSFIELD_TYPES:
             raise SeriesError("the Rescale Type of this CT is not HU")
     slope, intercept = 1.0 if slope is None else slope, 0.0 if intercept is None else intercept
     # Less than the smallest float32 is no slope; past the largest nothing is representable.

@@ -113,6 +113,8 @@ TABLE: Final[tuple[Row, ...]] = (
     Row("PerformedProcedureStepEndTime", Do.DROP, "as the reference to the step"),
     Row("SmallestImagePixelValue", Do.DROP, _STALE),
     Row("LargestImagePixelValue", Do.DROP, _STALE),
+    Row("SmallestValidPixelValue", Do.DROP, _STALE),
+    Row("LargestValidPixelValue", Do.DROP, _STALE),
     Row("SmallestPixelValueInSeries", Do.DROP, _STALE),
     Row("LargestPixelValueInSeries", Do.DROP, _STALE),
     Row("SmallestImagePixelValueInPlane", Do.DROP, _STALE),
@@ -181,7 +183,7 @@ their creators: they carry diffusion, phase and scale. :func:`keep_private` also
 
 LARGE_BUT_KEPT: Final = frozenset(
     {
-        *("SIEMENS CSA HEADER", "SIEMENS CSA NON-IMAGE", "SIEMENS MEDCOM HEADER"),
+        *("SIEMENS CSA HEADER", "SIEMENS CSA NON-IMAGE", "SIEMENS MEDCOM HEADER", "SIEMENS MR SDS 01"),
         *("GEMS_SERS_01", "GEMS_PARM_01", "Image Private Header"),
     }
 )

@@ -32,6 +32,12 @@ CLASSIC: Final = frozenset({CT, MR})
 MULTI_FRAME: Final = frozenset({ENHANCED_CT, LEGACY_CT, ENHANCED_MR, LEGACY_MR})
 CT_CLASSES: Final = frozenset({CT, ENHANCED_CT, LEGACY_CT})
 
+HOUNSFIELD_TYPES: Final = frozenset({"", "HU", "US", "HOUNSFIELD", "HOUNSFIELD UNITS"})
+"""Values of Rescale Type, in capitals, of a CT in Hounsfield units (PS3.3 C.11.1.1.2).
+
+US is what writers put that know of no other (GDCM, ITK). Not HU_MOD: a material was taken out of those values.
+"""
+
 
 @dataclass(frozen=True)
 class Source:

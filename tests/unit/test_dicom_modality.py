@@ -222,6 +222,7 @@ def told(**attributes: Values) -> dict[str, Any]:
         (mr(**told(ManufacturerModelName=("SubtleMR",))), "already denoised"),
         (mr(key={"siemens_type": "ORIGINAL\\PRIMARY\\M\\NORM\\DRB"}), "already denoised"),
         (mr(**told(SeriesDescription=("3-Plane Loc",))), "localizer"),
+        (mr(**told(SeriesDescription=("3-pl T2* FGRE S",))), "localizer"),
         (mr(**told(SeriesDescription=("3 Axis locator",))), "localizer"),
         (mr(**told(ProtocolName=("AAHead_Scout_64ch",))), "localizer"),
         (mr(**told(SeriesDescription=("Survey_32ch_HeadCoil",))), "localizer"),
@@ -235,6 +236,7 @@ def told(**attributes: Values) -> dict[str, Any]:
         (mr("DERIVED\\SECONDARY\\OTHER", **told(SeriesDescription=("COL: MIP",))), "projection"),
         (mr("DERIVED\\SECONDARY\\OTHER", **told(SeriesDescription=("T1_SUB_2min",))), "difference"),
         (mr(**told(DerivationCodeSequence=("113041",))), "map"),
+        (mr(**told(DerivationCodeSequence=("113058",))), "map"),
         (ct(**told(DerivationCodeSequence=("113072",))), "reformat"),
         (ct(**told(DerivationCodeSequence=("113085", "113087"))), "already denoised"),
         (ct(**told(VolumeBasedCalculationTechnique=("MAX_IP",))), "projection"),
@@ -275,8 +277,15 @@ def test_what_else_is_refused(instance: InstanceHeader, word: str) -> None:
         mr(**told(SeriesDescription=("sag T1 subtle lesion",))),
         mr(**told(SeriesDescription=("T2 MAP of the sub region",))),
         mr("DERIVED\\SECONDARY", **told(SeriesDescription=("anat-T1w",))),
+        mr(**told(SeriesDescription=("Ax T2 PROPELLER",), ProtocolName=("Brain/3 Plane Loc + routine",))),
+        mr(
+            "DERIVED\\PRIMARY\\OTHER", **told(SeriesDescription=("WATER: LAVA",), ProtocolName=("Liver SUB",))
+        ),
         mr(**told(BitsStored=(16,), HighBit=(15,), PixelRepresentation=(1,))),
         mr(sop_class=ENHANCED_MR, image_type="DERIVED\\PRIMARY\\T1\\MEAN"),
+        mr(sop_class=ENHANCED_MR, image_type="DERIVED\\PRIMARY\\DIXON\\WATER"),
+        mr(sop_class=ENHANCED_MR, image_type="DERIVED\\PRIMARY\\DIXON\\OPP_PHASE"),
+        mr(sop_class=ENHANCED_MR, image_type="DERIVED\\PRIMARY\\DIFFUSION\\TRACEW"),
     ],
 )
 def test_what_is_not_refused(instance: InstanceHeader) -> None:

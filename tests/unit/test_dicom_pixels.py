@@ -17,6 +17,7 @@ from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from node.dicom.decode import announced_size, can_decode, frame_cells
 from node.dicom.elements import PIXEL_DATA, Element, Fragments
+from node.dicom.modality import PROFILES
 from node.dicom.pixels import PixelFormat, decode, pixel_format, to_stored, to_values
 from node.dicom.source import Source
 from node.errors import DeriveError, SeriesError
@@ -242,7 +243,8 @@ def test_frames_of_a_compressed_multi_frame_object_one_by_one() -> None:
         ({"RescaleSlope": "0"}, "Rescale Slope"),
         ({"RescaleSlope": None}, "Hounsfield"),
         ({"RescaleIntercept": None}, "Hounsfield"),
-        ({"RescaleType": "US"}, "not HU"),
+        ({"RescaleType": "HU_MOD"}, "not HU"),
+        ({"RescaleType": "Z_EFF"}, "not HU"),
         ({"RescaleSlope": "1e-31"}, "Rescale Slope"),
         ({"SamplesPerPixel": 3}, "colour"),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "colour"),
@@ -262,6 +264,11 @@ def test_frames_of_a_compressed_multi_frame_object_one_by_one() -> None:
 def test_pixels_that_no_engine_can_work_on(changes: dict[str, Any], told: str) -> None:
     with pytest.raises(SeriesError, match=told):
         decode(part10(image(**changes)))
+
+
+@pytest.mark.parametrize("told", sorted(PROFILES["CT"].rescale_types))
+def test_a_ct_that_the_profile_lets_in_has_pixels_in_hounsfield_units(told: str) -> None:
+    assert pixel_format(part10(image(RescaleType=told))).unit == "HU"
 
 
 @pytest.mark.parametrize("value", [b"abc ", b"nan ", b"inf ", b"1_0 ", b"0x10", b"1,5 "])
