@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from node.app.engines import cards, threads
 from node.app.settings import Settings
-from node.app.supervise import ROLES
+from node.app.supervise import ROLES, STARTED
 from node.log import get_logger
 from node.process import die_with_parent, stop_on_signals
 from node.store import Store
@@ -64,7 +65,12 @@ def _gather(settings: Settings, store: Store, stop: threading.Event) -> None:
     gatherer = Gatherer(
         store, lambda: InForce(config=settings.config, digest=settings.loaded.digest), cards()
     )
-    keeper = Housekeeper(store, lambda: settings.config)
+    started = os.environ.get(STARTED, "")
+    keeper = Housekeeper(
+        store,
+        lambda: settings.config,
+        alive_since=datetime.fromtimestamp(float(started), UTC) if started else None,
+    )
     keeper.start()
     try:
         gatherer.run(stop)
@@ -82,7 +88,14 @@ def _enhance(settings: Settings, store: Store, stop: threading.Event) -> None:
     c = settings.started
     guardian = Guardian(
         worker_main,
-        (c.store.database, str(Path(c.store.spool).resolve()), c.log.level, c.log.format, threads()),
+        (
+            c.store.database,
+            str(Path(c.store.spool).resolve()),
+            c.log.level,
+            c.log.format,
+            threads(),
+            tuple(dict.fromkeys((e.engine, e.runtime) for e in c.engines.values())),
+        ),
         store.jobs,
     )
     guardian.run(stop)

@@ -24,6 +24,9 @@ log = get_logger()
 ROLES: tuple[str, ...] = ("deliver", "enhance", "gather", "receive")
 """In start order: the door opens last, when everyone behind it is up. They stop in the reverse order."""
 
+STARTED = "LUMINODE_STARTED"
+"""Environment of the roles: when the supervisor began (seconds since the epoch). Nobody wrote before that."""
+
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 30.0
 _STEADY_S = 60.0
@@ -67,6 +70,7 @@ class Supervisor:
         self._last_good = last_good
         self._children = [_Child(role=r) for r in ROLES if r in roles]
         self._drain_s = drain_s
+        self._environment = {**os.environ, STARTED: str(time.time())}
         self.stop = threading.Event()
         self._reload = threading.Event()
 
@@ -99,7 +103,7 @@ class Supervisor:
             child.wait_s = min(child.wait_s * 2, _LONGEST_WAIT_S)
         if now >= child.start_at:
             command = [sys.executable, "-m", "node.app", child.role, str(self._config), str(self._last_good)]
-            child.process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+            child.process = subprocess.Popen(command, env=self._environment, stdin=subprocess.DEVNULL)
             child.started_at = now
 
     def _signal(self, number: signal.Signals) -> None:

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
@@ -45,8 +46,19 @@ _FIRST_TO_GO = 500
 """Added to the badness by which Linux picks whom to kill when memory runs out: this one, not the receiver."""
 
 
-def worker_main(shared: Any, database: str, spool: str, level: str, fmt: str, threads: int) -> None:
-    """Entry of the spawned child: work until ``shared[STOP]`` is set."""
+def worker_main(
+    shared: Any,
+    database: str,
+    spool: str,
+    level: str,
+    fmt: str,
+    threads: int,
+    warm: Sequence[tuple[str, str]] = (),
+) -> None:
+    """Entry of the spawned child: work until ``shared[STOP]`` is set.
+
+    ``warm`` are (engine, runtime) pairs to load before the first job asks for them.
+    """
 
     def ask(_number: int, _frame: object) -> None:
         shared[STOP] = 1.0
@@ -61,10 +73,20 @@ def worker_main(shared: Any, database: str, spool: str, level: str, fmt: str, th
     configure(level, fmt=fmt)
     try:
         with Store.open(database, Path(spool), create=False) as store:
-            _work(store, Workshop(store=store, threads=threads), shared)
+            workshop = Workshop(store=store, threads=threads)
+            _warm_up(workshop, warm)
+            _work(store, workshop, shared)
     except BaseException as e:
         log.critical("worker.broke", because=type(e).__name__, told=_text(e))
         sys.exit(1)
+
+
+def _warm_up(workshop: Workshop, warm: Sequence[tuple[str, str]]) -> None:
+    for name, runtime in warm:
+        try:
+            workshop.engine(name, runtime)
+        except ee.EngineError as e:  # its jobs will be held with the same words
+            log.error("engine.unavailable", engine=name, because=type(e).__name__, told=e.message)
 
 
 def _work(store: Store, workshop: Workshop, shared: Any) -> None:
