@@ -31,8 +31,8 @@ class Told:
 
 
 @contextlib.contextmanager
-def _logging_kept() -> Iterator[None]:
-    """A verb sets up logging for its process, which here is that of the tests."""
+def logging_kept() -> Iterator[None]:
+    """Put logging back as it was: what is tested sets it up for a process of its own."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     try:
@@ -50,7 +50,7 @@ def luminode(*arguments: object) -> Told:
     sys.argv = ["luminode", *map(str, arguments)]
     status: object = 0
     try:
-        with _logging_kept(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with logging_kept(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             run()
     except SystemExit as end:
         status = end.code

@@ -19,6 +19,8 @@ from node.deliver.backoff import ceiling_s
 
 
 class Circuit(StrEnum):
+    """Open: nobody tries. Half open: one tries, and the others wait for what it finds."""
+
     CLOSED = "closed"
     OPEN = "open"
     HALF_OPEN = "half open"

@@ -162,6 +162,7 @@ class Dimse:
             sender.release()
 
     def echo(self) -> Echo:
+        """Ask by C-ECHO (PS3.7 9.1.5) whether it is there; never raises a DeliveryError."""
         start = time.monotonic()
         parts: list[tuple[str, float]] = []
         try:

@@ -22,6 +22,8 @@ REFUSALS = 3
 
 
 class Next(StrEnum):
+    """What becomes of a delivery after a try. Released: put back at once, its attempt does not count."""
+
     SENT = "sent"
     RELEASE = "release"
     RETRY = "retry"
