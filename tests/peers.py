@@ -30,13 +30,15 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def wait_until(what: Callable[[], object], within_s: float = 10.0, told: str = "it happens") -> None:
+def wait_until(
+    what: Callable[[], object], within_s: float = 10.0, told: str = "it happens", every_s: float = 0.01
+) -> None:
     """Poll until ``what()`` is true; fails with ``told`` otherwise."""
     deadline = time.monotonic() + within_s
     while not what():
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {within_s:.0f} s: {told}")
-        time.sleep(0.01)
+        time.sleep(every_s)
 
 
 def listens(port: int) -> bool:

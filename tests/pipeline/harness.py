@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from node.store import Store
+from tests.peers import free_port, listens, wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -46,12 +45,6 @@ rules:
 """
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
 @dataclass
 class Node:
     """A running ``luminode serve`` on a folder of its own."""
@@ -77,11 +70,9 @@ class Node:
         def listening() -> bool:
             assert self.process is not None
             assert self.process.poll() is None, self.log.read_text()[-4000:]
-            with socket.socket() as s:
-                s.settimeout(0.5)
-                return s.connect_ex(("127.0.0.1", self.port)) == 0
+            return listens(self.port)
 
-        wait_until(listening, within_s, "the node listens")
+        wait_until(listening, within_s, "the node listens", every_s=0.1)
 
     def tree(self) -> list[psutil.Process]:
         assert self.process is not None
@@ -155,13 +146,3 @@ def make_node(
         )
     )  # fmt: skip
     return Node(folder=folder, config=config, port=port, database=url)
-
-
-def wait_until(what: Callable[[], object], within_s: float, told: str, every_s: float = 0.1) -> None:
-    """Poll until ``what()`` is true; fails with ``told`` otherwise."""
-    deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
-        if what():
-            return
-        time.sleep(every_s)
-    raise AssertionError(f"not within {within_s:.0f} s: {told}")

@@ -19,9 +19,9 @@ import pytest
 
 from node.enhance.offline import find
 from node.model import Action, SeriesState
-from tests.peers import OrthancPeer, needs
+from tests.peers import OrthancPeer, needs, wait_until
 from tests.pipeline.conftest import MakeNode
-from tests.pipeline.harness import Node, wait_until
+from tests.pipeline.harness import Node
 from tests.pipeline.test_main_job import settled
 
 CORPUS = Path(__file__).resolve().parents[3] / "shared" / "data"

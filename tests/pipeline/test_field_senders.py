@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from node.trial.phantoms import write_series
-from tests.peers import OrthancPeer
+from tests.peers import OrthancPeer, wait_until
 from tests.phantoms import small_ct
 from tests.pipeline.conftest import MakeNode
-from tests.pipeline.harness import wait_until
 from tests.pipeline.test_main_job import scanner, settled
 
 pytestmark = pytest.mark.peer

@@ -10,10 +10,10 @@ import pytest
 from node.deliver.files import FileOutcome, send_files
 from node.model import JobState
 from node.trial.phantoms import write_series
-from tests.peers import OrthancPeer
+from tests.peers import OrthancPeer, wait_until
 from tests.phantoms import small_ct
 from tests.pipeline.conftest import MakeNode
-from tests.pipeline.harness import Node, wait_until
+from tests.pipeline.harness import Node
 from tests.pipeline.test_main_job import scanner, settled
 
 pytestmark = pytest.mark.peer

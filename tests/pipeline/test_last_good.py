@@ -17,7 +17,8 @@ import pytest
 from node.deliver.files import send_files
 from node.model import DeliveryState
 from node.trial.phantoms import small_ct, write_series
-from tests.pipeline.harness import REPOSITORY, Node, free_port, wait_until
+from tests.peers import free_port, wait_until
+from tests.pipeline.harness import REPOSITORY, Node
 
 CONFIG = """\
 node: {{listen: "127.0.0.1:{port}", accept_from: [CT1]}}

@@ -12,10 +12,10 @@ import pytest
 from node.deliver.files import send_files
 from node.model import DeliveryState, JobState, SeriesState
 from node.trial.phantoms import write_series
-from tests.peers import OrthancPeer
+from tests.peers import OrthancPeer, wait_until
 from tests.phantoms import small_ct, small_mr
 from tests.pipeline.conftest import MakeNode
-from tests.pipeline.harness import Node, wait_until
+from tests.pipeline.harness import Node
 
 pytestmark = pytest.mark.peer
 
