@@ -392,7 +392,7 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
         self.is_released, self.is_established = True, False
         if cut_off:
             self._ended(AssociationEnd.ABORTED, "released inside a message")
-        elif self._messages is not None and self._messages.n_refused:
+        elif self._messages is not None and self._messages.owed:
             self._ended(AssociationEnd.INCOMPLETE, "released, after a refusal")
         else:
             self._ended(AssociationEnd.RELEASED, "")

@@ -21,6 +21,9 @@ log = get_logger()
 LARGEST_FOREIGN: Final = 1024 * 1024
 """Bytes of a data set that pynetdicom may gather in memory for another service than C-STORE."""
 
+_MOST_OWED: Final = 1000
+"""Of these so many are remembered: one is enough to know that the peer was not done."""
+
 
 @dataclass(slots=True)
 class _Drain:
@@ -63,6 +66,11 @@ class Messages:
         Sends PDUs to the peer; raises OSError.
     forward
         Hands a P-DATA-TF PDU to pynetdicom.
+
+    Attributes
+    ----------
+    owed
+        Instances that were refused and not taken since: the peer has more than we hold.
     """
 
     def __init__(
@@ -84,6 +92,7 @@ class Messages:
         self._open: dict[int, _Message] = {}
         self._asked: Terms | None = None
         self._may = False
+        self.owed: set[str] = set()
         self.n_stored = self.n_refused = self.n_bytes = 0
 
     def command(self, context_id: int, command: Command) -> None:
@@ -185,9 +194,12 @@ class Messages:
     def _answer(self, context_id: int, command: Command, wrong: Refusal | None) -> None:
         if wrong is None:
             self.n_stored += 1
+            self.owed.discard(command.sop_instance_uid)
             response = answer(command, Status.SUCCESS)
         else:
             self.n_refused += 1
+            if len(self.owed) < _MOST_OWED:
+                self.owed.add(command.sop_instance_uid)
             log.warning(
                 "instance.refused",
                 assoc=self._association.id,

@@ -147,6 +147,24 @@ def test_a_database_that_is_away_is_answered_a700_until_it_is_back(
     assert door.ends(1) == ["RELEASED"]
 
 
+def test_a_release_after_a_refusal_is_no_proof_that_all_is_here(
+    door: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a series closes on it without its last slice, and nobody sees the hole."""
+
+    def away(*_args: object, **_more: object) -> None:
+        raise StoreError("the database is away")
+
+    with door.peer() as peer:
+        peer.associate(CT)
+        assert peer.store("1.2.3.1", data_set("1.2.3.1")).status == 0
+        with monkeypatch.context() as patch:
+            patch.setattr(door.store.reception, "record", away)
+            assert peer.store("1.2.3.2", data_set("1.2.3.2")).status == 0xA700
+        assert peer.release() == 6
+    assert door.ends(1) == ["INCOMPLETE"]
+
+
 def test_an_instance_that_the_database_does_not_take_costs_the_others_nothing(
     door: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
