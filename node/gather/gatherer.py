@@ -10,7 +10,7 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from engines.base import Card
@@ -82,6 +82,8 @@ class Gatherer:
         self._open: dict[tuple[str, str], int] = {}
         self._senders: dict[tuple[str, str], list[tuple[Association, frozenset[str]]]] = {}
         self._awake_since: datetime | None = None
+        self._heard: dict[str, datetime] = {}
+        """When each association last brought anything, of whatever series."""
 
     def run(self, stop: threading.Event) -> None:
         """Gather until ``stop`` is set. A database that is away is waited for."""
@@ -127,6 +129,8 @@ class Gatherer:
                 again = min(again, max(0.01, (told.at - now).total_seconds()))
         for known in set(self._growing) - {s.id for s in open_series}:
             del self._growing[known]
+        silent_since = now - timedelta(seconds=self._in_force().config.series.quiet_after)
+        self._heard = {a: at for a, at in self._heard.items() if at > silent_since}
         for series in self._store.series.closed_series():
             self._route_safely(series, now)
         return again
@@ -139,6 +143,9 @@ class Gatherer:
             return False
         read: list[tuple[int, InstanceHeader]] = []
         for row_id, instance in waiting:
+            self._heard[instance.association] = max(
+                instance.received_at, self._heard.get(instance.association, instance.received_at)
+            )
             try:
                 header = read_header(self._store.spool.path(instance.path))
             except (NodeError, OSError) as e:
@@ -191,7 +198,10 @@ class Gatherer:
             Carried(
                 association=c.association,
                 n_instances=c.n_seen,
-                last_received_at=growing.last_by_association.get(c.association_id, series.last_received_at),
+                last_received_at=max(
+                    growing.last_by_association.get(c.association_id, series.last_received_at),
+                    self._heard.get(c.association_id, series.last_received_at),
+                ),
             )
             for c in self._store.series.carried(series.id)
             if c.association is not None

@@ -249,3 +249,17 @@ def test_a_rule_sees_all_who_sent_a_series(store: Store, gatherer: Gatherer) -> 
     (series,) = store.series.list()
     assert (series.count, series.closed_because) == (8, "release")
     assert store.series.senders(series.id) == [("CT1", "LUMINODE"), ("PACS", "LUMINODE")]
+
+
+def test_an_open_association_that_brings_another_series_keeps_the_first_one_open(
+    store: Store, gatherer: Gatherer
+) -> None:
+    one, other = small_ct(seed=2, n_slices=8), small_ct(seed=3, n_slices=8)
+    receive(store, one[:5], "a")
+    rounds(gatherer, 1)
+    receive(store, other, "a", begin_s=28)  # interleaved: the sender is still at work
+    rounds(gatherer, 30)
+    rounds(gatherer, 40)
+    assert {s.state for s in store.series.list()} == {SeriesState.OPEN}
+    rounds(gatherer, 60)  # it fell silent: 30 s after the last of anything
+    assert {s.closed_because for s in store.series.list()} == {"quiet"}
