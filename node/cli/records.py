@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from node.cli.common import ConfigOption, JsonOption, ago, opened, out, print_json, print_table, visible
-from node.cli.story import told
+from node.cli.story import told, waits_for
 from node.errors import StoreError, TransitionRefused
 from node.model import Action, Decision, DeliveryState, JobState, SeriesState
 from node.store import Store
@@ -120,6 +120,7 @@ def series_show(number: IdArgument, config: ConfigOption = None, json: JsonOptio
         decision = store.series.decision(number)
         jobs = store.jobs.list(series_id=number)
         events = store.events.list(series_id=number)
+        waits = waits_for(store, one, config) if one.state is SeriesState.OPEN else ""
     if json:
         print_json({"series": one, "decision": decision, "jobs": jobs, "events": events})
         return
@@ -132,6 +133,7 @@ def series_show(number: IdArgument, config: ConfigOption = None, json: JsonOptio
         ("instances", one.count),
         ("received", f"{ago(one.opened_at)} to {ago(one.last_received_at)}"),
         ("closed", f"{ago(one.closed_at)} {one.closed_because}"),
+        ("waits for", waits),
         ("config digest", one.config_digest),
     ]
     if one.header is not None:

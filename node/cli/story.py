@@ -1,12 +1,16 @@
-"""The provenance of a UID as a text that a person reads from top to bottom."""
+"""What is known, as a text for people: the provenance of a UID, and what an open series waits for."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from node.cli.common import ago, visible
+from node.cli.common import ago, loaded, visible
+from node.gather.gatherer import Gatherer, InForce
 from node.model import Job, Series
+from node.store import Store
 from node.store.provenance import Story
 
 _WIDTH = 14
@@ -15,6 +19,16 @@ _WIDTH = 14
 def told(story: Story) -> str:
     """All that is known about ``story.uid``, oldest first."""
     return "\n".join(_lines(story))
+
+
+def waits_for(store: Store, series: Series, config: Path | None) -> str:
+    """Why an open series is not closed yet, and until when at the latest if nothing more comes."""
+    mine = loaded(config)
+    gatherer = Gatherer(store, lambda: InForce(config=mine.config, digest=mine.digest), {})
+    found = gatherer.waits_for(series, datetime.now(UTC))
+    if found is None or found.close:
+        return "nothing: it closes any moment. If it stays so, is `luminode serve` running?"
+    return f"{found.detail}; closes {ago(found.at)} if nothing more comes" if found.at else found.detail
 
 
 def _lines(story: Story) -> Iterator[str]:
@@ -79,7 +93,7 @@ def _job(job: Job, story: Story) -> Iterator[str]:
 
 
 def _body(body: Mapping[str, Any]) -> Iterator[str]:
-    for name in ("runtime", "device", "figures", "seconds", "notes"):
+    for name in ("runtime", "device", "figures", "seconds", "notes", "excluded"):
         value = body.get(name)
         if isinstance(value, Mapping):
             value = ", ".join(

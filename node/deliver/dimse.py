@@ -21,12 +21,15 @@ from node.deliver.parcel import Body, MemoryBody, Parcel, ParcelDamaged, ahead, 
 from node.deliver.pdu import VERIFICATION
 from node.deliver.sender import MOST_CONTEXTS, Context, Peer, Sender, associate
 from node.dicom.status import Status, describe, storage_outcome
-from node.dicom.transcode import transcode
+from node.dicom.transcode import J2K_LOSSLESS, transcode
 from node.errors import DeliveryError, InstanceRefused, NodeError, PeerUnreachable
 from node.model import Outcome
 
 FALLBACKS = (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
-"""What an instance is re-encoded to when its own syntax is refused, in order of preference."""
+"""What every peer should take (PS3.5 10.1), in order of preference."""
+_OFFERED = (*FALLBACKS, J2K_LOSSLESS)
+"""What an instance is re-encoded to when its own syntax is refused, in order of preference; the last is for
+archives that take compressed images only."""
 
 _IN_A_ROW = 3
 """So many transient refusals (A7xx) on end mean that the peer is full, not that an instance is odd."""
@@ -90,7 +93,7 @@ def contexts_for(parcels: Iterable[Parcel]) -> dict[str, list[Context]]:
         if context not in of_class:
             of_class.append(context)
     for sop_class, of_class in wanted.items():
-        of_class.extend((sop_class, syntax) for syntax in FALLBACKS if (sop_class, syntax) not in of_class)
+        of_class.extend((sop_class, syntax) for syntax in _OFFERED if (sop_class, syntax) not in of_class)
     return wanted
 
 
@@ -247,9 +250,9 @@ def prepare(parcel: Parcel, accepted: Mapping[Context, int]) -> Ready:
     exact = accepted.get((sop_class, stored))
     if exact is not None:
         return Ready(context_id=exact, body=open_parcel(parcel))
-    others = [(s, accepted[sop_class, s]) for s in FALLBACKS if (sop_class, s) in accepted]
+    others = [(s, accepted[sop_class, s]) for s in _OFFERED if (sop_class, s) in accepted]
     if not others:
-        raise NoContext("the destination accepts no presentation context for this SOP class")
+        raise NoContext("the destination does not take this SOP class, in no transfer syntax that was offered")
     open_parcel(parcel).close()  # its digest is of the bytes as stored: check those
     why = ""
     for syntax, context_id in others:

@@ -185,6 +185,10 @@ class Gatherer:
         return growing
 
     # judging --------------------------------------------------------------------------------------
+    def waits_for(self, series: Series, now: datetime) -> Judgement | None:
+        """What an open series waits for, for whoever asks; None if that is just changing."""
+        return self._judge(series, now)
+
     def _judge(self, series: Series, now: datetime) -> Judgement | None:
         ladder = _ladder(self._in_force().config)
         growing = self._known(series)

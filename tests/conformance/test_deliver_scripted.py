@@ -15,6 +15,7 @@ from node.deliver.dimse import FALLBACKS, associations
 from node.deliver.kinds import destination
 from node.deliver.parcel import Parcel
 from node.deliver.wire import connect
+from node.dicom.transcode import transcode
 from node.errors import AssociationRejected, DeliveryError, InstanceRefused, PeerUnreachable
 from node.model import Outcome
 from tests.parcels import CT, EXPLICIT, ct_parcels
@@ -175,6 +176,18 @@ def test_a_refused_transfer_syntax_is_re_encoded_without_loss(
     assert [s.transfer_syntax_uid for s in scp.stored] == [taken, taken]
     for stored_there, same in zip(scp.stored, plain, strict=True):
         assert stored_there.data == same.path.read_bytes()[same.offset :]
+
+
+def test_an_archive_that_takes_compressed_images_only_gets_them_without_loss(
+    scripted: Scripted, tmp_path: Path
+) -> None:
+    parcels = ct_parcels(tmp_path / "spool", 2)
+    scp = scripted(accepts=lambda _c, s: s == J2K_LOSSLESS)
+    told, error = send(scp, parcels)
+    assert error is None
+    assert all(o.done for o in told)
+    wanted = [transcode(p.path, p.offset, p.transfer_syntax_uid, J2K_LOSSLESS) for p in parcels]
+    assert [s.data for s in scp.stored] == wanted
 
 
 def test_what_is_taken_as_stored_goes_out_byte_by_byte(scripted: Scripted, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from node.trial.phantoms import write_series
 from tests.peers import OrthancPeer, wait_until
 from tests.phantoms import small_ct
 from tests.pipeline.conftest import MakeNode
+from tests.pipeline.harness import REPOSITORY
 from tests.pipeline.test_main_job import scanner, settled
 
 pytestmark = pytest.mark.peer
@@ -41,3 +44,16 @@ def test_a_series_from_two_senders_is_one_series(
         assert {calling for calling, _ in store.series.senders(series.id)} == set(halves)
     ((_, uids),) = orthanc.series().items()
     assert len(uids) == N
+
+    # three slices prove nothing; whoever asks is told what the series waits for
+    few = write_series(small_ct(seed=22, n_slices=N, size=192, noise_hu=15.0)[:3], tmp_path / "few")
+    scanner(node, few)
+
+    def shown() -> str:
+        asked = [sys.executable, "-m", "node", "series", "show", "2", "--config", str(node.config)]
+        return subprocess.run(asked, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False).stdout
+
+    wait_until(lambda: "waits for" in shown(), 20, "the series is on record")
+    (line,) = [each for each in shown().splitlines() if each.startswith("waits for")]
+    assert "geometry: " in line
+    assert "if nothing more comes" in line
