@@ -11,6 +11,7 @@ Every error of a driver becomes a `StoreError` whose text holds no value of any 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,9 @@ _RETRY = frozenset({"40001", "40P01", "23505"})
 """serialization_failure, deadlock_detected, unique_violation (another was first): run the whole again."""
 
 _AGAIN = 5
+
+_HELD_S = 0.1
+_PAUSE_S = 0.12
 
 T = TypeVar("T")
 
@@ -101,8 +105,30 @@ class Database:
                     raise
         raise AssertionError("unreachable")
 
+    def breath(self) -> Breath:
+        """Pauses for a long task of many transactions, where this database needs them."""
+        return Breath(_PAUSE_S if self.kind == "sqlite" else 0.0)
+
     def close(self) -> None:
         self.engine.dispose()
+
+
+class Breath:
+    """Lets others write between the transactions of a long task.
+
+    SQLite has no queue of writers: who waits looks again every 100 ms at worst, and one transaction right
+    after the other would keep a scanner waiting until all are done.
+    """
+
+    def __init__(self, pause_s: float) -> None:
+        self._pause_s = pause_s
+        self._began = time.monotonic()
+
+    def take(self) -> None:
+        """To be called between two transactions: pauses if the last pause was a while ago."""
+        if self._pause_s and time.monotonic() - self._began >= _HELD_S:
+            time.sleep(self._pause_s)
+            self._began = time.monotonic()
 
 
 _ADDRESSES = "use sqlite:///var/luminode.db or postgresql+psycopg://user@host/database"

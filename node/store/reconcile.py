@@ -95,9 +95,11 @@ class Reconcile:
         unreadable: list[str] = []
         removed: list[str] = []
         n_files = 0
+        breath = self._db.breath()
         for files in _pages_of(self._spool.walk()):
             n_files += len(files)
             for file in self._without_row(files):
+                breath.take()
                 age_s = now.timestamp() - file.modified_s
                 if file.area == "derived":
                     if age_s >= derived_grace_s and self._remove(file.path):

@@ -95,8 +95,14 @@ class Retention:
         What becomes of a series in the meantime is looked at again in the transaction that removes it.
         """
         found = self.purgeable(received_before=received_before, derived_before=derived_before, limit=limit)
-        n_series = sum(self._purge_series(i, received_before, at) for i in found.series)
-        n_derived = sum(self._purge_derived(i, derived_before, at) for i in found.derived)
+        breath = self._db.breath()
+        n_series = n_derived = 0
+        for series_id in found.series:
+            n_series += self._purge_series(series_id, received_before, at)
+            breath.take()
+        for derived_id in found.derived:
+            n_derived += self._purge_derived(derived_id, derived_before, at)
+            breath.take()
         self._forget_associations(received_before)
         files = self.empty_trash()
         return Purged(n_series=n_series, n_derived=n_derived, n_files=files.n_files, n_bytes=files.n_bytes)
@@ -104,6 +110,7 @@ class Retention:
     def empty_trash(self) -> Purged:
         """Remove files that no row needs any more (`purge` does it too; at start, after a crash)."""
         n_files = n_bytes = 0
+        breath = self._db.breath()
         while True:
             with self._db.write() as connection:
                 own_files(connection)
@@ -121,6 +128,7 @@ class Retention:
             n_bytes += sum(s or 0 for s in sizes)
             if len(paths) < _BATCH:
                 return Purged(n_files=n_files, n_bytes=n_bytes)
+            breath.take()
 
     def _purge_series(self, series_id: int, before: datetime, at: datetime) -> bool:
         def work(connection: Connection) -> bool:

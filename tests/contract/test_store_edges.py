@@ -10,11 +10,13 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import insert
 
 from node.errors import StoreError, TransitionRefused
 from node.model import DeliveryState
 from node.store import Spool, Store
 from node.store.db import Database
+from node.store.tables import TrashRow
 from tests.storing import NOW, after, delivered, header, indexed, outbox, queued, received
 
 LATER = NOW + timedelta(days=40)
@@ -144,3 +146,25 @@ def test_a_series_whose_instance_is_being_replaced_does_not_close_under_it(store
     row, one = store.series.unindexed()[0]
     store.series.index([(row, header(one, 1))])
     assert store.series.close(told.series_id, "quiet", after(3), count=1)
+
+
+def test_retention_does_not_keep_a_receiver_waiting(store: Store) -> None:
+    """SQLite has no queue of writers: a task that never pauses keeps the others out until it is done."""
+    paths = [f"{n % 4:02x}/{n:064x}.dcm" for n in range(500)]
+    for path in paths:
+        file = store.spool.root / path
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"old")
+    with store.database.write() as connection:
+        connection.execute(insert(TrashRow), [{"path": p, "at": NOW} for p in paths])
+    store.reception.record([received(store, 1)])
+    left: list[int] = []
+    purging = threading.Thread(target=store.retention.empty_trash)
+    purging.start()
+    while (store.spool.root / paths[0]).exists():
+        pass
+    store.reception.record([received(store, 2)])
+    left.append(sum((store.spool.root / path).exists() for path in paths))
+    purging.join()
+    assert left[0] > 0
+    assert not any((store.spool.root / path).exists() for path in paths)
