@@ -247,6 +247,8 @@ def _image_type(header: InstanceHeader) -> Verdict | None:
     hidden = [tuple(t.split("\\")) for t in sorted(_keys(header, "siemens_type"))]
     tokens = [token for values in (*types, *hidden) for token in values[2:]]
     found = [v for token in tokens if (v := contents.by_token(token, header.modality))]
+    if len({f.position_mm for f in header.frames}) > 1:  # Siemens XA: a mosaic taken apart keeps the word
+        found = [v for v in found if v is not contents.TILED]
     for verdict in sorted(found, key=lambda v: v.bar is Bar.DENOISED):  # stable: the first word counts
         return verdict
     if header.sop_class_uid in source.MULTI_FRAME:

@@ -407,3 +407,12 @@ def test_reasons_are_one_sentence_for_an_admin() -> None:
 def test_profiles_name_their_modality() -> None:
     assert set(PROFILES) == {"CT", "MR"}
     assert all(name == profile.modality for name, profile in PROFILES.items())
+
+
+def test_mosaics_that_were_taken_apart_into_frames_are_no_tiles() -> None:
+    """Siemens XA keeps the word MOSAIC when it makes an enhanced object of a mosaic, a frame for a slice."""
+    words = "ORIGINAL\\PRIMARY\\M\\ND\\MOSAIC"
+    slices = [frame((0, 0, z), number=z + 1, image_type=words) for z in range(4)]
+    assert bar(header(slices, sop_class=ENHANCED_MR, image_type=words)) is None
+    times = [frame((0, 0, 0), number=n + 1, image_type=words) for n in range(4)]
+    assert bar(header(times, sop_class=ENHANCED_MR, image_type=words)) == contents.TILED
