@@ -28,10 +28,10 @@ Emit: TypeAlias = Callable[[Item, Source, Stored, "Ran"], None]
 Tell: TypeAlias = Callable[[str, float], None]
 
 SLAB = 16
-_SLAB_PIXELS = 1 << 24
-"""A slab of large matrices has fewer slices, so that its size in memory does not depend on the matrix."""
-_BEHIND = 8
-"""Instances that may wait to be derived while the engine goes on."""
+_SLAB_PIXELS = 1 << 22
+"""A slab of large matrices has fewer slices: what it takes, in memory and in time, is the same for all."""
+_BEHIND_BYTES = 8 << 20
+"""Pixels that may wait to be derived while the engine goes on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +72,8 @@ def run(
     wanted
         SOP Instance UIDs to emit; None means all. The others still serve as neighbours.
     tell
-        Called with (step, share done) after every slab; may raise to stop.
+        Called with (step, share done) after every slab, and every few frames that were decoded; may raise to
+        stop.
     slab
         Slices worked on at once, at most. No bit of the result depends on it.
 
@@ -119,8 +120,8 @@ class _Work:
     def decode(self, items: Sequence[Item]) -> None:
         for i, item in enumerate(items):
             with self.clock.step("decode"):
-                self.kept.take(item)
-            self.tell("decode", (i + 1) / len(items))
+                for share in self.kept.take(item):
+                    self.tell("decode", (i + share) / len(items))
 
     def survey(self, stacks: Sequence[Stack]) -> list[Survey]:
         surveys, done = [], 0
@@ -211,7 +212,7 @@ class _Emitter:
             if self._left[uid]:
                 return
             stored = self._kept.whole(place)
-        self._catch_up(_BEHIND)
+        self._catch_up(_BEHIND_BYTES // stored.nbytes)
         self._behind.append(self._pool.submit(self._one, place.item, stored, ran))
 
     def _one(self, item: Item, stored: Stored, ran: Ran) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import mmap
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -112,8 +112,8 @@ class Scratch:
         self._before.close()
         self._after.close()
 
-    def take(self, item: Item) -> None:
-        """Verify, decode and put away one instance."""
+    def take(self, item: Item) -> Iterator[float]:
+        """Verify, decode and put away one instance; yields the share that is done after every few frames."""
         if item.sop_instance_uid in self.places:
             raise SeriesError("an instance is there twice")
         source = item.open()
@@ -122,9 +122,11 @@ class Scratch:
         for first in range(0, fmt.n_frames, _DECODE_AT_ONCE):
             frames = range(first, min(first + _DECODE_AT_ONCE, fmt.n_frames))
             self._before.write(place.at + first * place.frame_bytes, decode(source, frames))
-        self.places[item.sop_instance_uid] = place
-        # Whole pages: a mapping begins at one.
-        self._end += -(-place.frame_bytes * fmt.n_frames // _PAGE) * _PAGE
+            if frames.stop == fmt.n_frames:
+                self.places[item.sop_instance_uid] = place
+                # Whole pages: a mapping begins at one.
+                self._end += -(-place.frame_bytes * fmt.n_frames // _PAGE) * _PAGE
+            yield frames.stop / fmt.n_frames
 
     def slab(self, stack: Stack, first: int, last: int) -> Slab:
         """Slices [first, last) of a stack."""

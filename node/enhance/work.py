@@ -167,7 +167,7 @@ def _plan(store: Store, job: Job, series: Series, derived_series_uid: str, reach
         neighbours=neighbours_of(found, headers, reach),
         wanted=wanted,
         left_out=told.left_out,
-        n_bytes=sum(pixels.values()) + sum(pixels[uid] for uid in wanted),
+        n_bytes=sum(pixels.values()) + sum(pixels[uid] * (1 + (headers[uid].n_frames > 1)) for uid in wanted),
     )
 
 
