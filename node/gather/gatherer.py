@@ -112,7 +112,7 @@ class Gatherer:
         self._open = {(s.key.study_uid, s.key.series_uid): s.id for s in open_series}
         self._senders.clear()
         for series in open_series:
-            told = self._judge(series, now)
+            told = self._judge_safely(series, now)
             if told is None:
                 continue
             if told.close:
@@ -188,6 +188,22 @@ class Gatherer:
     def waits_for(self, series: Series, now: datetime) -> Judgement | None:
         """What an open series waits for, for whoever asks; None if that is just changing."""
         return self._judge(series, now)
+
+    def _judge_safely(self, series: Series, now: datetime) -> Judgement | None:
+        """Judge a series; one that cannot be is closed by time, and must not keep the others waiting."""
+        try:
+            return self._judge(series, now)
+        except StoreError:
+            raise
+        except Exception as e:
+            where = traceback.extract_tb(e.__traceback__)[-1]
+            told = f"it could not be judged: {type(e).__name__} in {Path(where.filename).name}:{where.lineno}"
+            log.error("series.not_judged", series=series.id, because=told)
+            view = SeriesView(
+                opened_at=series.opened_at, last_received_at=series.last_received_at, headers=(),
+                n_unread=0, carried=(), awake_since=self._awake_since,
+            )  # fmt: skip
+            return judge(view, now, _ladder(self._in_force().config), lambda _headers: (False, told))
 
     def _judge(self, series: Series, now: datetime) -> Judgement | None:
         ladder = _ladder(self._in_force().config)

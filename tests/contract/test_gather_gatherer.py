@@ -15,8 +15,9 @@ from pydicom.dataset import Dataset
 
 from node.app.engines import cards
 from node.config.load import LoadedConfig, parse
+from node.dicom.stacks import regular
 from node.gather.gatherer import Gatherer, InForce
-from node.model import Action, Association, AssociationEnd, Instance, JobState, SeriesState
+from node.model import Action, Association, AssociationEnd, Instance, InstanceHeader, JobState, SeriesState
 from node.store import Store
 from tests.phantoms import small_ct
 
@@ -126,6 +127,25 @@ def test_an_aborted_association_waits_for_the_quiet_time(store: Store, gatherer:
     assert store.series.list()[0].closed_because == "quiet"
 
 
+def test_a_series_that_cannot_be_judged_holds_up_no_other(
+    store: Store, gatherer: Gatherer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(headers: Sequence[InstanceHeader]) -> tuple[bool, str]:
+        if len(headers) == 5:
+            raise IndexError("tuple index out of range")
+        return regular(headers)
+
+    monkeypatch.setattr("node.gather.gatherer.regular", broken)
+    receive(store, small_ct(seed=3, n_slices=5), "b")
+    receive(store, small_ct(seed=2, n_slices=8), "a")
+    end(store, "a", AssociationEnd.RELEASED, 2)
+    end(store, "b", AssociationEnd.RELEASED, 2)
+    rounds(gatherer, 4)
+    rounds(gatherer, 60)
+    told = {s.count: (s.state, s.closed_because) for s in store.series.list()}
+    assert told == {8: (SeriesState.ROUTED, "release"), 5: (SeriesState.ROUTED, "quiet")}
+
+
 def test_late_slices_make_a_job_for_themselves(store: Store, gatherer: Gatherer) -> None:
     slices = small_ct(seed=2, n_slices=12)
     receive(store, slices[:8], "a")
@@ -211,7 +231,9 @@ def test_what_no_rule_wants_is_ignored_and_what_must_not_be_is_rejected(
     assert not store.jobs.list()
 
 
-def test_a_series_with_an_unreadable_instance_is_refused_and_says_so(store: Store, gatherer: Gatherer) -> None:
+def test_a_series_with_an_unreadable_instance_is_refused_and_says_so(
+    store: Store, gatherer: Gatherer
+) -> None:
     slices = small_ct(seed=2, n_slices=8)
     receive(store, slices, "a")
     (spoilt, *_) = store.series.instances(store.series.list()[0].id)
@@ -237,7 +259,9 @@ def test_a_rule_sees_all_who_sent_a_series(store: Store, gatherer: Gatherer) -> 
     slices = small_ct(seed=2, n_slices=8)
     for name, calling in (("a", "CT1"), ("b", "PACS")):
         store.reception.open_association(
-            Association(id=name, calling_ae=calling, called_ae="LUMINODE", address="10.0.0.1", opened_at=at(0))
+            Association(
+                id=name, calling_ae=calling, called_ae="LUMINODE", address="10.0.0.1", opened_at=at(0)
+            )
         )
     receive(store, slices[:4], "a")
     receive(store, slices[4:], "b", begin_s=1)
