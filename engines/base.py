@@ -26,6 +26,10 @@ Family: TypeAlias = Literal["cnn", "gan", "autoencoder", "classical", "identity"
 Modality: TypeAlias = Literal["CT", "MR"]
 
 
+NEIGHBOUR_MM = 3.0
+"""Slices further apart than this are no neighbours to an engine: they show other anatomy."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Volume:
     """Slices of one stack: same orientation, matrix and contrast, in order of position.

@@ -15,14 +15,12 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from engines import guards, noise
-from engines.base import Card, Enhancement, Floats, Mask, Params, Survey, Unit, Volume, join
+from engines.base import NEIGHBOUR_MM, Card, Enhancement, Floats, Mask, Params, Survey, Unit, Volume, join
 from engines.errors import VolumeUnsuitable
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-NEIGHBOUR_MM = 3.0
-"""Slices farther apart than this share too little to help each other."""
 
 NOTHING = "nothing was reconstructed in them"
 

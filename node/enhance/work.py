@@ -6,11 +6,11 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from engines.base import Card, Engine, Params
+from engines.base import NEIGHBOUR_MM, Card, Engine, Params
 from engines.catalog import Catalog
 from node import __version__
 from node.dicom.derivation import Derivation
@@ -232,7 +232,9 @@ class _Derivations:
         return Derivation(
             derivation_key=job.params["key"],
             revision=job.revision,
-            when=job.created_at,
+            when=job.created_at.astimezone(
+                timezone(timedelta(minutes=int(job.params.get("utc_offset_minutes", 0))))
+            ),
             product_version=__version__,
             serial=str(job.params["serial"]),
             engine=card.name,
@@ -330,6 +332,8 @@ def neighbours_of(
     if not reach:
         return {}
     for stack in found:
+        if not 0 < stack.spacing_mm[0] <= NEIGHBOUR_MM:
+            continue
         uids = [r.sop_instance_uid for r in stack.frames]
         for i, uid in enumerate(uids):
             seen = told.setdefault(uid, {})

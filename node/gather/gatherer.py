@@ -148,10 +148,11 @@ class Gatherer:
             )
             try:
                 header = read_header(self._store.spool.path(instance.path))
-            except (NodeError, OSError) as e:
-                reason = e.message if isinstance(e, NodeError) else (e.strerror or "unreadable")
-                log.warning("instance.unreadable", instance=row_id, because=type(e).__name__)
-                self._store.series.mark_unreadable(row_id, reason, now)
+            except NodeError as e:
+                passing = isinstance(e, StoreError) and self._store.spool.exists(instance.path)
+                log.warning("instance.unreadable", instance=row_id, because=type(e).__name__, again=passing)
+                if not passing:  # a file that is there but cannot be opened now is read in the next round
+                    self._store.series.mark_unreadable(row_id, e.message, now)
                 continue
             read.append((row_id, header))
             growing = self._growing.get(self._open.get((instance.study_uid, instance.series_uid), 0))
@@ -160,7 +161,7 @@ class Gatherer:
                 growing.note(instance)
         if read:
             self._store.series.index(read)
-        return len(waiting) == _AT_ONCE
+        return bool(read) and len(waiting) == _AT_ONCE
 
     def _known(self, series: Series) -> _Growing | None:
         """What is known of an open series, brought up to date; None while headers are still unread."""
@@ -284,7 +285,10 @@ class Gatherer:
             calling_ae=[calling for calling, _ in senders], called_ae=[called for _, called in senders],
             n_unreadable=sum(self._store.series.unreadable(g.id) for g in generations),
         )  # fmt: skip
-        jobs = plan(series, decision, config.config, self._cards)
+        offset = now.astimezone().utcoffset() or timedelta(0)
+        jobs = plan(
+            series, decision, config.config, self._cards, utc_offset_minutes=int(offset.total_seconds()) // 60
+        )
         if headers:
             self._store.series.index((), {series.id: merge(headers)})
         ids = self._store.series.route(series.id, decision, jobs, config.digest, now)

@@ -18,7 +18,14 @@ from node.model import Action, Decision, Series
 from node.store.jobs import NewJob
 
 
-def plan(series: Series, decision: Decision, config: Config, cards: Mapping[str, Card]) -> tuple[NewJob, ...]:
+def plan(
+    series: Series,
+    decision: Decision,
+    config: Config,
+    cards: Mapping[str, Card],
+    *,
+    utc_offset_minutes: int = 0,
+) -> tuple[NewJob, ...]:
     """Jobs that a decision asks for.
 
     Destinations that want different equipment modules cannot share objects, since one UID never stands for
@@ -34,6 +41,8 @@ def plan(series: Series, decision: Decision, config: Config, cards: Mapping[str,
         The version that the decision was made with.
     cards
         Engine cards by catalogue name.
+    utc_offset_minutes
+        Of this hospital's clocks now, for own times in objects whose source names no time zone.
     """
     if decision.action is not Action.ENHANCE:
         return ()
@@ -48,7 +57,9 @@ def plan(series: Series, decision: Decision, config: Config, cards: Mapping[str,
     revise = config.series.late == "revise" and series.generation > 1
     revision = series.generation if revise else 1
     return tuple(
-        _job(series, decision, settings, card, strength, equipment, group, config, revision)
+        _job(
+            series, decision, settings, card, strength, equipment, group, config, revision, utc_offset_minutes
+        )
         for equipment, group in sorted(groups.items())
     )
 
@@ -63,6 +74,7 @@ def _job(
     destinations: Mapping[str, Destination],
     config: Config,
     revision: int,
+    utc_offset_minutes: int,
 ) -> NewJob:
     shape: dict[str, Any] = {
         "strength": strength,
@@ -95,6 +107,7 @@ def _job(
             "enhance_vendor_denoised": settings.enhance_vendor_denoised,
             "key": key,
             "serial": config.node.ae_title,
+            "utc_offset_minutes": utc_offset_minutes,
         },
         destinations={name: _snapshot(d, config) for name, d in destinations.items()},
         derivation_key=_queue_key(key, revision, series.generation if append else 0),

@@ -16,6 +16,7 @@ from pydicom.dataset import Dataset
 from node.app.engines import cards
 from node.config.load import LoadedConfig, parse
 from node.dicom.stacks import regular
+from node.errors import StoreError
 from node.gather.gatherer import Gatherer, InForce
 from node.model import Action, Association, AssociationEnd, Instance, InstanceHeader, JobState, SeriesState
 from node.store import Store
@@ -184,6 +185,27 @@ def test_after_a_restart_it_goes_on_where_it_was(
     assert len(second.jobs.list()) == 2
 
 
+def test_trouble_that_passes_makes_no_instance_unreadable(
+    store: Store, gatherer: Gatherer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import node.gather.gatherer as module
+
+    receive(store, small_ct(seed=2, n_slices=8), "a")
+    end(store, "a", AssociationEnd.RELEASED, 1)
+    real, refused = module.read_header, iter(range(3))
+
+    def out_of_files(path: Path) -> Any:
+        if next(refused, None) is not None:
+            raise StoreError("a spooled file cannot be read: Too many open files")
+        return real(path)
+
+    monkeypatch.setattr(module, "read_header", out_of_files)
+    rounds(gatherer, 4)
+    (series,) = store.series.list()
+    assert (series.state, series.closed_because) == (SeriesState.ROUTED, "release")
+    assert store.series.unreadable(series.id) == 0
+
+
 def test_a_defect_with_one_series_does_not_keep_the_others_waiting(
     store: Store, gatherer: Gatherer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,10 +216,10 @@ def test_a_defect_with_one_series_does_not_keep_the_others_waiting(
     end(store, "a", AssociationEnd.RELEASED, 1)
     real = module.plan
 
-    def defective(series: Any, *rest: Any) -> Any:
+    def defective(series: Any, *rest: Any, **named: Any) -> Any:
         if series.key.series_uid == one[0].SeriesInstanceUID:
             raise ZeroDivisionError
-        return real(series, *rest)
+        return real(series, *rest, **named)
 
     monkeypatch.setattr(module, "plan", defective)
     rounds(gatherer, 4)
