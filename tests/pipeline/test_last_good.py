@@ -122,7 +122,9 @@ def test_roles_come_back_on_the_last_good_configuration(node: Node, tmp_path: Pa
     assert not (node.folder / "other.db").exists()
     with node.store() as store:
         assert len(store.series.list()) == 3
-        assert {d.state for d in store.deliveries.list()} == {DeliveryState.SENT}
+        wait_until(
+            lambda: {d.state for d in store.deliveries.list()} == {DeliveryState.SENT}, 30, "it is on record"
+        )
 
 
 def test_a_first_start_with_a_bad_file_is_refused(tmp_path: Path) -> None:
