@@ -252,7 +252,9 @@ def prepare(parcel: Parcel, accepted: Mapping[Context, int]) -> Ready:
         return Ready(context_id=exact, body=open_parcel(parcel))
     others = [(s, accepted[sop_class, s]) for s in _OFFERED if (sop_class, s) in accepted]
     if not others:
-        raise NoContext("the destination does not take this SOP class, in no transfer syntax that was offered")
+        raise NoContext(
+            "the destination does not take this SOP class, in no transfer syntax that was offered"
+        )
     open_parcel(parcel).close()  # its digest is of the bytes as stored: check those
     why = ""
     for syntax, context_id in others:

@@ -51,7 +51,9 @@ def test_a_series_from_two_senders_is_one_series(
 
     def shown() -> str:
         asked = [sys.executable, "-m", "node", "series", "show", "2", "--config", str(node.config)]
-        return subprocess.run(asked, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False).stdout
+        return subprocess.run(
+            asked, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False
+        ).stdout
 
     wait_until(lambda: "waits for" in shown(), 20, "the series is on record")
     (line,) = [each for each in shown().splitlines() if each.startswith("waits for")]
