@@ -84,7 +84,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     """In CI nothing may be skipped for want of a peer: LUMINODE_REQUIRE_PEERS makes such a skip a failure."""
     report = yield
     wanted = any(item.get_closest_marker(name) for name in ("peer", "postgres"))
-    if report.skipped and wanted and os.environ.get("LUMINODE_REQUIRE_PEERS"):
+    why = str(report.longrepr)
+    for_want = "installed" in why or "no other user" in why
+    if report.skipped and wanted and for_want and os.environ.get("LUMINODE_REQUIRE_PEERS"):
         report.outcome = "failed"
-        report.longrepr = f"skipped where nothing may be: {report.longrepr}"
+        report.longrepr = f"skipped where nothing may be: {why}"
     return report
