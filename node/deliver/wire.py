@@ -71,6 +71,7 @@ class Wire:
                 raise PeerUnreachable("no answer")
             self._sock.settimeout(left)
             try:
+                _acknowledge_at_once(self._sock)
                 piece = self._sock.recv(min(size - len(got), 65536))
             except TimeoutError:
                 raise PeerUnreachable("no answer") from None
@@ -151,6 +152,13 @@ def _prepare(sock: socket.socket, timeout_s: float) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: data unacknowledged for this long ends the connection
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1000, int(timeout_s * 1000)))
+
+
+def _acknowledge_at_once(sock: socket.socket) -> None:
+    """A peer with Nagle's algorithm on (Orthanc, DCMTK's default) sends an answer in two pieces and keeps the
+    second until the first is acknowledged; Linux forgets this wish after each send, so it is said again."""
+    if hasattr(socket, "TCP_QUICKACK"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
 
 def _broken(error: OSError) -> PeerUnreachable:
