@@ -158,7 +158,8 @@ def _acknowledge_at_once(sock: socket.socket) -> None:
     """A peer with Nagle's algorithm on (Orthanc, DCMTK's default) sends an answer in two pieces and keeps the
     second until the first is acknowledged; Linux forgets this wish after each send, so it is said again."""
     if hasattr(socket, "TCP_QUICKACK"):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        with contextlib.suppress(OSError):  # only a wish, and not every socket is TCP
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
 
 def _broken(error: OSError) -> PeerUnreachable:
