@@ -1,0 +1,1 @@
+"""How results are measured: conventions, physics, observers, hallucination, robustness. numpy and scipy only."""
