@@ -83,7 +83,12 @@ class Card:
         Slices at either side that one output slice depends on.
     bound
         |out - in| <= strength * min(bound_sigmas * sigma, bound): the absolute bound, in ``unit``
-        (MR: fraction of the series scale).
+        (MR: fraction of the series scale). Where ``scale`` is 2 it is |out - interpolated| <= strength *
+        bound: detail is no noise, and ``bound_sigmas`` says nothing of it.
+    scale
+        1: an image of the same matrix comes out. 2: twice the rows and columns, interpolated by zero
+        filling (engines/sinc.py), and to that a learned detail added. The first pixel stays where it
+        is, pixels lie half as far apart.
     weights_sha256
         Digest of the weights (ONNX fp32 file), or of the parameters of a classical engine.
     trained_on, evaluated, intended_use
@@ -102,6 +107,7 @@ class Card:
     bound_sigmas: float
     bound: float
     weights_sha256: str
+    scale: int = 1
     title: str = ""
     runtime: str = "numpy"
     default_strength: float = 0.6
@@ -115,7 +121,8 @@ class Card:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Params:
-    """What an admin may turn. ``strength`` in [0, 1]; 0 gives the stored bytes back."""
+    """What an admin may turn. ``strength`` in [0, 1]; 0 gives the stored bytes back, from an engine of
+    ``scale`` 2 the interpolated slice, in which every second sample of every second line is stored."""
 
     strength: float
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -150,11 +157,15 @@ def join(surveys: Sequence[Survey]) -> Survey:
 class Enhancement:
     """What came out.
 
-    ``volume`` holds the kept slices only. ``figures`` are floats in ``unit``: ``noise_before``,
-    ``noise_after`` (means over a few of the enhanced slices, NaN where there is none), ``mean_change``,
-    ``largest_change``, over the kept slices; ``cfr``, the mean frequency of the noise after over before
-    (near 1: the texture is kept; low: it has become coarse); ``skipped`` counts slices that were
-    passed through unchanged, with the reasons in ``notes``.
+    ``volume`` holds the kept slices only; from an engine of ``scale`` 2 with twice the rows and columns and
+    half their spacing. ``figures`` are floats in ``unit``: ``noise_before``, ``noise_after`` (means over a
+    few of the enhanced slices, NaN where there is none), ``mean_change``, ``largest_change``, over the
+    kept slices; ``cfr``, the mean frequency of the noise after over before (near 1: the texture is kept;
+    low: it has become coarse); ``skipped`` counts slices that were passed through unchanged, with the
+    reasons in ``notes``. With ``scale`` 2 all of them compare with the interpolated slice.
+
+    ``reconstruction_error`` is told by autoencoders: the largest over the slices of what the decoder cannot
+    draw beyond noise (:func:`engines.restore.reconstruction_error`), HU or a fraction of the series scale.
     """
 
     volume: Volume

@@ -33,9 +33,12 @@ class CardFile(BaseModel):
         Learned engines: the ONNX fp32 file in the same folder.
     weights_sha256
         Digest of ``model``, or of ``core`` and ``parameters`` (:func:`digest`).
+    scale
+        2 for super-resolution: the network returns detail of twice the matrix (engines/learned.py).
     parameters
         Of the algorithm. ``lock`` is read for every engine: the radius, in pixels, of the window whose
-        mean is kept (G3).
+        mean is kept (G3). ``ood_limit`` is read for autoencoders: slices whose reconstruction error (HU, or
+        a fraction of the series scale) is above it are left as they were (G10).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -55,6 +58,7 @@ class CardFile(BaseModel):
     neighbours: Annotated[int, Field(ge=0, le=1)] = 0
     bound_sigmas: Annotated[float, Field(ge=0, le=8)] = 4.0
     bound: Annotated[float, Field(ge=0)]
+    scale: Literal[1, 2] = 1
     default_strength: Share = 0.6
     trained_on: str = ""
     evaluated: str = ""
@@ -70,6 +74,11 @@ class CardFile(BaseModel):
             raise ValueError("core is for the family classical, and only for it")
         if (self.model is not None) != learned:
             raise ValueError("model is for learned families, and only for them")
+        if self.scale != 1 and self.family not in ("cnn", "gan"):
+            raise ValueError("scale 2 is for the families cnn and gan")
+        limit = self.parameters.get("ood_limit")
+        if limit is not None and (self.family != "autoencoder" or isinstance(limit, str) or not limit > 0):
+            raise ValueError("parameters.ood_limit is a number above 0, for the family autoencoder")
         if self.sigma_range[0] >= self.sigma_range[1]:
             raise ValueError("sigma_range is the lowest noise and the highest")
         lock = self.parameters.get("lock", 32)
@@ -134,6 +143,7 @@ def as_card(file: CardFile) -> Card:
         bound_sigmas=file.bound_sigmas,
         bound=file.bound,
         weights_sha256=file.weights_sha256,
+        scale=file.scale,
         title=file.title,
         runtime=runtime,
         default_strength=file.default_strength,

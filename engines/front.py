@@ -1,15 +1,20 @@
 """The front door that all engines share: prepare + run + guard + restore.
 
 An engine proper is a :class:`Core`: it looks at one slice (and its true neighbours) and returns what it
-believes to be noise. Everything that makes this safe is here or in guards.py, outside of the core.
+believes to be noise, or with ``card.scale`` 2 the detail that the doubled slice lacks. Everything that makes
+this safe is here, in restore.py or in guards.py, outside of the core.
+
+Slices are finished beside each other, each by one thread from core to check: while one is guarded another is
+in the network. Each depends on its own task alone, so threads change no bit.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from threading import BoundedSemaphore
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -17,6 +22,8 @@ import numpy as np
 from engines import guards, noise
 from engines.base import NEIGHBOUR_MM, Card, Enhancement, Floats, Mask, Params, Survey, Unit, Volume, join
 from engines.errors import VolumeUnsuitable
+from engines.restore import Outcome, Slice, plain, restored
+from engines.sinc import repeated
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -65,8 +72,13 @@ class Core(Protocol):
     @property
     def device(self) -> str: ...
 
-    def residuals(self, tasks: Sequence[Task], *, tile: int) -> Iterator[Floats]:
-        """Yield the noise of each task, float32 (y, x), in order; ``tile`` 0 means whole slices."""
+    @property
+    def calls(self) -> int:
+        """How many slices it may be given at once, from as many threads."""
+        ...
+
+    def residual(self, task: Task, *, tile: int) -> Floats:
+        """The noise of a slice, float32 (y, x), or its detail (2 y, 2 x); ``tile`` 0 means in one piece."""
         ...
 
 
@@ -86,7 +98,7 @@ class Enhancer:
         self._card = card
         self._core = core
         self._threads = threads
-        self._lock = int(card.parameters.get("lock", 32))
+        self._turn = BoundedSemaphore(max(1, core.calls))
 
     @property
     def card(self) -> Card:
@@ -130,61 +142,79 @@ class Enhancer:
         found = survey if survey is not None else self._measured(volume)
         if first < 0 or first + volume.shape[0] > len(found):
             raise VolumeUnsuitable("the survey does not cover this slab")
+        out = _Result(volume, kept, self._card.scale)
         if params.strength == 0:
-            return self._done(volume, _part(volume, kept), params, {}, (), began)
+            filled = _Filled(volume)
+            for i in kept:
+                out.take(i, plain(volume.values[i], filled[i], volume.valid[i], self._card.scale))
+            return self._done(out.volume, params, {}, (), began)
         scale = noise.scale(found, volume.unit)
         sigmas = noise.steady(found.sigma)[first : first + volume.shape[0]]
         reasons = {
             i: guards.gate(float(sigmas[i]), self._card, scale) if volume.valid[i].any() else NOTHING
             for i in kept
         }
-        filled = _Filled(volume)
-        chosen = [i for i in kept if not reasons[i]]
-        tasks = [self._task(volume, filled, i, float(sigmas[i]), scale) for i in chosen]
-        part = _part(volume, kept)
-        values = part.values.copy()
-        side = guards.region_side(volume.spacing_mm)
-        tolerance = 0.98 * guards.LARGEST_MEAN_CHANGE[volume.unit] * scale
-        largest_change, sums = 0.0, 0.0
-        for i, residual in zip(chosen, self._core.residuals(tasks, tile=tile), strict=True):
-            before, valid = volume.values[i], volume.valid[i]
-            largest = guards.limit(
-                float(sigmas[i]), sigmas=self._card.bound_sigmas, cap=self._card.bound * scale
-            )
-            safe = guards.guarded(
-                residual, valid, largest=largest, radius=self._lock, side=side, tolerance=tolerance
-            )
-            after = guards.blend(before, safe, params.strength)
-            guards.check(
-                before,
-                after,
-                valid,
-                largest=largest,
-                strength=params.strength,
-                unit=volume.unit,
-                scale=scale,
-            )
-            values[i - kept.start] = after
-            change = after[valid] - before[valid]
-            largest_change = max(largest_change, float(np.abs(change).max()))
-            sums += float(change.mean(dtype=np.float64))
-        out = replace(part, values=values)
+        outcomes = self._outcomes(volume, reasons, sigmas, scale, params.strength, tile)
+        for i, outcome in outcomes.items():
+            out.take(i, outcome.values)
+            reasons[i] = outcome.reason
+        changed = [o for i, o in outcomes.items() if not reasons[i]]
+        errors = [o.error for o in outcomes.values() if o.error is not None]
         figures = {
-            "skipped": float(len(kept) - len(chosen)),
-            "largest_change": largest_change,
-            "mean_change": sums / len(chosen) if chosen else 0.0,
-            **_texture(volume, out, kept, chosen),
+            "skipped": float(len(kept) - len(changed)),
+            "largest_change": max((o.largest for o in changed), default=0.0),
+            "mean_change": sum(o.mean for o in changed) / len(changed) if changed else 0.0,
+            **_texture(changed),
+            **({"reconstruction_error": max(errors)} if errors else {}),
         }
-        notes = [
-            f"slices left as they were: {reason}" for reason in dict.fromkeys(reasons.values()) if reason
-        ]
-        if chosen and noise.smoothed_already(found):
+        left = "slices left as they were" if self._card.scale == 1 else "slices interpolated without detail"
+        notes = [f"{left}: {reason}" for reason in dict.fromkeys(reasons.values()) if reason]
+        if changed and noise.smoothed_already(found):
             notes.append("the noise is coarser than a kernel leaves it: already smoothed, or interpolated")
-        return self._done(volume, out, params, figures, tuple(notes), began)
+        return self._done(out.volume, params, figures, tuple(notes), began)
+
+    def _outcomes(
+        self,
+        volume: Volume,
+        reasons: Mapping[int, str],
+        sigmas: Floats,
+        scale: float,
+        strength: float,
+        tile: int,
+    ) -> dict[int, Outcome]:
+        """What becomes of each slice, by index; those with a reason are left as they were."""
+        filled = _Filled(volume)
+        chosen = [i for i, reason in reasons.items() if not reason]
+        looked = frozenset(chosen[:: max(1, len(chosen) // LOOKS)][:LOOKS])
+        slices = {
+            i: Slice(
+                values=volume.values[i],
+                filled=filled[i],
+                valid=volume.valid[i],
+                sigma=float(sigmas[i]),
+                scale=scale,
+                unit=volume.unit,
+                step=float(volume.step[i]),
+                spacing_mm=volume.spacing_mm,
+            )
+            for i in reasons
+        }
+        tasks = {i: self._task(volume, filled, i, slices[i]) for i in chosen}
+
+        def one(i: int) -> Outcome:
+            given = slices[i]
+            if i not in tasks:
+                values = plain(given.values, given.filled, given.valid, self._card.scale)
+                return Outcome(values=values, reason=reasons[i])
+            with self._turn:
+                residual = self._core.residual(tasks[i], tile=tile)
+            return restored(residual, given, self._card, strength, looked=i in looked)
+
+        indices = list(reasons)
+        return dict(zip(indices, in_threads(one, indices, self._threads), strict=True))
 
     def _done(
         self,
-        volume: Volume,
         out: Volume,
         params: Params,
         figures: Mapping[str, float],
@@ -227,19 +257,19 @@ class Enhancer:
             raise VolumeUnsuitable("option tile is not a number of pixels")
         return tile
 
-    def _task(self, volume: Volume, filled: _Filled, i: int, sigma: float, scale: float) -> Task:
+    def _task(self, volume: Volume, filled: _Filled, i: int, one: Slice) -> Task:
         near = self._card.neighbours > 0 and 0 < volume.spacing_mm[0] <= NEIGHBOUR_MM
         below = near and i > 0 and bool(volume.contiguous[i - 1])
         above = near and i + 1 < volume.shape[0] and bool(volume.contiguous[i])
         return Task(
-            values=filled[i],
+            values=one.filled,
             below=filled[i - 1] if below else None,
             above=filled[i + 1] if above else None,
-            valid=volume.valid[i],
-            sigma=sigma,
-            scale=scale,
-            unit=volume.unit,
-            step=float(volume.step[i]),
+            valid=one.valid,
+            sigma=one.sigma,
+            scale=one.scale,
+            unit=one.unit,
+            step=one.step,
         )
 
 
@@ -270,17 +300,30 @@ def _part(volume: Volume, kept: range) -> Volume:
     )
 
 
-def _texture(before: Volume, after: Volume, kept: range, chosen: Iterable[int]) -> dict[str, float]:
-    """Noise before and after and the ratio of their frequencies, on a few of the enhanced slices."""
-    indices = list(chosen)
-    looked = indices[:: max(1, len(indices) // LOOKS)][:LOOKS]
-    pairs = []
-    for i in looked:
-        at = {"unit": before.unit, "step": float(before.step[i])}
-        was = noise.estimate(before.values[i], before.valid[i], **at)  # type: ignore[arg-type]
-        now = noise.estimate(after.values[i - kept.start], after.valid[i - kept.start], **at)  # type: ignore[arg-type]
-        if np.isfinite(was.sigma) and np.isfinite(now.sigma):
-            pairs.append((was, now))
+class _Result:
+    """The kept slices as they come back, of the same matrix or of twice its rows and columns."""
+
+    def __init__(self, volume: Volume, kept: range, factor: int) -> None:
+        part = _part(volume, kept)
+        z, y, x = part.shape
+        self._start = kept.start
+        dz, dy, dx = volume.spacing_mm
+        self.volume = replace(
+            part,
+            values=np.empty((z, factor * y, factor * x), np.float32),
+            spacing_mm=(dz, dy / factor, dx / factor),
+            valid=part.valid if factor == 1 else repeated(part.valid),
+        )
+
+    def take(self, i: int, values: Floats) -> None:
+        self.volume.values[i - self._start] = values
+
+
+def _texture(changed: Sequence[Outcome]) -> dict[str, float]:
+    """Noise before and after and the ratio of their frequencies, on the slices that were looked at."""
+    pairs = [
+        o.texture for o in changed if o.texture is not None and all(np.isfinite(n.sigma) for n in o.texture)
+    ]
     if not pairs:
         return {"noise_before": float("nan"), "noise_after": float("nan"), "cfr": float("nan")}
     return {

@@ -12,6 +12,9 @@ G9     the change is linear in the strength: :func:`blend`
 G10    noise outside of what the engine was made for leaves a slice as it was: :func:`gate`
 =====  =================================================================================================
 
+The detail of an engine that doubles the matrix passes :func:`guarded_detail` instead. There G2 is the cap
+alone, and G3 is kept twice: by the lock, and because acquired frequencies are taken out of the detail.
+
 G5 (tiles), G6 (same bytes) and G7 (scale of a series) are properties of the engines, tested in
 tests/laws.py. :func:`check` looks at the result once more, from the outside.
 """
@@ -25,6 +28,7 @@ from scipy.ndimage import minimum_filter1d
 from engines.base import Card, Floats, Mask, Unit
 from engines.box import box_mean
 from engines.errors import OutputImplausible
+from engines.sinc import complement
 
 FILL = {"HU": -1000.0, "arbitrary": 0.0}
 """What stands where nothing was reconstructed, while an engine looks: air, or no signal."""
@@ -160,6 +164,37 @@ def guarded(
     return hold_regions(keep_invalid(bound(safe, largest), valid), valid, side, tolerance)
 
 
+def guarded_detail(
+    detail: Floats,
+    valid: Mask,
+    *,
+    largest: np.float32,
+    radius: int,
+    side: tuple[int, int],
+    tolerance: float,
+) -> Floats:
+    """Make a detail safe: G8, G2, G3 and G4, and no acquired frequency changed.
+
+    The lock comes before the projection, so that no mean rings from the rim of what is valid. What clipping
+    and the lock left at acquired frequencies is then taken out. Where the result breaks a bound, the whole
+    slice's detail is weakened: less of it in one place would be another spectrum.
+
+    Parameters
+    ----------
+    detail, valid
+        Of the doubled slice; ``radius`` and ``side`` in its pixels too.
+    """
+    safe = keep_invalid(bound(finite(detail), largest), valid)
+    safe = keep_invalid(complement(lock_mean(safe, valid, radius)), valid)
+    side = (min(side[0], safe.shape[0]), min(side[1], safe.shape[1]))
+    most = float(np.abs(safe).max())
+    mean = float(np.abs(region_means(safe, valid, side)).max())
+    weakest = min(
+        float(largest) / most if most > float(largest) else 1.0, tolerance / mean if mean > tolerance else 1.0
+    )
+    return safe if weakest == 1.0 else safe * np.float32(weakest)
+
+
 def blend(values: Floats, residual: Floats, strength: float) -> Floats:
     """Return values - strength * residual (G1, G9); what does not change keeps its bits."""
     return values - np.float32(strength) * residual
@@ -199,8 +234,13 @@ def check(
     strength: float,
     unit: Unit,
     scale: float,
-) -> None:
+) -> tuple[float, float]:
     """Look at a finished slice from the outside, as a defence against our own defects.
+
+    Returns
+    -------
+    tuple
+        The largest change of a voxel, and the mean change.
 
     Raises
     ------
@@ -209,19 +249,22 @@ def check(
     """
     if after.shape != before.shape or after.dtype != np.float32:
         raise OutputImplausible("the result has another shape or kind than the image")
-    change = after - before
-    if not np.isfinite(change[valid]).all():
+    whole = bool(valid.all())
+    seen = before.ravel() if whole else before[valid]
+    change = (after.ravel() if whole else after[valid]) - seen
+    if not np.isfinite(change).all():
         raise OutputImplausible("the result holds values that are not numbers")
-    if not np.array_equal(after[~valid], before[~valid], equal_nan=True):
+    if not whole and not np.array_equal(after[~valid], before[~valid], equal_nan=True):
         raise OutputImplausible("the result differs where nothing was reconstructed")
-    if not valid.any():
-        return
+    if seen.size == 0:
+        return 0.0, 0.0
     # The subtraction rounds in float32: half a unit in the last place of the largest value.
-    slack = float(np.abs(before[valid]).max()) * 2.0**-22
-    moved = float(np.abs(change[valid]).max())
+    slack = max(float(seen.max()), -float(seen.min())) * 2.0**-22
+    moved = max(float(change.max()), -float(change.min()))
     if moved > strength * float(largest) * (1 + 1e-5) + slack:
         raise OutputImplausible(f"a voxel moved by {moved:g}, more than this engine may")
-    mean = float(change[valid].mean(dtype=np.float64))
+    mean = float(change.mean(dtype=np.float64))
     # Regions at the rim overlap less than those within: their bound is not quite that of the whole.
     if abs(mean) > 1.5 * LARGEST_MEAN_CHANGE[unit] * scale:
         raise OutputImplausible(f"the mean of a slice moved by {mean:g}")
+    return moved, mean

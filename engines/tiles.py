@@ -60,14 +60,21 @@ def cover(n_rows: int, n_columns: int, *, size: int, halo: int, alignment: int =
 
 
 def tiled(
-    function: Callable[..., Floats], *images: Floats, size: int, halo: int, alignment: int = 1
+    function: Callable[..., Floats],
+    *images: Floats,
+    size: int,
+    halo: int,
+    alignment: int = 1,
+    factor: int = 1,
 ) -> Floats:
     """Run ``function(*images)`` on tiles of the last two axes; ``size`` 0 runs it on the whole.
 
     Parameters
     ----------
     function
-        Takes windows (..., y, x) of the images and returns float32 (..., y, x) of the same last two sizes.
+        Takes windows (..., y, x) of the images and returns float32 (..., factor y, factor x).
+    factor
+        How many pixels along an axis come out for one that goes in.
 
     Returns
     -------
@@ -82,7 +89,13 @@ def tiled(
         window = (..., tile.window_rows, tile.window_columns)
         part = function(*(np.ascontiguousarray(image[window]) for image in images))
         if out is None:
-            out = np.empty((*part.shape[:-2], n_rows, n_columns), np.float32)
-        out[..., tile.rows, tile.columns] = part[(..., *tile.inner)]
+            out = np.empty((*part.shape[:-2], factor * n_rows, factor * n_columns), np.float32)
+        rows, columns = (_times(w, factor) for w in (tile.rows, tile.columns))
+        inner_rows, inner_columns = (_times(w, factor) for w in tile.inner)
+        out[..., rows, columns] = part[..., inner_rows, inner_columns]
     assert out is not None
     return out
+
+
+def _times(where: slice, factor: int) -> slice:
+    return slice(factor * where.start, factor * where.stop)

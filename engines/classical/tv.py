@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 from skimage.restoration import denoise_tv_chambolle
 
 from engines.base import Floats
-from engines.front import Task, in_threads
+from engines.front import Task
 from engines.tiles import tiled
 
 
@@ -42,10 +42,11 @@ class TotalVariation:
     def halo(self) -> int:
         return self.steps + 2
 
-    def residuals(self, tasks: Sequence[Task], *, tile: int) -> Iterator[Floats]:
-        return in_threads(partial(self._residual, tile=tile), tasks, self.threads)
+    @property
+    def calls(self) -> int:
+        return self.threads
 
-    def _residual(self, task: Task, *, tile: int) -> Floats:
+    def residual(self, task: Task, *, tile: int) -> Floats:
         return tiled(partial(self.noise, sigma=task.sigma), task.values, size=tile, halo=self.halo)
 
     def noise(self, values: Floats, *, sigma: float) -> Floats:

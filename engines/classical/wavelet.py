@@ -8,7 +8,7 @@ spread measured in a small window around each coefficient.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -20,7 +20,7 @@ import pywt
 from engines import noise
 from engines.base import Floats
 from engines.box import box_sum
-from engines.front import Task, in_threads
+from engines.front import Task
 from engines.tiles import tiled, up
 
 GRID = 48
@@ -68,10 +68,11 @@ class WaveletShrinkage:
         taps = int(pywt.Wavelet(self.wavelet).dec_len)
         return up((taps - 1) * (2**self.levels - 1) + self.window, 2**self.levels)
 
-    def residuals(self, tasks: Sequence[Task], *, tile: int) -> Iterator[Floats]:
-        return in_threads(partial(self._residual, tile=tile), tasks, self.threads)
+    @property
+    def calls(self) -> int:
+        return self.threads
 
-    def _residual(self, task: Task, *, tile: int) -> Floats:
+    def residual(self, task: Task, *, tile: int) -> Floats:
         found = noise.estimate(task.values, task.valid, unit=task.unit, step=task.step)
         spectrum = np.array(found.spectrum or [1.0] * len(noise.band_frequencies()))
         variances = self.gain**2 * task.sigma**2 * _subbands(self.wavelet, self.levels, spectrum)

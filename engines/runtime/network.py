@@ -8,7 +8,8 @@ from engines.base import Floats
 
 
 class Network(Protocol):
-    """A loaded network; pure: same input, same bytes, whatever the batch."""
+    """A loaded network; pure: same input, same bytes, whatever the batch. One on the CPU may be run from
+    several threads at once."""
 
     @property
     def name(self) -> str:
@@ -31,7 +32,8 @@ class Network(Protocol):
         Returns
         -------
         ndarray
-            float32 [N, 1, H, W]: the noise, in units of ``c``.
+            float32 [N, 1, H, W]: the noise, in units of ``c``; of super-resolution [N, 1, 2H, 2W]: the
+            detail, in units of ``x``.
 
         Raises
         ------

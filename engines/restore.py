@@ -1,0 +1,142 @@
+"""From what a core says of a slice to the slice that comes back: guard, blend, check. One slice at a time.
+
+What depends on other slices (noise steadied over z, the scale of the series) comes in as numbers, so slices
+may be finished in any order and beside each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from engines import guards, noise
+from engines.base import Card, Floats, Mask, Unit
+from engines.sinc import doubled, repeated
+
+TOO_LOW = 1.25
+"""The noise as measured may be this much too low (law of engines/noise.py)."""
+
+BODY = {"HU": -950.0, "arbitrary": 0.1}
+"""Above this, in HU or as a fraction of the series scale, lies what a decoder has to draw."""
+
+STRANGE = "unlike anything this engine has seen"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slice:
+    """What is known of one slice: its stored values (padding included), what is valid of them, its noise.
+
+    ``filled`` are the values with padding replaced; ``scale`` is that of the series (1 for HU).
+    """
+
+    values: Floats
+    filled: Floats
+    valid: Mask
+    sigma: float
+    scale: float
+    unit: Unit
+    step: float
+    spacing_mm: tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """A finished slice and its figures, in the unit of the volume.
+
+    ``reason`` says why it was left as it was, or "". ``texture`` is the noise before and after, None where
+    it was not looked at.
+    """
+
+    values: Floats
+    reason: str = ""
+    largest: float = 0.0
+    mean: float = 0.0
+    texture: tuple[noise.Noise, noise.Noise] | None = None
+    error: float | None = None
+
+
+def plain(values: Floats, filled: Floats, valid: Mask, factor: int) -> Floats:
+    """The slice to which nothing was done: itself, or interpolated, its padding repeated."""
+    if factor == 1:
+        return values
+    wide = doubled(filled)
+    if not valid.all():
+        np.copyto(wide, repeated(values), where=~repeated(valid))
+    return wide
+
+
+def reconstruction_error(residual: Floats, one: Slice) -> float:
+    """What a decoder cannot draw of a slice beyond its noise: sqrt(max(0, rms(r)^2 - (1.25 sigma)^2)).
+
+    The residual of an autoencoder is the slice less what the decoder made of it: noise, and whatever is
+    unlike the slices that it learned. The mean is over the body (CT: above -950 HU; MR: above a tenth of
+    the series scale), so that the air around a small patient dilutes nothing. The noise is taken out at the
+    most that its estimate may be wrong by, so that noise alone is never strange.
+
+    Returns
+    -------
+    float
+        HU, or a fraction of the series scale; 0 where there is no body.
+    """
+    body = one.valid & (one.filled > BODY[one.unit] * one.scale)
+    seen = residual[body].astype(np.float64)
+    if seen.size == 0:
+        return 0.0
+    excess = float((seen * seen).mean()) - (TOO_LOW * one.sigma) ** 2
+    return float(np.sqrt(max(0.0, excess))) / one.scale
+
+
+def restored(residual: Floats, one: Slice, card: Card, strength: float, *, looked: bool) -> Outcome:
+    """Finish a slice.
+
+    Parameters
+    ----------
+    residual
+        float32, what the core returned: noise (y, x), or with ``card.scale`` 2 detail (2 y, 2 x).
+    looked
+        Whether the noise is to be measured before and after.
+
+    Raises
+    ------
+    engines.errors.OutputImplausible
+        A guard broke.
+    """
+    guards.finite(residual)
+    factor, valid = card.scale, one.valid
+    before = plain(one.values, one.filled, valid, factor)
+    error = None
+    if card.family == "autoencoder":
+        error = reconstruction_error(residual, one)
+        limit = card.parameters.get("ood_limit")
+        if limit is not None and error > float(limit):
+            return Outcome(values=before, reason=STRANGE, error=error)
+    rows, columns = guards.region_side(one.spacing_mm)
+    tolerance = 0.98 * guards.LARGEST_MEAN_CHANGE[one.unit] * one.scale
+    lock = int(card.parameters.get("lock", 32))
+    if factor == 1:
+        largest = guards.limit(one.sigma, sigmas=card.bound_sigmas, cap=card.bound * one.scale)
+        safe = guards.guarded(
+            residual, valid, largest=largest, radius=lock, side=(rows, columns), tolerance=tolerance
+        )
+    else:
+        valid = repeated(valid)
+        largest = np.float32(card.bound * one.scale)
+        detail = guards.guarded_detail(
+            residual,
+            valid,
+            largest=largest,
+            radius=factor * lock,
+            side=(factor * rows, factor * columns),
+            tolerance=tolerance,
+        )
+        safe = np.negative(detail)
+    after = guards.blend(before, safe, strength)
+    change = guards.check(
+        before, after, valid, largest=largest, strength=strength, unit=one.unit, scale=one.scale
+    )
+    texture = None
+    if looked:
+        was, now = (noise.estimate(v, valid, unit=one.unit, step=one.step) for v in (before, after))
+        texture = (was, now)
+    return Outcome(values=after, largest=change[0], mean=change[1], texture=texture, error=error)
