@@ -107,7 +107,9 @@ def export(
         raise ExportError(f"the folder of the engine {name} must have its name, not {folder.name}")
     missing = [key for key in PROVENANCE if not meta.get(key)]
     if missing:
-        raise ExportError(f"the provenance lacks {', '.join(missing)}", hint="no weights without their origin")
+        raise ExportError(
+            f"the provenance lacks {', '.join(missing)}", hint="no weights without their origin"
+        )
     graph = trace(network, scale=scale)
     half = to_half(graph)
     radius = receptive_field(network, scale, alignment=alignment)
@@ -139,6 +141,7 @@ def export(
         unit=unit,
         scale=scale,
         sigma_range=sigma_range,
+        alignment=alignment,
         threads=threads,
     )
     try:

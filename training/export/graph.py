@@ -77,13 +77,15 @@ def to_bytes(graph: Graph, metadata: Mapping[str, str]) -> bytes:
         The file is not valid ONNX, or the node would refuse it.
     """
     f = TensorProto.FLOAT
+
+    def written(n: Node) -> onnx.NodeProto:
+        told: dict[str, Any] = dict(n.attributes)
+        return helper.make_node(n.op, list(n.inputs), [n.output], name=n.name, **told)
+
     size = ("H", "W") if graph.scale == 1 else (f"{graph.scale}H", f"{graph.scale}W")
     made = helper.make_model(
         helper.make_graph(
-            [
-                helper.make_node(n.op, list(n.inputs), [n.output], name=n.name, **dict(n.attributes))
-                for n in graph.nodes
-            ],
+            [written(n) for n in graph.nodes],
             "network",
             [
                 helper.make_tensor_value_info("x", f, ["N", 3, "H", "W"]),

@@ -127,7 +127,11 @@ def emulated(graph: Graph, half: Graph) -> Graph:
                 attributes={"to": TensorProto.FLOAT16},
             ),
             Node(
-                op="Cast", name=f"{out}.back", inputs=(short,), output=out, attributes={"to": TensorProto.FLOAT}
+                op="Cast",
+                name=f"{out}.back",
+                inputs=(short,),
+                output=out,
+                attributes={"to": TensorProto.FLOAT},
             ),
         ]
     return Graph(nodes=tuple(nodes), weights=weights, scale=graph.scale)

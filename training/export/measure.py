@@ -73,7 +73,9 @@ def _reach(network: nn.Module, scale: int, alignment: int, long: int, upright: b
     wide = 2 * alignment
     n = alignment * scale
     size = (long, wide) if upright else (wide, long)
-    x = torch.ones(n, 3, *size, dtype=torch.float64, requires_grad=True)
+    # Neighbours differ, so that the gradient of their distance is none of zero.
+    x = torch.arange(1.0, 4.0, dtype=torch.float64)[None, :, None, None].repeat(n, 1, *size)
+    x.requires_grad_()
     c = torch.ones(n, 1, *size, dtype=torch.float64, requires_grad=True)
     r = network(x, c)
     if not upright:

@@ -18,6 +18,7 @@ from torch import nn
 
 from engines.base import Unit
 from engines.classical import phantoms
+from engines.tiles import up
 from training.errors import ExportError
 
 if TYPE_CHECKING:
@@ -75,12 +76,16 @@ class Parity:
 
 
 def inputs(
-    unit: Unit, sigma_range: tuple[float, float], shapes: Sequence[tuple[int, int, int]] = SHAPES
+    unit: Unit,
+    sigma_range: tuple[float, float],
+    alignment: int = 8,
+    shapes: Sequence[tuple[int, int, int]] = SHAPES,
 ) -> Iterator[tuple[Floats, Floats]]:
     """Yield x [N, 3, H, W] and c [N, 1, H, W]: seeded phantoms, noise from the lowest to the highest sigma."""
     low, high = max(sigma_range[0], 1e-3 * sigma_range[1]), sigma_range[1]
     kinds = ("chest", "head", "abdomen")
-    for i, (n, height, width) in enumerate(shapes):
+    for i, (n, *size) in enumerate(shapes):
+        height, width = (up(s, alignment) for s in size)
         sigma = low * (high / low) ** (i / max(len(shapes) - 1, 1))
         stack = (n + 2, height, width)
         if unit == "HU":
@@ -93,10 +98,10 @@ def inputs(
         yield x, np.full((n, 1, height, width), level, np.float32)
 
 
-def _extreme(sigma_range: tuple[float, float], unit: Unit) -> tuple[Floats, Floats]:
+def _extreme(sigma_range: tuple[float, float], unit: Unit, alignment: int) -> tuple[Floats, Floats]:
     """Blocks of the lowest and highest value, at random: what drives activations highest."""
     rng = np.random.default_rng(7)
-    blocks = np.kron(rng.integers(0, 2, (1, 3, 12, 12)), np.ones((1, 1, 8, 8)))
+    blocks = np.kron(rng.integers(0, 2, (1, 3, 12, 12)), np.ones((1, 1, alignment, alignment)))
     x = np.where(blocks > 0, EXTREMES[1], EXTREMES[0] if unit == "HU" else 0.0).astype(np.float32)
     level = sigma_range[1] / (100 if unit == "HU" else 1)
     return x, np.full((1, 1, *x.shape[2:]), level, np.float32)
@@ -111,6 +116,7 @@ def measure(
     unit: Unit,
     scale: int,
     sigma_range: tuple[float, float],
+    alignment: int = 8,
     threads: int = 1,
 ) -> Parity:
     """Run all forms of a network and compare them.
@@ -135,9 +141,8 @@ def measure(
     def note(key: str, value: float) -> None:
         worst[key] = max(worst[key], value) if np.isfinite(value) else np.inf
 
-    for x, c in inputs(unit, sigma_range):
-        with torch.no_grad():
-            wanted = network(torch.from_numpy(x), torch.from_numpy(c)).numpy() * told.unit
+    for x, c in inputs(unit, sigma_range, alignment):
+        wanted = _torch(network, x, c) * told.unit
         r = _run(full, x, c) * told.unit
         if r.shape != wanted.shape:
             raise ExportError(f"the fp32 file returns {r.shape}, the network {wanted.shape}")
@@ -148,7 +153,7 @@ def measure(
             note(key, float(np.abs(away).max()))
             note(rms, float(np.sqrt(np.mean(away**2))))
         n += 1
-    x, c = _extreme(sigma_range, unit)
+    x, c = _extreme(sigma_range, unit, alignment)
     if not all(np.isfinite(_run(s, x, c)).all() for s in (full, half, short)):
         raise ExportError("float16 overflows on bright metal", hint="train with smaller activations")
     made = Parity(
@@ -173,6 +178,17 @@ def _hold(made: Parity, told: Bars) -> None:
             f"the export disagrees with the network: {', '.join(missed)}",
             hint=f"residuals reach {made.largest_residual:.3g} {made.unit}; is the network trained?",
         )
+
+
+def _torch(network: nn.Module, x: Floats, c: Floats) -> Floats:
+    try:
+        with torch.no_grad():
+            out: Floats = network(torch.from_numpy(x), torch.from_numpy(c)).numpy()
+    except RuntimeError as e:
+        raise ExportError(
+            f"the network cannot be run on {x.shape}: {e}", hint="is the alignment right?"
+        ) from e
+    return out
 
 
 def _session(content: bytes, threads: int, *, raw: bool = False) -> onnxruntime.InferenceSession:

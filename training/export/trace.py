@@ -10,6 +10,7 @@ Nothing that depends on the size of the traced input can pass: all operators her
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,10 +28,17 @@ SIZE = 64
 ALIASES = frozenset({"aten.dropout.default", "aten.detach.default", "aten.contiguous.default"})
 """Operators that change nothing when a network is only run."""
 
+SPLITS = frozenset({"aten.split.Tensor", "aten.split_with_sizes.default", "aten.chunk.default"})
+"""Operators whose pieces are taken one by one."""
+
 
 def plain(network: nn.Module) -> nn.Module:
     """A copy on the CPU, in float32, as it is run and not as it is trained."""
-    return copy.deepcopy(network).cpu().float().eval()
+    made = copy.deepcopy(network).cpu().float().eval()
+    for module in made.modules():
+        # Mixed precision wraps ``forward`` of single layers, and a wrap would still call the original's weights.
+        module.__dict__.pop("forward", None)
+    return made
 
 
 def trace(network: nn.Module, *, scale: int = 1) -> Graph:
@@ -71,6 +79,7 @@ class _Walk:
         state = {**self._program.state_dict, **self._program.constants}
         inputs = iter(("x", "c"))
         result: Any = None
+        self._program.graph.eliminate_dead_code()
         for node in self._program.graph.nodes:
             if node.op == "placeholder":
                 if node.name in stored:
@@ -96,6 +105,11 @@ class _Walk:
 
     def _call(self, node: torch.fx.Node) -> None:
         target = str(node.target)
+        if node.target is operator.getitem:
+            self._part(node)
+            return
+        if target in SPLITS:
+            return
         if target in ALIASES:
             self._names[node] = self.value(node.args[0])
             return
@@ -104,10 +118,7 @@ class _Walk:
                 f"the network uses {target}, which has no place in an exported network",
                 hint=f"use {', '.join(sorted(t.split('.')[1] for t in _TABLE))} (not in place)",
             )
-        schema = node.target._schema.arguments  # type: ignore[union-attr]
-        given = {a.name: a.default_value for a in schema if a.has_default_value()}
-        given |= {a.name: v for a, v in zip(schema, node.args, strict=False)} | dict(node.kwargs)
-        made = _TABLE[target](self, node.name, given)
+        made = _TABLE[target](self, node.name, _arguments(node))
         if isinstance(made, str):
             self._names[node] = made
             return
@@ -119,6 +130,21 @@ class _Walk:
         )
         self._names[node] = node.name
 
+    def _part(self, node: torch.fx.Node) -> None:
+        """One piece of a split along channels, as the Slice that it is."""
+        whole, index = node.args
+        assert isinstance(whole, torch.fx.Node)
+        assert isinstance(index, int)
+        told = _arguments(whole)
+        if str(whole.target) not in SPLITS or told["dim"] not in (1, -3):
+            raise ExportError(f"{node.name}: only channels can be split")
+        ends = np.cumsum([part.shape[1] for part in whole.meta["val"]])
+        start, end = int(ends[index] - whole.meta["val"][index].shape[1]), int(ends[index])
+        given = {"self": told["self"], "dim": 1, "start": start, "end": end, "step": 1}
+        _, inputs, _ = _slice(self, node.name, given)
+        self._nodes.append(Node(op="Slice", name=node.name, inputs=inputs, output=node.name, attributes={}))
+        self._names[node] = node.name
+
     def value(self, of: Any) -> str:
         """The name of a traced value."""
         return self._names[of]
@@ -128,7 +154,15 @@ class _Walk:
         return name
 
 
-Made = tuple[str, tuple[str, ...], Mapping[str, Attribute]] | str
+def _arguments(node: torch.fx.Node) -> dict[str, Any]:
+    """What an operator is given, by name, defaults too."""
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    given = {a.name: a.default_value for a in schema if a.has_default_value()}
+    return given | {a.name: v for a, v in zip(schema, node.args, strict=False)} | dict(node.kwargs)
+
+
+Operator = tuple[str, tuple[str, ...], Mapping[str, Attribute]]
+Made = Operator | str
 Rule = Callable[[_Walk, str, Mapping[str, Any]], Made]
 
 
@@ -198,7 +232,7 @@ def _cat(walk: _Walk, name: str, a: Mapping[str, Any]) -> Made:
     return "Concat", tuple(walk.value(t) for t in a["tensors"]), {"axis": 1}
 
 
-def _slice(walk: _Walk, name: str, a: Mapping[str, Any]) -> Made:
+def _slice(walk: _Walk, name: str, a: Mapping[str, Any]) -> Operator:
     if a["dim"] not in (1, -3):
         raise ExportError(f"{name}: only channels can be sliced", hint="pad and crop outside of the network")
     last = np.iinfo(np.int64).max if a["end"] is None else int(a["end"])
@@ -243,6 +277,7 @@ _TABLE: Mapping[str, Rule] = {
     "aten.relu.default": _unary("Relu"),
     "aten.leaky_relu.default": _leaky,
     "aten.neg.default": _unary("Neg"),
+    "aten.abs.default": _unary("Abs"),
     "aten.add.Tensor": _binary("Add"),
     "aten.sub.Tensor": _binary("Sub"),
     "aten.mul.Tensor": _binary("Mul"),
