@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pydicom
-from engines.base import Floats, Mask, Modality, Unit, Volume
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
+from engines.base import Floats, Mask, Modality, Unit, Volume
 from training.data import headers
 from training.data.records import LeftOut, Run, Scan, numbered, patient_key, relative, scan_key
 from training.errors import DataError
@@ -173,7 +173,9 @@ def _stacks(
     stacks: list[Stack] = []
     n_before: Counter[str] = Counter()
     for key in sorted(groups, key=str):
-        members = sorted(groups[key], key=lambda m: (round(m[0].position, 3), m[0].number, m[0].sop_instance_uid))
+        members = sorted(
+            groups[key], key=lambda m: (round(m[0].position, 3), m[0].number, m[0].sop_instance_uid)
+        )
         kept: list[tuple[Slice, Dataset]] = []
         again: list[Slice] = []
         for one, header in members:
@@ -183,6 +185,10 @@ def _stacks(
             else:
                 kept.append((one, header))
         series = str(key[0])
+        if 2 * len(again) > len(kept):
+            reason = "several images at each position, and nothing in their headers tells them apart"
+            left_out.extend(LeftOut(what=one.name, reason=reason) for one, _ in kept)
+            continue
         stacks.append(
             Stack(
                 series_instance_uid=series,
@@ -224,10 +230,10 @@ class DicomSource:
             A file is gone, cannot be decoded, or has another matrix than the others.
         """
         read = [_read(path, name, self.unit) for path, name in zip(self.paths, self.names, strict=True)]
-        shapes = Counter(values.shape for values, _, _ in read)
-        if len(shapes) > 1:
-            odd = next(n for n, r in zip(self.names, read, strict=True) if r[0].shape != max(shapes, key=shapes.get))  # type: ignore[arg-type]
-            raise DataError(f"{odd}: another matrix than its neighbours", hint="index the folder again")
+        usual = Counter(values.shape for values, _, _ in read).most_common(1)[0][0]
+        for name, (values, _, _) in zip(self.names, read, strict=True):
+            if values.shape != usual:
+                raise DataError(f"{name}: another matrix than its neighbours", hint="index the folder again")
         return Volume(
             values=np.stack([values for values, _, _ in read]),
             valid=np.stack([valid for _, valid, _ in read]),
@@ -247,7 +253,8 @@ def _read(path: Path, name: str, unit: Unit) -> tuple[Floats, Mask, float]:
         raise DataError(f"{name}: the file is gone", hint="index the folder again") from None
     except Exception as error:  # decoders raise what they like; none of it may stop a person without a word
         raise DataError(
-            f"{name}: its pixels cannot be decoded ({type(error).__name__})", hint="take the file out of the folder"
+            f"{name}: its pixels cannot be decoded ({type(error).__name__})",
+            hint="take the file out of the folder",
         ) from error
     if stored.ndim != 2:
         raise DataError(f"{name}: {stored.ndim} dimensions, not 2", hint="export single frames")
@@ -260,7 +267,12 @@ def _read(path: Path, name: str, unit: Unit) -> tuple[Floats, Mask, float]:
 
 
 def scan_of(
-    stack: Stack, *, licence: str, secret: str = "", domains: dict[str, str] | None = None, notes: Sequence[str] = ()
+    stack: Stack,
+    *,
+    licence: str,
+    secret: str = "",
+    domains: dict[str, str] | None = None,
+    notes: Sequence[str] = (),
 ) -> Scan:
     """Make a scan of a stack.
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Protocol
 
 from engines.base import Modality, Unit, Volume
-
 from training.errors import DataError
 
 Run = tuple[int, int]
@@ -190,7 +189,9 @@ def some(found: Found, what: str) -> Found:
         return found
     common = sorted(found.reasons().items(), key=lambda item: (-item[1], item[0]))[:3]
     why = "; ".join(f"{n} x {reason}" for reason, n in common) or "there is no file"
-    raise DataError(f"no {what} can be used: {why}", hint="see the documentation of the loader for its layout")
+    raise DataError(
+        f"no {what} can be used: {why}", hint="see the documentation of the loader for its layout"
+    )
 
 
 def numbered(runs: Sequence[Run]) -> str:

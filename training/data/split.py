@@ -91,7 +91,9 @@ class Split:
             No such part, a scan of an unknown patient, or one scan under two patients.
         """
         if part not in self.parts:
-            raise SplitError(f"no part {part!r}; there are {', '.join(self.parts)}", hint="see training.data.split")
+            raise SplitError(
+                f"no part {part!r}; there are {', '.join(self.parts)}", hint="see training.data.split"
+            )
         known = list(scans)
         check(self, known)
         return tuple(s for s in known if self._places[s.patient] == part)
@@ -204,7 +206,9 @@ def _fill(places: dict[str, list[str]], wanted: Sequence[str], salt: str) -> Non
     for part in wanted:
         if not places[part]:
             largest = max(wanted, key=lambda p: len(places[p]))
-            moved = min(places[largest], key=lambda p: hashlib.sha256(f"{salt}\0{part}\0{p}".encode()).hexdigest())
+            moved = min(
+                places[largest], key=lambda p: hashlib.sha256(f"{salt}\0{part}\0{p}".encode()).hexdigest()
+            )
             places[largest].remove(moved)
             places[part].append(moved)
 
