@@ -1,0 +1,288 @@
+"""Patches: what a network is shown, drawn anew for every step from shards.
+
+An :class:`Example` is in the units of the networks (engines/learned.py): CT x = HU/1000 and c, r in 100 HU; MR all in
+the series scale. The noise map is one number for a patch, as it is for a slice in the node, and it is told a little
+wrong, as an estimate is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from training.data.shards import Shard
+from training.errors import DataError
+from training.simulate import grain, kspace
+from training.simulate.band import low_resolution, zero_filled
+
+Floats = npt.NDArray[np.float32]
+
+NEIGHBOUR_MM = 3.0
+"""As in engines/base.py: slices further apart stand in for nobody."""
+
+RIM = 8
+"""Pixels that are cut off after k-space was cut, where the ringing of the patch's own border lies."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One patch.
+
+    Attributes
+    ----------
+    x
+        float32 (3, P, P).
+    c
+        The noise as it is told, in units of c.
+    target
+        float32 (1, P, P): the noise in units of c; super-resolution: the detail (1, 2P, 2P) in units of x.
+    sigma
+        The noise as it is, in units of c: what an error is measured against.
+    """
+
+    x: Floats
+    c: float
+    target: Floats
+    sigma: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """How patches are drawn.
+
+    Attributes
+    ----------
+    size
+        P, a multiple of 8.
+    sigma
+        Range of the noise (HU, or share of the series scale), drawn evenly in its logarithm.
+    told
+        Standard deviation of the logarithm of told over true noise.
+    alone
+        Share of patches without neighbours, beside those whose slices lie too far apart.
+    """
+
+    size: int
+    sigma: tuple[float, float]
+    told: float = 0.15
+    alone: float = 0.2
+
+
+Sampler = Callable[[np.random.Generator], Example]
+
+
+def place(shard: Shard, size: int, rng: np.random.Generator) -> tuple[slice, slice, slice]:
+    """A random place of three slices and ``size`` pixels."""
+    z, y, x = shard.shape
+    if z < 3 or y < size or x < size:
+        raise DataError(f"shard {shard.name} is smaller than a patch of {size}")
+    at = [int(rng.integers(n - k + 1)) for n, k in ((z, 3), (y, size), (x, size))]
+    return slice(at[0], at[0] + 3), slice(at[1], at[1] + size), slice(at[2], at[2] + size)
+
+
+def turned(arrays: Sequence[Floats], rng: np.random.Generator) -> list[Floats]:
+    """Flip and turn all arrays (z, y, x) alike; slices may be reversed."""
+    flips, turns = rng.integers(0, 2, 3), int(rng.integers(4))
+    out = []
+    for a in arrays:
+        b = a[::-1] if flips[0] and a.shape[0] > 1 else a
+        b = b[:, ::-1] if flips[1] else b
+        b = b[:, :, ::-1] if flips[2] else b
+        out.append(np.ascontiguousarray(np.rot90(b, turns, (1, 2))))
+    return out
+
+
+def _inner(values: Floats, rim: int = RIM) -> Floats:
+    return np.ascontiguousarray(values[:, rim:-rim, rim:-rim])
+
+
+def _log_uniform(rng: np.random.Generator, span: tuple[float, float]) -> float:
+    return float(np.exp(rng.uniform(np.log(span[0]), np.log(span[1]))))
+
+
+def _neighbours(stack: Floats, shard: Shard, draw: Draw, rng: np.random.Generator) -> Floats:
+    """The slice stands in for neighbours that are too far away; sometimes for one or both all the same."""
+    if shard.spacing_mm[0] > NEIGHBOUR_MM or rng.random() < draw.alone:
+        which = rng.choice(["both", "below", "above"], p=[0.8, 0.1, 0.1])
+        if which in ("both", "below") or shard.spacing_mm[0] > NEIGHBOUR_MM:
+            stack[0] = stack[1]
+        if which in ("both", "above") or shard.spacing_mm[0] > NEIGHBOUR_MM:
+            stack[2] = stack[1]
+    return stack
+
+
+def _body(rng: np.random.Generator, shards: Sequence[Shard], size: int) -> tuple[Shard, Floats]:
+    """A patch that is not all air: the most telling of three tries."""
+    best: tuple[float, Shard, Floats] | None = None
+    for _ in range(3):
+        shard = shards[int(rng.integers(len(shards)))]
+        values = shard.crop(*place(shard, size, rng))
+        seen = float((values[1, ::8, ::8] > -950).mean())
+        if best is None or seen > best[0]:
+            best = (seen, shard, values)
+        if seen > 0.5:
+            break
+    assert best is not None
+    return best[1], best[2]
+
+
+def ct(truth: Sequence[Shard], draw: Draw) -> Sampler:
+    """Patches of synthetic or cleaned CT with noise of the image domain (training.simulate.grain)."""
+
+    def sample(rng: np.random.Generator) -> Example:
+        shard, clean = _body(rng, truth, draw.size)
+        sigma = _log_uniform(rng, draw.sigma)
+        added = sigma * grain.noise(grain.draw(rng), (3, draw.size, draw.size), rng)
+        return _ct_example(shard, clean, added, sigma, draw, rng)
+
+    return sample
+
+
+def projected(truth: Sequence[Shard], noise: Sequence[Shard], draw: Draw) -> Sampler:
+    """Patches whose noise went through projections (training.simulate.dose), made before and scaled here.
+
+    ``noise`` shards are named as the truth they belong to, and tell their ``sigma`` in HU.
+    """
+    by_name = {shard.name: shard for shard in truth}
+    pairs = [(by_name[str(n.facts["truth"])], n) for n in noise]
+
+    def sample(rng: np.random.Generator) -> Example:
+        best: tuple[float, Shard, Shard, tuple[slice, slice, slice]] | None = None
+        for _ in range(3):
+            shard, made = pairs[int(rng.integers(len(pairs)))]
+            where = place(shard, draw.size, rng)
+            seen = float((shard.crop(slice(1, 2), where[1], where[2])[0, ::8, ::8] > -950).mean())
+            if best is None or seen > best[0]:
+                best = (seen, shard, made, where)
+        assert best is not None
+        _, shard, made, where = best
+        sigma = _log_uniform(rng, draw.sigma)
+        added = made.crop(*where) * np.float32(sigma / float(made.facts["sigma"]))
+        return _ct_example(shard, shard.crop(*where), added, sigma, draw, rng)
+
+    return sample
+
+
+def _ct_example(
+    shard: Shard, clean: Floats, added: Floats, sigma: float, draw: Draw, rng: np.random.Generator
+) -> Example:
+    clean, added = turned([clean, added], rng)
+    noisy = clean + added
+    if rng.random() < 0.7:
+        noisy = np.rint(noisy)
+    noisy = np.maximum(noisy, np.float32(-1024.0))
+    target = (noisy[1:2] - clean[1:2]) / np.float32(100)
+    told = sigma * float(np.exp(rng.normal(0, draw.told)))
+    x = _neighbours(noisy, shard, draw, rng) / np.float32(1000)
+    return Example(x=x, c=told / 100, target=target, sigma=sigma / 100)
+
+
+def mr(truth: Sequence[Shard], draw: Draw) -> Sampler:
+    """Patches of MR truths (scale 1), acquired with noise in k-space (training.simulate.kspace)."""
+
+    def sample(rng: np.random.Generator) -> Example:
+        shard, clean = _signal(rng, truth, draw.size + 2 * RIM)
+        (clean,) = turned([clean], rng)
+        sigma = _log_uniform(rng, draw.sigma)
+        noisy, expected = (_inner(a) for a in kspace.acquire(clean, kspace.draw(rng, sigma=(sigma, sigma)), rng))
+        target = noisy[1:2] - expected[1:2]
+        told = sigma * float(np.exp(rng.normal(0.1, draw.told)))
+        x = _neighbours(noisy.copy(), shard, draw, rng)
+        return Example(x=x, c=told, target=target, sigma=sigma)
+
+    return sample
+
+
+def _signal(rng: np.random.Generator, shards: Sequence[Shard], size: int) -> tuple[Shard, Floats]:
+    best: tuple[float, Shard, Floats] | None = None
+    for _ in range(3):
+        shard = shards[int(rng.integers(len(shards)))]
+        values = shard.crop(*place(shard, size, rng))
+        seen = float((values[1, ::8, ::8] > 0.1).mean())
+        if best is None or seen > best[0]:
+            best = (seen, shard, values)
+        if seen > 0.4:
+            break
+    assert best is not None
+    return best[1], best[2]
+
+
+def detail(truth: Sequence[Shard], draw: Draw, *, unit: str) -> Sampler:
+    """Pairs for super-resolution: the middle of k-space of a truth, with noise, and the detail that is missing."""
+    hu = unit == "HU"
+    per_x, per_c = (1000.0, 100.0) if hu else (1.0, 1.0)
+
+    def sample(rng: np.random.Generator) -> Example:
+        find = _body if hu else _signal
+        shard, high = find(rng, truth, 2 * (draw.size + 2 * RIM))
+        (high,) = turned([high], rng)
+        low = low_resolution(high, 2)
+        sigma = _log_uniform(rng, draw.sigma)
+        if hu:
+            noisy = low + sigma * grain.noise(grain.draw(rng), (3, *low.shape[1:]), rng)
+        else:
+            how = kspace.Acquisition(sigma=sigma, phase=float(rng.uniform(0, 3)))
+            noisy, _ = kspace.acquire(np.maximum(low, 0), how, rng)
+        noisy = _inner(noisy)
+        target = _inner(high[1:2] - zero_filled(low[1:2], 2), 2 * RIM)
+        told = sigma * float(np.exp(rng.normal(0, draw.told)))
+        x = _neighbours(np.asarray(noisy, np.float32), shard, draw, rng) / np.float32(per_x)
+        return Example(x=x, c=told / per_c, target=target / np.float32(per_x), sigma=sigma / per_c)
+
+    return sample
+
+
+def mixed(parts: Sequence[tuple[float, Sampler]]) -> Sampler:
+    """Draw from several samplers by their weights."""
+    weights = np.array([w for w, _ in parts], np.float64)
+    if not len(weights) or weights.min() < 0 or weights.sum() <= 0:
+        raise DataError("the weights of the samplers are not positive")
+    share = weights / weights.sum()
+
+    def sample(rng: np.random.Generator) -> Example:
+        return parts[int(rng.choice(len(parts), p=share))][1](rng)
+
+    return sample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Examples side by side: x (N, 3, P, P), c (N, 1, P, P), target (N, 1, P', P'), sigma (N, 1, 1, 1)."""
+
+    x: Floats
+    c: Floats
+    target: Floats
+    sigma: Floats
+
+
+def batch(examples: Sequence[Example]) -> Batch:
+    """Put examples together."""
+    x = np.stack([e.x for e in examples]).astype(np.float32)
+    told = np.array([e.c for e in examples], np.float32).reshape(-1, 1, 1, 1)
+    return Batch(
+        x=x,
+        c=np.ascontiguousarray(np.broadcast_to(told, (len(x), 1, *x.shape[2:]))),
+        target=np.stack([e.target for e in examples]).astype(np.float32),
+        sigma=np.array([e.sigma for e in examples], np.float32).reshape(-1, 1, 1, 1),
+    )
+
+
+def batches(sample: Sampler, size: int, seed: int, first: int = 0) -> Iterator[Batch]:
+    """Endless batches; batch number n depends on the seed and n alone, so that training resumes where it was."""
+    step = first
+    while True:
+        rng = np.random.default_rng([seed, step])
+        yield batch([sample(rng) for _ in range(size)])
+        step += 1
+
+
+def kinds(shards: Sequence[Shard]) -> Mapping[str, int]:
+    """How many shards there are of each kind."""
+    out: dict[str, int] = {}
+    for shard in shards:
+        kind = str(shard.facts.get("kind", ""))
+        out[kind] = out.get(kind, 0) + 1
+    return out

@@ -1,0 +1,77 @@
+"""From a recipe to batches: opens shards, leaves out what is held out, builds the samplers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from training.data import patches, shards
+from training.data.patches import Batch, Draw, Sampler
+from training.data.shards import Shard
+from training.errors import DataError
+from training.recipe import Recipe
+
+VALIDATION_SEED = 90210
+VALIDATION_LEVELS = 3
+
+
+def opened(root: Path, folders: Sequence[str], held_out: Sequence[str] = (), *, only: bool = False) -> tuple[Shard, ...]:
+    """Open shards of several folders, without the kinds that are held out (or, with ``only``, just these)."""
+    found = [s for name in folders for s in shards.read(root / name)]
+    kept = [s for s in found if (str(s.facts.get("kind", "")) in held_out) == only] if held_out else found
+    if not kept:
+        raise DataError(f"no shard is left of {', '.join(folders)}", hint="see data.held_out of the recipe")
+    return tuple(kept)
+
+
+def _draw(recipe: Recipe, sigma: tuple[float, float] | None = None, told: float | None = None) -> Draw:
+    low, high = recipe.data.sigma
+    return Draw(
+        size=recipe.data.patch,
+        sigma=(low, high) if sigma is None else sigma,
+        told=recipe.data.told if told is None else told,
+        alone=recipe.data.alone,
+    )
+
+
+def _sampler(recipe: Recipe, truth: Sequence[Shard], noise: Sequence[Shard], draw: Draw) -> Sampler:
+    if recipe.data.task == "detail":
+        return patches.detail(truth, draw, unit=recipe.data.unit)
+    if recipe.data.unit == "arbitrary":
+        return patches.mr(truth, draw)
+    plain = patches.ct(truth, draw)
+    known = {s.name for s in truth}
+    usable = [n for n in noise if n.facts.get("truth") in known]
+    if not usable or recipe.data.projected == 0:
+        return plain
+    share = recipe.data.projected
+    return patches.mixed([(1 - share, plain), (share, patches.projected(truth, usable, draw))])
+
+
+def training(recipe: Recipe, root: Path, *, first: int = 0, stride: int = 1, offset: int = 0) -> Iterator[Batch]:
+    """Endless batches from step ``first``; ``stride`` and ``offset`` keep the ranks of a group apart."""
+    truth = opened(root, recipe.data.truth, recipe.data.held_out)
+    noise = [s for name in recipe.data.noise for s in shards.read(root / name)]
+    sample = _sampler(recipe, truth, noise, _draw(recipe))
+    seed = recipe.seed * stride + offset
+    return patches.batches(sample, recipe.optim.batch, seed, first)
+
+
+def validation(recipe: Recipe, root: Path, n: int = 8, *, held_out: bool = False) -> list[tuple[float, Batch]]:
+    """Fixed batches at a few noise levels: (sigma in the recipe's unit, batch of ``n`` patches).
+
+    With ``held_out`` they show just the kinds that the training never saw.
+    """
+    left = recipe.data.held_out
+    truth = opened(root, recipe.data.validation, left if held_out else (), only=held_out)
+    low, high = recipe.data.sigma
+    levels = np.exp(np.linspace(np.log(low), np.log(high), VALIDATION_LEVELS + 2))[1:-1]
+    out = []
+    for i, level in enumerate(levels):
+        draw = _draw(recipe, (float(level), float(level)), 0.0)
+        sample = _sampler(recipe, truth, (), draw)
+        rng = np.random.default_rng([VALIDATION_SEED, i])
+        out.append((float(level), patches.batch([sample(rng) for _ in range(n)])))
+    return out
