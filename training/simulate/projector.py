@@ -104,7 +104,12 @@ def _rays(geometry: Geometry) -> tuple[Tensor, Tensor]:
 
 
 def project(
-    images: Tensor, geometry: Geometry, pixel_mm: float, *, angles: Sequence[float] | None = None, step: float = 1.0
+    images: Tensor,
+    geometry: Geometry,
+    pixel_mm: float,
+    *,
+    angles: Sequence[float] | None = None,
+    step: float = 1.0,
 ) -> Tensor:
     """Line integrals of slices, by bilinear samples along every ray.
 
@@ -128,7 +133,9 @@ def project(
     device = images.device
     reach = math.hypot(height, width) / 2 * pixel_mm
     n_steps = math.ceil(2 * reach / (step * pixel_mm))
-    along = (torch.arange(n_steps, device=device, dtype=torch.float32) - (n_steps - 1) / 2) * (step * pixel_mm)
+    along = (torch.arange(n_steps, device=device, dtype=torch.float32) - (n_steps - 1) / 2) * (
+        step * pixel_mm
+    )
     distance, turn = (v.to(device) for v in _rays(geometry))
     half = torch.tensor([2 / (width * pixel_mm), 2 / (height * pixel_mm)], device=device)
     views = []
@@ -190,11 +197,13 @@ def filter_rows(
     if upsample > 1:
         gain[-1] /= 2
     spectrum = torch.fft.rfft(sinogram.float(), n=padded) * gain.to(sinogram.device, torch.float32)
-    rows = torch.fft.irfft(spectrum, n=padded * upsample) * upsample
+    rows: Tensor = torch.fft.irfft(spectrum, n=padded * upsample) * upsample
     return rows[..., : (n - 1) * upsample + 1]
 
 
-def back_project(rows: Tensor, geometry: Geometry, shape: tuple[int, int], pixel_mm: float, *, upsample: int) -> Tensor:
+def back_project(
+    rows: Tensor, geometry: Geometry, shape: tuple[int, int], pixel_mm: float, *, upsample: int
+) -> Tensor:
     """Smear filtered rows back over the slices.
 
     Parameters
