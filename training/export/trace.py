@@ -36,8 +36,12 @@ def plain(network: nn.Module) -> nn.Module:
     """A copy on the CPU, in float32, as it is run and not as it is trained."""
     made = copy.deepcopy(network).cpu().float().eval()
     for module in made.modules():
-        # Mixed precision wraps ``forward`` of single layers, and a wrap would still call the original's weights.
+        # Mixed precision wraps ``forward`` of single layers, and a wrap would still call the original's weights;
+        # its hooks cast. PyTorch's own hooks compute weights and stay.
         module.__dict__.pop("forward", None)
+        hooks = module._forward_pre_hooks
+        for key in [k for k, hook in hooks.items() if not (hook.__module__ or "").startswith("torch.")]:
+            del hooks[key]
     return made
 
 
