@@ -30,7 +30,7 @@ _KEYWORDS: Final = (
     "FlipAngle ScanningSequence MagneticFieldStrength DiffusionBValue DiffusionGradientOrientation "
     "TemporalPositionIdentifier BurnedInAnnotation LossyImageCompression FrameOfReferenceUID"
 )
-_TAGS: Final = [Tag(t) for t in (*_KEYWORDS.split(), PHILIPS_B_FACTOR)]
+_TAGS: Final = [*map(Tag, _KEYWORDS.split()), Tag(PHILIPS_B_FACTOR)]
 
 _WORDS: Final = (
     (r"LOCALI[SZ]ER|SCOUT|TOPOGRAM|SURVIEW|SURVEY|PILOT|SOM\d+ TOP", "a localizer"),

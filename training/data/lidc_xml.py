@@ -164,8 +164,10 @@ def _marks(session: Element, reader: int) -> list[Mark]:
         outlined = any(len(roi.points) >= CONTOUR_POINTS for roi in rois)
         kind = "nodule" if ratings or outlined else "small nodule"
         marks.append(Mark(reader=reader, kind=kind, ratings=ratings, rois=rois))
-    for element in session.findall("nonNodule"):
-        marks.append(Mark(reader=reader, kind="non-nodule", ratings={}, rois=(_point(element),)))
+    marks += [
+        Mark(reader=reader, kind="non-nodule", ratings={}, rois=(_point(element),))
+        for element in session.findall("nonNodule")
+    ]
     return [mark for mark in marks if any(roi.points for roi in mark.rois)]
 
 

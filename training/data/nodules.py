@@ -79,7 +79,7 @@ def mask_of(outlines: Sequence[tuple[int, Roi]], box: tuple[Run, Run, Run]) -> M
             if roi.inclusion is not wanted or not z0 <= index < z1 or len(roi.points) < CONTOUR_POINTS:
                 continue
             corners = np.array([(y - y0, x - x0) for x, y in roi.points])
-            filled = polygon2mask(mask.shape[1:], corners)
+            filled = polygon2mask(mask.shape[1:], corners)  # type: ignore[no-untyped-call]
             on = np.round(corners).astype(int)
             inside = ((on >= 0) & (on < mask.shape[1:])).all(axis=1)
             edge = np.zeros(mask.shape[1:], bool)
@@ -173,8 +173,7 @@ def findings(marks: Sequence[Mark], stack: Stack) -> tuple[tuple[Finding, ...], 
     found = []
     for kind in ("nodule", "small nodule", "non-nodule"):
         of_kind = [p for p in placed if p is not None and p.mark.kind == kind]
-        for members in cluster(of_kind, voxel_mm):
-            found.append(_finding(kind, members))
+        found += [_finding(kind, members) for members in cluster(of_kind, voxel_mm)]
     found.sort(key=lambda f: (-f.diameter_mm, f.kind, f.centre))
     return tuple(found), sum(p is None for p in placed)
 
