@@ -53,6 +53,7 @@ def how(**changes: Any) -> Derivation:
         "family": "classical",
         "weights_sha256": "cd" * 32,
         "strength": 0.6,
+        "scale": 1,
         "runtime": "numpy 2.0",
         "device": "cpu",
         "description_suffix": " [LUM ct-nlm]",

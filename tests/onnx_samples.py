@@ -13,7 +13,8 @@ CARD = """\
 name: {name}
 version: 1.0.0
 title: A network for tests
-family: cnn
+family: {family}
+scale: {scale}
 modalities: [{modality}]
 unit: {unit}
 model: model.fp32.onnx
@@ -25,7 +26,7 @@ neighbours: 1
 bound_sigmas: 4.0
 bound: {bound}
 default_strength: 0.6
-parameters: {{lock: 16}}
+parameters: {parameters}
 """
 
 
@@ -82,10 +83,65 @@ def strided_network(seed: int = 1) -> onnx.ModelProto:
     return model(nodes, weights)
 
 
+def detail_network(gain: float = 0.5, most: float = 0.5) -> onnx.ModelProto:
+    """Super-resolution in one layer: each of the four new pixels gets a slice's Laplacian, unlike weighted.
+
+    In units of x, and at most ``most`` times c (so that c takes part).
+    """
+    laplacian = np.array([[0, -1, 0], [-1, 4, -1], [0, -1, 0]], np.float32) / 4
+    kernel = np.zeros((4, 3, 3, 3), np.float32)
+    for phase, weight in enumerate((0.2, -1.0, 0.7, 0.4)):
+        kernel[phase, 1] = gain * weight * laplacian
+        kernel[phase, 0] = kernel[phase, 2] = 0.1 * kernel[phase, 1]
+    weights = [
+        numpy_helper.from_array(kernel, "k"),
+        numpy_helper.from_array(np.array(most, np.float32), "most"),
+        numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales"),
+    ]
+    nodes = [
+        helper.make_node("Conv", ["x", "k"], ["d"], pads=[1, 1, 1, 1]),
+        helper.make_node("DepthToSpace", ["d"], ["e"], blocksize=2, mode="CRD"),
+        helper.make_node("Resize", ["c", "", "scales"], ["wide"], mode="nearest"),
+        helper.make_node("Mul", ["wide", "most"], ["top"]),
+        helper.make_node("Neg", ["top"], ["bottom"]),
+        helper.make_node("Min", ["e", "top"], ["f"]),
+        helper.make_node("Max", ["f", "bottom"], ["r"]),
+    ]
+    return model(nodes, weights, scale=2)
+
+
+def broken_network(value: float, scale: int = 1) -> onnx.ModelProto:
+    """A network of which every output is ``value``: what a guard is there for."""
+    weights = [
+        numpy_helper.from_array(np.array(value, np.float32), "v"),
+        numpy_helper.from_array(np.array(0, np.float32), "zero"),
+        numpy_helper.from_array(np.array([1, 1, scale, scale], np.float32), "scales"),
+    ]
+    nodes = [
+        helper.make_node("Resize", ["c", "", "scales"], ["wide"], mode="nearest"),
+        helper.make_node("Mul", ["wide", "zero"], ["none"]),
+        helper.make_node("Slice", ["x", "zero_", "one_", "one_"], ["one"]),
+        helper.make_node("Resize", ["one", "", "scales"], ["wider"], mode="nearest"),
+        helper.make_node("Mul", ["wider", "zero"], ["nothing"]),
+        helper.make_node("Add", ["none", "nothing"], ["sum"]),
+        helper.make_node("Add", ["sum", "v"], ["r"]),
+    ]
+    weights += [
+        numpy_helper.from_array(np.array([0], np.int64), "zero_"),
+        numpy_helper.from_array(np.array([1], np.int64), "one_"),
+    ]
+    return model(nodes, weights, scale=scale)
+
+
 def model(
-    nodes: list[onnx.NodeProto], weights: list[TensorProto], channels: int = 3, output: str = "r"
+    nodes: list[onnx.NodeProto],
+    weights: list[TensorProto],
+    channels: int = 3,
+    output: str = "r",
+    scale: int = 1,
 ) -> onnx.ModelProto:
-    """A model of our contract: x [N, channels, H, W], c [N, 1, H, W] -> r [N, 1, H, W]."""
+    """A model of our contract: x [N, channels, H, W], c [N, 1, H, W] -> r [N, 1, scale H, scale W]."""
+    size = ["H", "W"] if scale == 1 else [f"{scale}*H", f"{scale}*W"]
     graph = helper.make_graph(
         nodes,
         "network",
@@ -93,7 +149,7 @@ def model(
             helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", channels, "H", "W"]),
             helper.make_tensor_value_info("c", TensorProto.FLOAT, ["N", 1, "H", "W"]),
         ],
-        [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["N", 1, "H", "W"])],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["N", 1, *size])],
         weights,
     )
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
@@ -109,6 +165,9 @@ def folder(
     modality: str = "CT",
     receptive_field: int = 24,
     digest: str | None = None,
+    family: str = "cnn",
+    scale: int = 1,
+    parameters: str = "{lock: 16}",
 ) -> Path:
     """Write an engine's folder below ``where``; return it."""
     path = where / name
@@ -124,6 +183,9 @@ def folder(
         sigma_range="[1.0, 150.0]" if ct else "[0.002, 0.15]",
         receptive_field=receptive_field,
         bound="200.0" if ct else "0.3",
+        family=family,
+        scale=scale,
+        parameters=parameters,
     )
     (path / "card.yaml").write_text(card)
     return path

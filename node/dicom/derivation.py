@@ -31,6 +31,8 @@ class Derivation:
         From the engine's card; ``family`` picks the derivation code (ours.py).
     strength
         0..1.
+    scale
+        1, or 2 where the engine doubles rows and columns (resample.py).
     runtime, device
         Words for people: ``onnxruntime 1.20.1``, ``cpu``.
     description_suffix
@@ -60,6 +62,7 @@ class Derivation:
     family: str
     weights_sha256: str
     strength: float
+    scale: int
     runtime: str
     device: str
     description_suffix: str
@@ -78,6 +81,7 @@ class Derivation:
                 "when": self.when.tzinfo is not None,
                 "family": self.family in DERIVATION_CODES,
                 "strength": math.isfinite(self.strength) and 0 <= self.strength <= 1,
+                "scale": self.scale in (1, 2),
                 "series_number_offset": 1 <= self.series_number_offset <= 10**8,
                 "equipment": self.equipment in ("standard", "retain"),
                 "value2": self.value2 in ("PRIMARY", "SECONDARY"),

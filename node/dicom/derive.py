@@ -22,10 +22,18 @@ from node.dicom.overlays import extracted
 from node.dicom.parse import EXPLICIT_LE
 from node.dicom.pixels import PixelFormat, pixel_format
 from node.dicom.references import Reference
+from node.dicom.resample import MOST
 from node.dicom.source import CLASSIC, MULTI_FRAME, Source, SourceLike
 from node.dicom.text import charsets_of, decoded
 from node.dicom.words import words, zone_of
-from node.dicom.writers import WRITERS, Task, description_of_series, equipment, number_of_series
+from node.dicom.writers import (
+    WRITERS,
+    Task,
+    description_of_series,
+    equipment,
+    number_of_series,
+    resampled,
+)
 from node.errors import DeriveError, SeriesError
 
 __all__ = ["Derivation", "Derived", "Reference", "derive"]
@@ -72,7 +80,8 @@ def derive(
     source
         The received instance.
     stored
-        (frames, rows, columns), what :func:`node.dicom.pixels.to_stored` gave: every frame of the instance.
+        (frames, rows, columns), what :func:`node.dicom.pixels.to_stored` gave: every frame of the instance;
+        ``how.scale`` times the rows and columns of the source.
     how
         The same for all instances of the series.
     order
@@ -92,8 +101,11 @@ def derive(
     if s.sop_class_uid not in CLASSIC | MULTI_FRAME:
         raise SeriesError("instances of this SOP Class are not enhanced")
     fmt = pixel_format(s)
-    if stored.shape != fmt.shape or stored.dtype != fmt.dtype:
+    matrix = (how.scale * fmt.rows, how.scale * fmt.columns)
+    if stored.shape != (fmt.n_frames, *matrix) or stored.dtype != fmt.dtype:
         raise DeriveError("the pixels do not have the shape and type of their source's")
+    if max(matrix) > MOST:
+        raise SeriesError(f"{matrix[0]} x {matrix[1]} pixels are more than Rows and Columns can tell")
     reference = Reference(
         s.sop_class_uid, s.uid("SOPInstanceUID"), s.uid("SeriesInstanceUID"), s.uid("StudyInstanceUID")
     )
@@ -103,17 +115,19 @@ def derive(
         elements=dict(out),
         how=how,
         n_frames=fmt.n_frames,
+        matrix=matrix,
         words=words(how, zone_of(s.text("TimezoneOffsetFromUTC"), how.when.tzinfo or UTC)),
         charsets=charsets_of(s.elements[_CHARSET].raw if _CHARSET in s.elements else b""),
         reference=reference,
         neighbours=tuple(neighbours),
         order=order,
     )
-    out |= extracted(s, fmt)
+    if how.scale == 1:
+        out |= extracted(s, fmt)
     # Sources exist that name their class in their file meta information only.
     out[_CLASS] = text(_CLASS, "UI", s.sop_class_uid)
     changes = {tag: write(task) for tag, write in _WRITERS.items()}
-    changes |= equipment(task)
+    changes |= equipment(task) | resampled(task)
     for tag, element in changes.items():
         if element is None:
             out.pop(tag, None)

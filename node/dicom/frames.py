@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from node.dicom import resample
 from node.dicom.elements import Element, Elements, sequence, tag_of
 from node.dicom.references import Reference, source_image_item
 from node.errors import SeriesError
@@ -16,8 +17,11 @@ _DERIVATION_IMAGE = tag_of("DerivationImageSequence")
 _FRAME_TYPE = tag_of("FrameType")
 
 
-def image_type(raw: bytes, value2: str, missing: bytes) -> bytes:
-    """Image or Frame Type of the derived: DERIVED, ``value2``, and the source's other values as they are.
+def image_type(
+    raw: bytes, value2: str, missing: bytes, *, scale: int = 1, multi_frame: bool = False
+) -> bytes:
+    """Image or Frame Type of the derived: DERIVED, ``value2``, and the source's other values as they are,
+    but for an image of another matrix (:func:`node.dicom.resample.type_of`).
 
     Parameters
     ----------
@@ -28,15 +32,17 @@ def image_type(raw: bytes, value2: str, missing: bytes) -> bytes:
     """
     values = raw.rstrip(b" \x00").split(b"\\")
     rest = values[2:] if any(v.strip() for v in values) else [missing]
+    if scale != 1:
+        rest = resample.type_of(rest, multi_frame=multi_frame)
     return b"\\".join([b"DERIVED", value2.encode("ascii"), *rest])
 
 
-def shared_groups(shared: Elements) -> Elements:
+def shared_groups(shared: Elements, scale: int = 1) -> Elements:
     """Shared functional groups: Frame Type recomputed, Derivation Image left to the frames.
 
     A functional group is either shared or per frame, never both (C.7.6.16.1.1).
     """
-    return {tag: element for tag, element in _typed(shared).items() if tag != _DERIVATION_IMAGE}
+    return {tag: element for tag, element in _typed(shared, scale).items() if tag != _DERIVATION_IMAGE}
 
 
 def frame_groups(
@@ -47,6 +53,7 @@ def frame_groups(
     reference: Reference,
     description: Element,
     codes: Element,
+    scale: int = 1,
 ) -> list[Elements]:
     """Per-frame functional groups, with our step added to each frame's Derivation Image.
 
@@ -60,12 +67,12 @@ def frame_groups(
     inherited = shared[_DERIVATION_IMAGE].items if _DERIVATION_IMAGE in shared else ()
     out = []
     for number, frame in enumerate(frames, start=1):
-        groups = _typed(frame)
+        groups = _typed(frame, scale)
         had = groups.get(_DERIVATION_IMAGE)
         step = (
             description,
             codes,
-            sequence("SourceImageSequence", [source_image_item(reference, number)]),
+            sequence("SourceImageSequence", [source_image_item(reference, number, same_place=scale == 1)]),
         )
         earlier = had.items if had is not None and had.items else inherited
         groups[_DERIVATION_IMAGE] = sequence(_DERIVATION_IMAGE, [*earlier, step])
@@ -73,17 +80,18 @@ def frame_groups(
     return out
 
 
-def _typed(groups: Elements) -> Elements:
+def _typed(groups: Elements, scale: int) -> Elements:
     """With DERIVED and PRIMARY in every Frame Type; the sequence that holds it depends on the IOD."""
-    out = dict(groups)
-    for tag, group in groups.items():
+    out = dict(groups) if scale == 1 else resample.groups(groups)
+    for tag, group in out.items():
         if any(_FRAME_TYPE in item for item in group.items):
-            out[tag] = Element(tag, "SQ", tuple(_with_type(item) for item in group.items))
+            out[tag] = Element(tag, "SQ", tuple(_with_type(item, scale) for item in group.items))
     return out
 
 
-def _with_type(item: Elements) -> Elements:
+def _with_type(item: Elements, scale: int) -> Elements:
     old = item.get(_FRAME_TYPE)
     if old is None:
         return item
-    return item | {_FRAME_TYPE: Element(_FRAME_TYPE, "CS", image_type(old.raw, "PRIMARY", b"VOLUME"))}
+    told = image_type(old.raw, "PRIMARY", b"VOLUME", scale=scale, multi_frame=True)
+    return item | {_FRAME_TYPE: Element(_FRAME_TYPE, "CS", told)}

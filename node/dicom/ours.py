@@ -37,6 +37,10 @@ DERIVATION_CODES: Final[dict[str, tuple[str, str]]] = {
 }
 """Engine family -> (Code Value <= 16, Code Meaning <= 64) in :data:`CODE_SCHEME`."""
 
+RESAMPLED_CODE: Final = ("IPLD", "Interpolation with learned detail")
+"""The same for engines that double the matrix, whatever their family: no noise is reduced, and nothing that
+was not measured is called resolution."""
+
 
 def _text(ds: Any, keyword: str) -> str:
     try:

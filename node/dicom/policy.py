@@ -1,7 +1,7 @@
 """What happens to every attribute of a source on its way into a derived object: a table.
 
 Whatever is not named is copied, byte for byte. COPY rows are here because somebody will want to "fix" them;
-each says why not. Rows: PS3.3 section or the reason, in the words of the project's DICOM notes.
+each says why not. Where the matrix doubles, resample.py has a few more changes. Rows: PS3.3 section or the reason, in the words of the project's DICOM notes.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ TABLE: Final[tuple[Row, ...]] = (
     # Geometry and acquisition: the scan is the same
     Row("ImagePositionPatient", Do.COPY, "C.7.6.2: same strings, not re-formatted floats"),
     Row("ImageOrientationPatient", Do.COPY, "C.7.6.2"),
-    Row("PixelSpacing", Do.COPY, "C.7.6.2"),
+    Row("PixelSpacing", Do.COPY, "10.7.1.3; halved where the matrix doubles (resample.py)"),
     Row("SliceThickness", Do.COPY, "C.7.6.2"),
     Row("AcquisitionNumber", Do.COPY, "C.7.6.1: describes the acquisition"),
     Row("AcquisitionDate", Do.COPY, "C.7.6.1: tools drop series whose acquisition date differs"),

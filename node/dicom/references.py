@@ -33,14 +33,17 @@ def instance_item(reference: Reference) -> Elements:
     return {e.tag: e for e in parts}
 
 
-def source_image_item(reference: Reference, frame_number: int = 0) -> Elements:
-    """An item of Source Image Sequence, of one frame (from 1) where given: same place, image processing."""
+def source_image_item(reference: Reference, frame_number: int = 0, *, same_place: bool = True) -> Elements:
+    """An item of Source Image Sequence, of one frame (from 1) where given: image processing.
+
+    ``same_place`` is whether every pixel lies where one of the source's lies (Spatial Locations Preserved).
+    """
     item = instance_item(reference)
     if frame_number:
         number = text("ReferencedFrameNumber", "IS", str(frame_number))
         item[number.tag] = number
     purpose = sequence("PurposeOfReferenceCodeSequence", [SOURCE_IMAGE])
-    kept = text("SpatialLocationsPreserved", "CS", "YES")
+    kept = text("SpatialLocationsPreserved", "CS", "YES" if same_place else "NO")
     return item | {purpose.tag: purpose, kept.tag: kept}
 
 

@@ -11,10 +11,18 @@ from functools import lru_cache
 
 from node.dicom.derivation import Derivation
 from node.dicom.elements import Element, Elements, code, sequence, text
-from node.dicom.ours import CODE_SCHEME, DERIVATION_CODES, MANUFACTURER, MODEL, PRODUCT
+from node.dicom.ours import (
+    CODE_SCHEME,
+    DERIVATION_CODES,
+    MANUFACTURER,
+    MODEL,
+    PRODUCT,
+    RESAMPLED_CODE,
+)
 from node.dicom.uids import device_uid
 
 SMOOTHING = code("113087", "DCM", "Smoothing")
+RESAMPLING = code("113085", "DCM", "Spatial resampling")
 ACQUISITION = code("109101", "DCM", "Acquisition Equipment")
 PROCESSING = code("109102", "DCM", "Processing Equipment")
 SOURCE_IMAGE = code("121322", "DCM", "Source image for image processing operation")
@@ -38,7 +46,7 @@ class Words:
 def words(how: Derivation, zone: tzinfo) -> Words:
     """The constant parts of a derived series."""
     when = how.when.astimezone(zone)
-    value, meaning = DERIVATION_CODES[how.family]
+    value, meaning = DERIVATION_CODES[how.family] if how.scale == 1 else RESAMPLED_CODE
     private = code(value, CODE_SCHEME, meaning)
     equipment = (
         text("Manufacturer", "LO", MANUFACTURER),
@@ -60,6 +68,13 @@ def words(how: Derivation, zone: tzinfo) -> Words:
         f"weights {_ascii(how.weights_sha256, 64)[:16] or 'none'}, {_ascii(how.runtime, 60)} "
         f"on {_ascii(how.device, 60)}."
     )
+    public = SMOOTHING
+    if how.scale != 1:
+        public = RESAMPLING
+        told += (
+            " Rows and columns doubled by zero filling of k-space; the detail that was added to that is an"
+            " estimate, at frequencies beyond those of the source, and was not measured."
+        )
     suffix = how.description_suffix
     if how.revision > 1:
         told += f" Revision {how.revision}: replaces an earlier series made before late images came."
@@ -80,7 +95,7 @@ def words(how: Derivation, zone: tzinfo) -> Words:
         derivation=told,
         comment=comment,
         suffix=suffix,
-        codes=(private,) if how.family == "identity" else (SMOOTHING, private),
+        codes=(private,) if how.family == "identity" else (public, private),
         equipment=equipment,
         contribution={e.tag: e for e in contribution},
         scheme={e.tag: e for e in scheme},

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, TypeAlias
 
+from node.dicom import resample
 from node.dicom.derivation import Derivation
 from node.dicom.elements import Element, Elements, sequence, tag_of, text
 from node.dicom.frames import frame_groups, image_type, shared_groups
@@ -31,13 +32,15 @@ _PURPOSE = tag_of("PurposeOfReferenceCodeSequence")
 class Task:
     """Everything that a writer may look at: one source instance and how it is derived.
 
-    ``elements`` is what of the source is copied (:func:`node.dicom.policy.kept`).
+    ``elements`` is what of the source is copied (:func:`node.dicom.policy.kept`); ``matrix`` are rows and
+    columns of the derived image.
     """
 
     source: Source
     elements: Elements
     how: Derivation
     n_frames: int
+    matrix: tuple[int, int]
     words: Words
     charsets: tuple[str, ...]
     reference: Reference
@@ -85,7 +88,10 @@ def description_of_series(task: Task) -> bytes:
 def _image_type(task: Task) -> Element:
     value2 = "PRIMARY" if task.multi_frame else task.how.value2
     missing = b"AXIAL" if task.source.sop_class_uid == CT else b"OTHER"
-    return Element(tag_of("ImageType"), "CS", image_type(task.raw("ImageType"), value2, missing))
+    told = image_type(
+        task.raw("ImageType"), value2, missing, scale=task.how.scale, multi_frame=task.multi_frame
+    )
+    return Element(tag_of("ImageType"), "CS", told)
 
 
 def _instance_number(task: Task) -> Element:
@@ -119,7 +125,8 @@ def _derivation_codes(task: Task) -> Element | None:
 def _source_images(task: Task) -> Element | None:
     if task.by_frame:
         return task.element("SourceImageSequence")
-    ours = [source_image_item(r) for r in (task.reference, *task.neighbours)]
+    same_place = task.how.scale == 1
+    ours = [source_image_item(r, same_place=same_place) for r in (task.reference, *task.neighbours)]
     return sequence("SourceImageSequence", [*ours, *task.items("SourceImageSequence")])
 
 
@@ -141,7 +148,7 @@ def _shared(task: Task) -> Element | None:
     if not task.by_frame:
         return task.element("SharedFunctionalGroupsSequence")
     shared, _ = functional_groups(task.elements)
-    return sequence("SharedFunctionalGroupsSequence", [shared_groups(shared)])
+    return sequence("SharedFunctionalGroupsSequence", [shared_groups(shared, task.how.scale)])
 
 
 def _per_frame(task: Task) -> Element | None:
@@ -155,6 +162,7 @@ def _per_frame(task: Task) -> Element | None:
         reference=task.reference,
         description=text("DerivationDescription", "ST", task.words.derivation[:1024]),
         codes=sequence("DerivationCodeSequence", task.words.codes),
+        scale=task.how.scale,
     )
     return sequence("PerFrameFunctionalGroupsSequence", groups)
 
@@ -206,6 +214,11 @@ def equipment(task: Task) -> dict[int, Element | None]:
         return {}
     ours = {element.tag: element for element in task.words.equipment}
     return {tag_of(keyword): ours.get(tag_of(keyword)) for keyword in EQUIPMENT}
+
+
+def resampled(task: Task) -> dict[int, Element | None]:
+    """What an image of another matrix than its source's says besides; None where something has to go."""
+    return {} if task.how.scale == 1 else resample.matrix(task.elements, *task.matrix)
 
 
 def _schemes(task: Task) -> Element:

@@ -68,7 +68,7 @@ def run(
         A folder on a disk with room for the decoded pixels; nothing stays in it.
     emit
         Called once per wanted instance, from one other thread, with its new stored pixels
-        (frames, rows, columns).
+        (frames, rows, columns), ``engine.card.scale`` times those of the source.
     wanted
         SOP Instance UIDs to emit; None means all. The others still serve as neighbours.
     tell
@@ -89,7 +89,7 @@ def run(
     Exception
         Whatever ``emit`` or ``tell`` raise. Nothing is emitted any more once this function has ended.
     """
-    with Scratch(scratch) as kept:
+    with Scratch(scratch, engine.card.scale) as kept:
         work = _Work(
             engine=engine, params=params, kept=kept, slab=slab, tell=tell, n_frames=sum(map(len, stacks))
         )
@@ -153,7 +153,8 @@ class _Work:
             given = self.kept.slab(stack, low, high)
             keep = slice(first - low, last - low)
             result = self.engine.enhance(given.volume, self.params, survey, first=low, keep=keep)
-            if result.volume.shape != (last - first, *given.volume.shape[1:]):
+            rows, columns = (self.engine.card.scale * n for n in given.volume.shape[1:])
+            if result.volume.shape != (last - first, rows, columns):
                 raise OutputImplausible("the engine returned another shape than it was asked for")
             out = self.kept.encoded(stack, first, given, first - low, result.volume)
         self.tally.add(result, last - first)
@@ -162,7 +163,8 @@ class _Work:
             emitter.finished(ref, stored, ran)
 
     def _slabs(self, stack: Stack) -> Iterator[tuple[int, int]]:
-        step = max(1, min(self.slab, _SLAB_PIXELS // max(1, stack.rows * stack.columns)))
+        n_pixels = stack.rows * stack.columns * self.engine.card.scale**2
+        step = max(1, min(self.slab, _SLAB_PIXELS // max(1, n_pixels)))
         for first in range(0, len(stack), step):
             yield first, min(first + step, len(stack))
 

@@ -181,6 +181,7 @@ def _derivation(
             family=card.family,
             weights_sha256=card.weights_sha256,
             strength=params.strength,
+            scale=card.scale,
             runtime=ran.runtime,
             device=ran.device,
             description_suffix=output.description_suffix,

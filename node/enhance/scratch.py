@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from engines.base import Volume
 from node.dicom.pixels import PixelFormat, decode, pixel_format, to_stored, to_values
+from node.dicom.resample import MOST
 from node.dicom.source import Source
 from node.dicom.stacks import Stack
 from node.errors import SeriesError
@@ -97,10 +98,12 @@ class Scratch:
     ----------
     folder
         On a disk with room for them; nothing of it shows there.
+    scale
+        How many rows and columns come out for one that goes in.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, scale: int = 1) -> None:
+        self._folder, self._scale = folder, scale
         self._end = 0
         self.places: dict[str, Place] = {}
 
@@ -118,6 +121,8 @@ class Scratch:
             raise SeriesError("an instance is there twice")
         source = item.open()
         fmt = pixel_format(source)
+        if max(fmt.rows, fmt.columns) * self._scale > MOST:
+            raise SeriesError(f"{fmt.rows} x {fmt.columns} pixels cannot be doubled")
         place = Place(item=item, fmt=fmt, at=self._end)
         for first in range(0, fmt.n_frames, _DECODE_AT_ONCE):
             frames = range(first, min(first + _DECODE_AT_ONCE, fmt.n_frames))
@@ -168,18 +173,26 @@ class Scratch:
         for i, values in enumerate(result.values):
             ref = stack.frames[first + i]
             fmt, frame = self.places[ref.sop_instance_uid].fmt, ref.frame_number - 1
-            valid = slab.volume.valid[at + i][None]
-            out.append(to_stored(values[None], slab.stored[at + i], valid, fmt, first=frame))
+            stored, valid = slab.stored[at + i], slab.volume.valid[at + i][None]
+            if self._scale != 1:  # each pixel stands for those that were made beside it
+                stored, valid = (_repeated(v, self._scale) for v in (stored, valid))
+            out.append(to_stored(values[None], stored, valid, fmt, first=frame))
         return out
 
     def put(self, place: Place, frame: int, stored: Stored) -> None:
         """Put one finished frame of a multi-frame instance away."""
-        self._after.write(place.at + frame * place.frame_bytes, stored)
+        self._after.write(place.at * self._scale**2 + frame * stored.nbytes, stored)
 
     def whole(self, place: Place) -> Stored:
         """All finished frames of an instance, mapped and not read: as many as there may be."""
-        data = self._after.map(place.at, place.frame_bytes * place.fmt.n_frames)
-        return np.frombuffer(data, place.fmt.dtype).reshape(place.fmt.shape)
+        fmt, more = place.fmt, self._scale**2
+        data = self._after.map(place.at * more, place.frame_bytes * fmt.n_frames * more)
+        shape = (fmt.n_frames, fmt.rows * self._scale, fmt.columns * self._scale)
+        return np.frombuffer(data, fmt.dtype).reshape(shape)
+
+
+def _repeated(values: npt.NDArray[Any], times: int) -> npt.NDArray[Any]:
+    return np.repeat(np.repeat(values, times, axis=-2), times, axis=-1)
 
 
 _PAGE = mmap.ALLOCATIONGRANULARITY

@@ -40,7 +40,7 @@ class Report:
             raise SeriesError("every slice was passed through unchanged: " + "; ".join(self.notes[1:]))
 
 
-_LARGEST = frozenset({"largest_change"})
+_LARGEST = frozenset({"largest_change", "reconstruction_error"})
 _COUNTS = frozenset({"skipped", "enhanced"})
 
 

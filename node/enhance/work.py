@@ -34,7 +34,7 @@ _LIBRARIES = ("numpy", "scipy", "scikit-image", "PyWavelets", "onnxruntime", "py
 
 _RECORD_WITHIN_S = 120.0
 _RECORD_AGAIN_S = 1.0
-_TOLD_OF_CARD = ("name", "version", "family", "weights_sha256", "intended_use", "trained_on")
+_TOLD_OF_CARD = ("name", "version", "family", "scale", "weights_sha256", "intended_use", "trained_on")
 
 
 class Stopped(Exception):
@@ -82,7 +82,7 @@ def do(workshop: Workshop, job: Job, owner: str, tell: Callable[[str, float], No
     engine = workshop.engine(job.engine, str(job.params.get("runtime", "auto")))
     _same_engine(engine.card, job.params["card"])
     how = _Derivations(job, engine.card)
-    plan = _plan(store, job, series, how.series_uid, engine.card.neighbours)
+    plan = _plan(store, job, series, how.series_uid, engine.card)
     if not plan.wanted:
         _nothing(store, job, owner, series, how)
         return
@@ -150,7 +150,7 @@ class _Plan:
     n_bytes: int
 
 
-def _plan(store: Store, job: Job, series: Series, derived_series_uid: str, reach: int) -> _Plan:
+def _plan(store: Store, job: Job, series: Series, derived_series_uid: str, card: Card) -> _Plan:
     sources = _sources(store, series)
     told = split([h for _, h in sources], allow_vendor_denoised=bool(job.params["enhance_vendor_denoised"]))
     headers = {h.sop_instance_uid: h for h in told.eligible}
@@ -164,10 +164,11 @@ def _plan(store: Store, job: Job, series: Series, derived_series_uid: str, reach
         items=[_item(store, i) for i, h in sources if h.sop_instance_uid in headers],
         stacks=found,
         order=content_order(told.eligible),
-        neighbours=neighbours_of(found, headers, reach),
+        neighbours=neighbours_of(found, headers, card.neighbours),
         wanted=wanted,
         left_out=told.left_out,
-        n_bytes=sum(pixels.values()) + sum(pixels[uid] * (1 + (headers[uid].n_frames > 1)) for uid in wanted),
+        n_bytes=sum(pixels.values())
+        + card.scale**2 * sum(pixels[uid] * (1 + (headers[uid].n_frames > 1)) for uid in wanted),
     )
 
 
@@ -243,6 +244,7 @@ class _Derivations:
             family=card.family,
             weights_sha256=card.weights_sha256,
             strength=float(job.params["strength"]),
+            scale=card.scale,
             runtime=ran.runtime,
             device=ran.device,
             description_suffix=output["description_suffix"],

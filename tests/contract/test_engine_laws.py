@@ -7,23 +7,33 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engines.base import Engine, Volume
-from engines.catalog import Catalog
+from engines.base import Engine, Params, Volume
+from engines.catalog import ZOO, Catalog
+from engines.errors import OutputImplausible
+from engines.runtime.onnx import OnnxNetwork
 from tests import laws, onnx_samples
 
 SHIPPED = Catalog.default()
-LEARNED = ("ct-sample", "ct-strided", "mr-sample")
+LEARNED = ("ct-sample", "ct-strided", "mr-sample", "ct-detail", "mr-detail", "ct-coder")
 
 CASES = [(name, m) for name in SHIPPED.names() for m in SHIPPED.card(name).modalities]
 CASES += [(name, name[:2].upper()) for name in LEARNED]
 
 
 @pytest.fixture(scope="module")
-def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
-    zoo = tmp_path_factory.mktemp("zoo")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("zoo")
+
+
+@pytest.fixture(scope="module")
+def catalog(zoo: Path) -> Catalog:
     onnx_samples.folder(zoo, onnx_samples.blur_network())
     onnx_samples.folder(zoo, onnx_samples.strided_network(), name="ct-strided")
     onnx_samples.folder(zoo, onnx_samples.blur_network(gain=1.0), name="mr-sample", modality="MR")
+    detail = onnx_samples.detail_network()
+    onnx_samples.folder(zoo, detail, name="ct-detail", scale=2, receptive_field=8)
+    onnx_samples.folder(zoo, detail, name="mr-detail", modality="MR", scale=2, receptive_field=8)
+    onnx_samples.folder(zoo, onnx_samples.blur_network(), name="ct-coder", family="autoencoder")
     return Catalog.default([zoo])
 
 
@@ -85,6 +95,15 @@ def test_odd_sizes_and_one_slice(case: tuple[Engine, str], shape: tuple[int, int
 @pytest.mark.parametrize("tile", [40, 58])
 def test_tiled_equals_whole(engine: Engine, pair: Volume, tile: int) -> None:
     laws.tiled_equals_whole(engine, pair, tile)
+
+
+def test_tiles_of_learned_engines_reach_far_enough(case: tuple[Engine, str]) -> None:
+    """On a slice that no window covers, so that a halo that is told too small shows."""
+    engine, modality = case
+    if engine.card.runtime != "onnx":
+        pytest.skip("the small slices are larger than the windows of the others")
+    side = 3 * (engine.card.receptive_field + 24)
+    laws.tiled_equals_whole(engine, laws.stack(modality, (1, side, side + 5), padded=False), 24)
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -156,3 +175,50 @@ def test_paths_of_this_test_are_not_in_the_cards(catalog: Catalog, tmp_path: Pat
     """A card tells nothing of the machine it lies on."""
     for name in catalog.names():
         assert str(tmp_path.parent) not in repr(catalog.card(name))
+
+
+def test_keeps_acquired_frequencies(case: tuple[Engine, str]) -> None:
+    engine, modality = case
+    if engine.card.scale == 1:
+        pytest.skip("of an engine that changes the matrix")
+    for shape in ((1, 96, 120), (1, 113, 97)):
+        laws.keeps_acquired_frequencies(engine, laws.stack(modality, shape, padded=False))
+
+
+def test_stays_in_range(engine: Engine, pair: Volume) -> None:
+    laws.stays_in_range(engine, pair)
+
+
+def test_batch_changes_nothing(catalog: Catalog, zoo: Path, case: tuple[Engine, str]) -> None:
+    engine, modality = case
+    card = engine.card
+    if card.runtime != "onnx":
+        pytest.skip("there is no network")
+    folder = ZOO / card.name if (ZOO / card.name).is_dir() else zoo / card.name
+    network = OnnxNetwork.load(folder / "model.fp32.onnx", card.weights_sha256, threads=2)
+    volume = laws.stack(modality, (3, 64, 72), padded=False)
+    x = np.stack([volume.values, volume.values[::-1]]) / np.float32(1000.0)
+    c = np.full((2, 1, 64, 72), 0.2, np.float32)
+    laws.batch_changes_nothing(network, x, c)
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_stops_the_series(tmp_path: Path, scale: int, value: float) -> None:
+    """G8: nothing is returned that could be taken for an image."""
+    onnx_samples.folder(tmp_path, onnx_samples.broken_network(value, scale), scale=scale)
+    engine = Catalog([tmp_path]).load("ct-sample", threads=2)
+    with pytest.raises(OutputImplausible, match="not numbers"):
+        laws.run(engine, laws.stack("CT", (2, 96, 96)))
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_a_constant_is_neither_noise_nor_detail(tmp_path: Path, scale: int) -> None:
+    """G2 and G3 against a network gone mad: a huge constant moves no mean and no pixel by more than it may."""
+    onnx_samples.folder(tmp_path, onnx_samples.broken_network(1e6, scale), scale=scale)
+    engine = Catalog([tmp_path]).load("ct-sample", threads=1)
+    whole, padded = laws.stack("CT", (1, 96, 96), padded=False), laws.stack("CT", (2, 96, 96))
+    assert engine.enhance(whole, Params(strength=1.0)).figures["skipped"] == 0
+    laws.keeps_means(engine, whole)
+    laws.stays_within_bound(engine, padded)
+    laws.leaves_padding(engine, padded)
