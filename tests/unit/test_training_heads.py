@@ -10,6 +10,7 @@ import pytest
 
 from tests.dicom_samples import corpus
 from training.errors import DataError
+from training.simulate.abstract import KINDS, phantom
 from training.simulate.details import add_lesions
 from training.simulate.fields import scaled, textures
 from training.simulate.heads import MATRICES, ORIENTATIONS, paint, read_labels
@@ -168,6 +169,42 @@ def test_label_maps_are_read_head_up_and_face_first(tmp_path: Path) -> None:
     (tmp_path / "broken.nii.gz").write_bytes(b"no image")
     with pytest.raises(DataError, match="cannot be read"):
         read_labels(tmp_path / "broken.nii.gz")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_phantoms_are_scaled_and_their_slices_belong_together(kind: str) -> None:
+    drawn = [phantom(np.random.default_rng(seed), matrix=192, kind=kind) for seed in (0, 0, 1)]
+    values = drawn[0].values
+    assert drawn[0].contrast == f"phantom {kind}"
+    assert values.shape == (3, 192, 192)
+    assert values.dtype == np.float32
+    assert values.min() >= 0
+    assert float(np.quantile(values[values > 0], 0.99)) == pytest.approx(1.0, rel=0.01)
+    assert float(np.corrcoef(values[0].ravel(), values[1].ravel())[0, 1]) > 0.5
+    assert np.array_equal(values, drawn[1].values)
+    assert not np.array_equal(values, drawn[2].values)
+    assert len(np.unique(np.round(values[1], 2))) > 20
+
+
+def test_phantoms_hold_edges_of_many_contrasts() -> None:
+    values = phantom(np.random.default_rng(4), matrix=256, kind="leaves").values[1]
+    steps = np.abs(np.diff(values, axis=0))
+    for low, high in ((0.02, 0.05), (0.05, 0.1), (0.1, 0.2), (0.2, 0.5)):
+        assert int(((steps > low) & (steps <= high)).sum()) > 100
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_truth_is_smoother_than_noise(seed: int) -> None:
+    """What alternates from pixel to pixel is noise; a truth that has it would teach to keep noise."""
+    for values in (
+        paint(head(), VOXEL, np.random.default_rng(seed), matrix=192).values,
+        phantom(np.random.default_rng(seed), matrix=192).values,
+    ):
+        finest = (
+            values[:, :-1:2, :-1:2] - values[:, 1::2, :-1:2] - values[:, :-1:2, 1::2] + values[:, 1::2, 1::2]
+        )
+        flat = np.abs(finest[values[:, :-1:2, :-1:2] > 0.1])
+        assert float(np.quantile(flat, 0.25)) < 0.004
 
 
 @pytest.mark.corpus

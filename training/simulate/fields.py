@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from scipy import fft
 from scipy.ndimage import gaussian_filter1d
 
 from engines.base import Floats
 
-FWHM = 2.3548
+MATRICES = (192, 224, 256, 288, 320, 384)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Painted:
+    """A noise-free stack.
+
+    Attributes
+    ----------
+    values
+        float32 (z, y, x), air 0, the 99th percentile of positive voxels 1.
+    spacing_mm
+        Between slice centres, rows and columns.
+    contrast
+        What it looks like, for records.
+    """
+
+    values: Floats
+    spacing_mm: tuple[float, float, float]
+    contrast: str
 
 
 def textures(
