@@ -12,18 +12,19 @@ import torch
 from torch import Tensor, nn
 
 WIDE = ("stem", "head")
-"""Modules that stay in float32, by name."""
+"""Modules that stay in float32, by name, unless a network names its own as ``wide``."""
 
 
 def halve(network: nn.Module, dtype: torch.dtype) -> None:
-    """Run every convolution outside of :data:`WIDE` in ``dtype``; weights stay in float32."""
+    """Run every convolution but the wide ones in ``dtype``; weights stay in float32."""
+    wide = getattr(network, "wide", WIDE)
     for name, module in network.named_modules():
-        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) and name.split(".")[0] not in WIDE:
+        if not isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            continue
+        if name in wide:
+            module.register_forward_pre_hook(_widen)
+        else:
             _wrap(module, dtype)
-    for name in WIDE:
-        module_ = getattr(network, name, None)
-        if isinstance(module_, nn.Module):
-            module_.register_forward_pre_hook(_widen)
 
 
 def _wrap(module: nn.Module, dtype: torch.dtype) -> None:

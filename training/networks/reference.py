@@ -19,6 +19,8 @@ class RedCnn(nn.Module):
     Here all layers keep the size (padding 2), so that slices come back whole.
     """
 
+    wide = ("down.0", "up.4")
+
     def __init__(self, channels: int = 96, unit: float = 10.0) -> None:
         super().__init__()
         self.unit = unit
