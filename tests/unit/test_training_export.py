@@ -214,6 +214,22 @@ def test_the_other_networks_in_fp32(kind, options):
     assert "spread.weight" not in weights_of(content)
 
 
+def test_a_network_that_carries_the_image_has_no_fp16_file(tmp_path):
+    network = drawn("autoencoder", channels=(8, 12, 16), code=4)
+    # Decoded images of a few hundred HU, as from a network that has begun to learn.
+    network.head.weight.data *= 0.1
+    folder = tmp_path / "ct-auto"
+    folder.mkdir()
+    (folder / "model.fp16.onnx").write_bytes(b"of other weights")
+    with pytest.raises(ExportError, match="fp16_max"):
+        export(network, folder, name="ct-auto", meta=META, **CT)
+    made = export(network, folder, name="ct-auto", meta=META, carries_image=True, **CT)
+    assert made.fp16 is None
+    assert [p.name for p in folder.iterdir()] == ["model.fp32.onnx"] == list(made.sha256)
+    assert made.parity.fp16_max == 0
+    assert 0 < made.parity.fp32_max < 1e-2
+
+
 def test_super_resolution_has_twice_the_size(tmp_path):
     network = drawn("sr", size="t", share=0.03)
     made = export(network, tmp_path / "mr-sr", name="mr-sr", meta=META, scale=2, **MR)

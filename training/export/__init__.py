@@ -41,7 +41,7 @@ class Exported:
     Attributes
     ----------
     fp32, fp16
-        The files.
+        The files; no fp16 for a network that carries the image.
     sha256
         Of both, by file name.
     sigma_range
@@ -54,7 +54,7 @@ class Exported:
 
     name: str
     fp32: Path
-    fp16: Path
+    fp16: Path | None
     sha256: Mapping[str, str]
     unit: Unit
     scale: int
@@ -76,6 +76,7 @@ def export(
     sigma_range: tuple[float, float],
     scale: int = 1,
     alignment: int = 8,
+    carries_image: bool = False,
     threads: int = 1,
 ) -> Exported:
     """Write ``model.fp32.onnx`` and ``model.fp16.onnx`` of a network into an engine's folder.
@@ -94,6 +95,10 @@ def export(
         ``HU`` or ``arbitrary``: decides the compared images and the bars.
     sigma_range
         Lowest and highest noise: HU, or fraction of the series scale.
+    carries_image
+        The trunk holds the image itself and not only its noise: autoencoders. Such a network has no fp16 file
+        (rounding alone would change the image by more than the noise is estimated to), and its fp32 file may
+        differ from PyTorch by the roundings of an image, not of its noise.
     threads
         Of ONNX Runtime, for the comparison.
 
@@ -111,7 +116,7 @@ def export(
             f"the provenance lacks {', '.join(missing)}", hint="no weights without their origin"
         )
     graph = trace(network, scale=scale)
-    half = to_half(graph)
+    half = None if carries_image else to_half(graph)
     radius = receptive_field(network, scale, alignment=alignment)
     ours = {
         "name": name,
@@ -129,15 +134,14 @@ def export(
     if taken:
         raise ExportError(f"meta must not hold {', '.join(taken)}: the export writes them")
     told = {**meta, **ours}
-    contents = {
-        FP32: to_bytes(graph, {**told, "precision": "fp32"}),
-        FP16: to_bytes(half, {**told, "precision": "fp16, fp32 stem and head"}),
-    }
+    contents = {FP32: to_bytes(graph, {**told, "precision": "fp32"})}
+    if half is not None:
+        contents[FP16] = to_bytes(half, {**told, "precision": "fp16, fp32 stem and head"})
     parity = measure(
         plain(network),
         contents[FP32],
-        contents[FP16],
-        to_bytes(emulated(graph, half), {}),
+        contents.get(FP16),
+        None if half is None else to_bytes(emulated(graph, half), {}),
         unit=unit,
         scale=scale,
         sigma_range=sigma_range,
@@ -148,12 +152,15 @@ def export(
         folder.mkdir(parents=True, exist_ok=True)
         for file, content in contents.items():
             _write(folder / file, content)
+        if half is None:
+            # One that an earlier export left would belong to other weights.
+            (folder / FP16).unlink(missing_ok=True)
     except OSError as e:
         raise ExportError(f"{folder.name} cannot be written: {e.strerror}") from e
     return Exported(
         name=name,
         fp32=folder / FP32,
-        fp16=folder / FP16,
+        fp16=None if half is None else folder / FP16,
         sha256={file: hashlib.sha256(content).hexdigest() for file, content in contents.items()},
         unit=unit,
         scale=scale,
