@@ -164,8 +164,9 @@ class Recipe(_Part):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the recipe as canonical JSON."""
-        told = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        """SHA-256 of what makes the weights, as canonical JSON: all but the card and how often it is saved."""
+        no_matter = {"engine": True, "optim": {"checkpoint_s", "validate_s"}}
+        told = json.dumps(self.model_dump(mode="json", exclude=no_matter), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(told.encode()).hexdigest()
 
 
