@@ -124,7 +124,7 @@ def chained(
     def emit(item: Item, source: Source, stored: Stored, ran: Ran) -> None:
         uid = item.sop_instance_uid
         assert uid not in made, "emitted twice"
-        plan = how(runtime=ran.runtime, device=ran.device)
+        plan = how(runtime=ran.runtime, device=ran.device, scale=engine.card.scale)
         out = io.BytesIO()
         write_part10(derive(source, stored, plan, order=order[uid], neighbours=near.get(uid, ())), out)
         made[uid], kept[uid] = out.getvalue(), np.array(stored)

@@ -94,18 +94,21 @@ def repaired(path: Path, folder: Path, number: int) -> Path:
     return out
 
 
-def enhance(sources: list[Path], folder: Path, equipment: Equipment) -> Iterator[tuple[Path, Path]]:
+def enhance(
+    sources: list[Path], folder: Path, equipment: Equipment, scale: int = 1
+) -> Iterator[tuple[Path, Path]]:
     for number, path in enumerate(sources):
         source = Source.open(path)
         fmt, stored = pixel_format(source), decode(source)
         v = to_values(stored, fmt)
         out = to_stored(v.values * np.float32(0.97), stored, v.valid, fmt)
+        out = out.repeat(scale, axis=1).repeat(scale, axis=2)
         plan = how(
             derivation_key=uids.derivation_key(
                 series_uid=source.uid("SeriesInstanceUID"), engine="ct-nlm", engine_version="1.2.0",
                 weights_sha256="cd" * 32, params={"strength": 0.6}, rule="all",
             ),
-            equipment=equipment,
+            equipment=equipment, scale=scale,
         )  # fmt: skip
         target = folder / f"derived-{number}.dcm"
         with target.open("wb") as file:
@@ -139,6 +142,40 @@ def test_with_the_scanner_retained(folder: str, tmp_path: Path) -> None:
     for source, target in pairs[:2]:
         assert not errors(target) - errors(source)
     assert not contradictions([p for pair in pairs for p in pair]) - contradictions(sources)
+
+
+DOUBLED = [
+    *("ct/ct_abdomen_siemens_mct", "ct/ct_head_ge_tilt", "mr/mr_t2_tse_siemens_trio_ax"),
+    *("mr/mr_dwi_philips_achieva", "mr/mr_acr_ge_artist_t1", "headers_only/hdr_mr_enhanced_philips_dti"),
+    "headers_only/hdr_mr_flair_philips_intera",
+]
+
+
+@pytest.mark.corpus
+@pytest.mark.parametrize("folder", DOUBLED)
+def test_twice_the_matrix(folder: str, tmp_path: Path) -> None:
+    sources = [repaired(p, tmp_path, n) for n, p in enumerate(files_of(folder)[:6])]
+    pairs = list(enhance(sources, tmp_path, "standard", scale=2))
+    for source, target in {pairs[0], pairs[-1]}:
+        assert not {e for e in errors(target) - errors(source) if not KNOWN.search(e)}
+    assert not contradictions([p for pair in pairs for p in pair]) - contradictions(sources)
+    before, after = (pydicom.dcmread(p) for p in pairs[0])
+    assert is_ours(after)
+    assert (after.Rows, after.Columns) == (2 * before.Rows, 2 * before.Columns)
+    assert after.pixel_array.shape[-2:] == (after.Rows, after.Columns)
+    if "PixelSpacing" in before:
+        assert [2 * s for s in after.PixelSpacing] == pytest.approx(list(before.PixelSpacing))
+        assert after.ImagePositionPatient == before.ImagePositionPatient
+        assert after.get("ReconstructionDiameter") == before.get("ReconstructionDiameter")
+    assert "RESAMPLED" in after.ImageType
+
+
+@pytest.mark.parametrize("ct", [False, True])
+def test_twice_the_matrix_of_multi_frame_objects(ct: bool, tmp_path: Path) -> None:
+    path = tmp_path / "source.dcm"
+    path.write_bytes(part10(enhanced(3, ct=ct)))
+    ((source, target),) = enhance([path], tmp_path, "standard", scale=2)
+    assert not {e for e in errors(target) - errors(source) if not KNOWN.search(e)}
 
 
 @pytest.mark.corpus
