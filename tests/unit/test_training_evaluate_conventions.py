@@ -8,7 +8,7 @@ from scipy import signal
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from training.errors import DataError
-from training.evaluate import averaging, conventions, metrics
+from training.evaluate import averaging, cards, conventions, metrics
 
 
 @pytest.fixture
@@ -251,3 +251,31 @@ def test_a_card_says_everything_on_one_line():
         "stored integers",
     ):
         assert part in line
+
+
+def measured(seed: int, sigma: float) -> dict[str, tuple[metrics.SliceFigures, ...]]:
+    found = {}
+    for patient in range(6):
+        rng = np.random.default_rng([seed, patient])
+        truth = np.full((2 + patient % 2, 64, 64), 50.0 + 10 * patient)
+        output = truth + sigma * rng.standard_normal(truth.shape)
+        found[f"p{patient}"] = metrics.measure(
+            truth, output, window=conventions.SOFT, mask=np.ones(truth.shape, bool)
+        )
+    return found
+
+
+def test_cards_gains_and_harm_from_slices():
+    before, after = measured(1, 20.0), measured(2, 10.0)
+    made = cards.card(after, "psnr_db", domain="flat", window=conventions.SOFT, mask="all", reference="truth")
+    assert (made.n_patients, made.n_slices) == (6, 15)
+    assert made.estimate.mean == pytest.approx(20 * np.log10(400 / 10), abs=0.1)
+    better = cards.gain(before, after, "psnr_db")
+    assert better.difference.mean == pytest.approx(20 * np.log10(2), abs=0.15)
+    assert better.p_value == pytest.approx(2 / 64)
+    assert cards.harmed(before, after) == 0
+    assert cards.harmed(after, before) == 1
+    # Another method on the same references: the same constant, whatever it does.
+    assert cards.constant(before) == cards.constant(after)
+    with pytest.raises(DataError, match="no slice"):
+        cards.card({"p0": ()}, "ssim", domain="d", window=conventions.SOFT, mask="all", reference="truth")

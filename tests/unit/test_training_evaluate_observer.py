@@ -111,3 +111,14 @@ def test_too_few_or_unlike_realisations_are_refused():
             (realisations(1, 40, 1), realisations(2, 30, 1)),
             channels,
         )
+
+
+def test_regions_are_pasted_and_cut_at_the_same_places():
+    places = observer.corners((2, 100, 70), 30, gap=5)
+    assert places[:3] == ((0, 0, 0), (0, 0, 35), (0, 35, 0))
+    assert len(places) == 2 * 3 * 2
+    signal = observer.disk(30, 5, 7, 0.7)
+    volume = observer.paste(np.full((2, 100, 70), 40.0), places, signal)
+    found = observer.cut(volume, places, 30)
+    np.testing.assert_allclose(found, np.broadcast_to(40 + signal, found.shape), rtol=1e-6)
+    assert volume.sum() == pytest.approx(40 * volume.size + len(places) * signal.sum(), rel=1e-5)

@@ -152,3 +152,14 @@ def test_bias_linearity_and_cnr_of_inserts():
     assert physics.cnr(noisy, inserts[2]) == pytest.approx(120 / 8, rel=0.03)
     with pytest.raises(DataError):
         physics.linearity([0, 0, 0], [1, 2, 3])
+
+
+def test_snr_of_two_magnitude_images():
+    rng = np.random.default_rng(10)
+    a, b = (
+        np.hypot(1491 + 6.9 * rng.standard_normal((128, 128)), 6.9 * rng.standard_normal((128, 128)))
+        for _ in "ab"
+    )
+    assert physics.snr_of_repeats(a, b, everywhere(a)) == pytest.approx(1491 / 6.9, rel=0.02)
+    with pytest.raises(DataError, match="no repeats"):
+        physics.snr_of_repeats(a, a, everywhere(a))

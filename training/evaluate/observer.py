@@ -8,6 +8,7 @@ noise. Sources: Barrett and Myers, Foundations of Image Science (2004), chapter 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +62,35 @@ def disk(
     r = np.hypot(at[:, None], at[None, :])
     s = max(blur_mm, 0.3 * spacing_mm)
     return np.asarray(contrast * 0.5 * (1 - erf((r - diameter_mm / 2) / (np.sqrt(2) * s))))
+
+
+def corners(shape: tuple[int, ...], size: int, *, gap: int = 0) -> tuple[tuple[int, int, int], ...]:
+    """Return (z, y, x) of the first voxels of regions that lie side by side in a volume, ``gap`` pixels apart.
+
+    Many realisations in one run of an engine: a gap of twice its receptive field keeps them independent.
+    """
+    z, y, x = shape
+    step = size + gap
+    return tuple(
+        (k, j, i)
+        for k in range(z)
+        for j in range(0, y - size + 1, step)
+        for i in range(0, x - size + 1, step)
+    )
+
+
+def paste(volume: Values, places: Sequence[tuple[int, int, int]], signal: Doubles) -> npt.NDArray[np.float32]:
+    """Return the volume with the signal added at each place (before the noise, or to a noisy volume)."""
+    out = np.asarray(volume, np.float64).copy()
+    size = signal.shape[0]
+    for z, y, x in places:
+        out[z, y : y + size, x : x + size] += signal
+    return out.astype(np.float32)
+
+
+def cut(volume: Values, places: Sequence[tuple[int, int, int]], size: int) -> npt.NDArray[np.float32]:
+    """Return the regions (n, size, size) at the places."""
+    return np.stack([volume[z, y : y + size, x : x + size] for z, y, x in places]).astype(np.float32)
 
 
 def laguerre_gauss(size: int, width: float, n: int = 6) -> Doubles:
