@@ -156,6 +156,11 @@ def test_maps_without_a_brain_are_refused() -> None:
         paint(np.zeros((30, 30), dtype=np.int16), VOXEL, np.random.default_rng(0), matrix=64)
 
 
+def test_negative_labels_are_refused() -> None:
+    with pytest.raises(DataError, match="from 0"):
+        paint(head() - 1, VOXEL, np.random.default_rng(0), matrix=64)
+
+
 def test_label_maps_are_read_head_up_and_face_first(tmp_path: Path) -> None:
     nibabel = pytest.importorskip("nibabel")
     stored = np.zeros((4, 5, 6), dtype=np.int16)

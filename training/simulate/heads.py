@@ -107,10 +107,12 @@ def paint(
     Raises
     ------
     DataError
-        When the map is not 3-D or has no brain.
+        When the map is not 3-D, has negative numbers or no brain.
     """
     if labels.ndim != 3:
         raise DataError(f"a label map has 3 axes, not {labels.ndim}")
+    if labels.min() < 0:
+        raise DataError(f"labels are numbers from 0, not {int(labels.min())}")
     matrix = int(rng.choice(MATRICES)) if matrix is None else matrix
     orientation = (
         str(rng.choice(list(ORIENTATIONS), p=(0.5, 0.25, 0.25))) if orientation is None else orientation
@@ -138,7 +140,7 @@ def paint(
 
     signal = contrast.signal
     # Texture as fine as a pixel looks like noise: a truth with much of it would teach to keep noise.
-    grain = rng.exponential(0.012, (N_TEXTURES, len(TISSUES))) * np.linspace(0.4, 1.4, N_TEXTURES)[:, None]
+    grain = rng.exponential(0.008, (N_TEXTURES, len(TISSUES))) * np.linspace(0.4, 1.4, N_TEXTURES)[:, None]
     grain[:, BRAIN[-1] + 1 : INDEX["fat"]] *= 2.0
     grain[:, [INDEX["csf"], INDEX["eye"], INDEX["skin"]]] *= 0.3
     grain = np.minimum(grain, 0.1)
