@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 
 import numpy as np
 import pytest
@@ -30,6 +31,19 @@ from training.networks.half import halve  # noqa: E402
 META = {key: f"the {key} of a test" for key in PROVENANCE}
 CT = {"unit": "HU", "sigma_range": (5.0, 60.0)}
 MR = {"unit": "arbitrary", "sigma_range": (0.01, 0.08)}
+
+CARD = {
+    "version": "0.1.0",
+    "title": "A network of random weights",
+    "family": "cnn",
+    "modalities": ["CT"],
+    "bound": 200.0,
+    "trained_on": "nothing: its weights were drawn",
+    "evaluated": "",
+    "intended_use": "tests",
+    "licence": "Apache-2.0",
+    "lock": 16,
+}
 
 
 def drawn(kind: str = "pu", seed: int = 1, share: float = 0.1, **options: object) -> nn.Module:
@@ -228,6 +242,10 @@ def test_a_network_that_carries_the_image_has_no_fp16_file(tmp_path):
     assert [p.name for p in folder.iterdir()] == ["model.fp32.onnx"] == list(made.sha256)
     assert made.parity.fp16_max == 0
     assert 0 < made.parity.fp32_max < 1e-2
+    write_card(made, **{**CARD, "family": "autoencoder", "ood_limit": 40.0})
+    assert Catalog([tmp_path]).load("ct-auto", threads=1).card.parameters["ood_limit"] == 40.0
+    with pytest.raises(ExportError, match="ood_limit"):
+        write_card(made, **{**CARD, "ood_limit": 40.0})
 
 
 def test_super_resolution_has_twice_the_size(tmp_path):
@@ -237,6 +255,11 @@ def test_super_resolution_has_twice_the_size(tmp_path):
     x, c = np.zeros((1, 3, 40, 48), np.float32), np.zeros((1, 1, 40, 48), np.float32)
     assert gates._run(session, x, c).shape == (1, 1, 80, 96)
     assert inspect(made.fp32.read_bytes()).metadata["scale"] == "2"
+    write_card(made, **{**CARD, "modalities": ["MR"], "bound": 0.3})
+    engine = Catalog([tmp_path]).load("mr-sr", threads=1)
+    assert engine.card.scale == 2
+    out = engine.enhance(laws.stack("MR", (2, 65, 72), padded=False), laws.Params(strength=1.0))
+    assert out.volume.values.shape == (2, 130, 144)
     with pytest.raises(ExportError, match="one tensor"):
         trace(network, scale=1)
 
@@ -274,7 +297,7 @@ class _Odd(nn.Module):
 def test_what_has_no_plain_operator_is_refused_by_name(what, said):
     with pytest.raises(ExportError) as caught:
         trace(_Odd(what))
-    assert __import__("re").search(said, f"{caught.value} {caught.value.hint}")
+    assert re.search(said, f"{caught.value} {caught.value.hint}")
 
 
 def test_a_network_without_a_trunk_has_no_fp16_form():
@@ -355,20 +378,6 @@ def test_work_of_one_slice_is_what_the_design_says(size, wanted):
 
 def test_work_is_two_operations_per_weight_and_pixel():
     assert gflop(_Stack(nn.Conv2d(4, 6, 3, padding=1, bias=False)), size=64) == 2 * 4 * 6 * 9 * 64**2 / 1e9
-
-
-CARD = {
-    "version": "0.1.0",
-    "title": "A network of random weights",
-    "family": "cnn",
-    "modalities": ["CT"],
-    "bound": 200.0,
-    "trained_on": "nothing: its weights were drawn",
-    "evaluated": "",
-    "intended_use": "tests",
-    "licence": "Apache-2.0",
-    "lock": 16,
-}
 
 
 def test_the_catalogue_loads_what_was_exported(made):

@@ -37,6 +37,7 @@ def write_card(
     default_strength: float = 0.6,
     neighbours: int = 1,
     lock: int = 32,
+    ood_limit: float | None = None,
 ) -> Path:
     """Write ``card.yaml`` beside the exported files; what the export measured is taken from it.
 
@@ -46,6 +47,9 @@ def write_card(
         Largest change of a pixel: HU, or fraction of the series scale.
     lock
         Radius in pixels of the window whose mean is kept (G3).
+    ood_limit
+        Of autoencoders: the reconstruction error above which a slice is left as it was (G10), in HU or as a
+        fraction of the series scale.
 
     Returns
     -------
@@ -79,6 +83,8 @@ def write_card(
         "licence": licence,
         "parameters": {"lock": lock},
     }
+    if ood_limit is not None:
+        told["parameters"]["ood_limit"] = float(ood_limit)
     if exported.scale != 1:
         told["scale"] = exported.scale
     path = exported.fp32.parent / "card.yaml"
