@@ -139,7 +139,8 @@ def index(root: Path, *, wanted: Callable[[Dataset], str] | None = None) -> Inde
             continue
         try:
             header = headers.read(path)
-            reason = headers.objection(header) or (wanted(header) if wanted else "")
+            with headers.quietly():
+                reason = headers.objection(header) or (wanted(header) if wanted else "")
             if not reason and header.SOPInstanceUID in seen:
                 reason = "a second copy of an image"
             if not reason:
@@ -246,9 +247,10 @@ class DicomSource:
 
 def _read(path: Path, name: str, unit: Unit) -> tuple[Floats, Mask, float]:
     try:
-        ds = pydicom.dcmread(path)
-        stored = ds.pixel_array
-        slope, intercept = headers.rescale(ds)
+        with headers.quietly():
+            ds = pydicom.dcmread(path)
+            stored = ds.pixel_array
+            slope, intercept = headers.rescale(ds)
     except FileNotFoundError:
         raise DataError(f"{name}: the file is gone", hint="index the folder again") from None
     except Exception as error:  # decoders raise what they like; none of it may stop a person without a word

@@ -7,6 +7,9 @@ Series Description where a data set defines it.
 from __future__ import annotations
 
 import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,9 +48,18 @@ _WORDS: Final = (
 _BARS: Final = tuple((re.compile(words), reason) for words, reason in _WORDS)
 
 
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Keep what pydicom warns of to ourselves: such words may quote a path or a value."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def read(path: Path) -> Dataset:
     """Read what is needed of a header, pixels left on disk; identity that only the file meta has is taken in."""
-    header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
+    with quietly():
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
     for keyword in ("SOPInstanceUID", "SOPClassUID"):
         if not values(header, keyword):
             setattr(header, keyword, header.file_meta.get(f"MediaStorage{keyword}", ""))
