@@ -41,6 +41,8 @@ def test_mean_and_peak_frequency_of_a_known_spectrum():
     f = np.linspace(0, 0.5, 5001)
     nps = f * np.exp(-((f / CUTOFF) ** 2))
     assert found.mean_frequency == pytest.approx((f * nps).sum() / nps.sum() / spacing, rel=0.03)
+    # In the plane each ring weighs by its circumference: f more.
+    assert found.plane_frequency == pytest.approx((f * f * nps).sum() / (f * nps).sum() / spacing, rel=0.03)
     assert found.peak_frequency == pytest.approx(CUTOFF / np.sqrt(2) / spacing, rel=0.08)
     assert found.sigma == pytest.approx(20, rel=0.03)
 
@@ -71,7 +73,7 @@ def test_texture_tells_scaling_from_smoothing():
         for v in (noise, 0.5 * noise, ndimage.gaussian_filter(noise, (0, 1.5, 1.5)))
     )
     kept = physics.texture(before, halved)
-    assert (kept.nmr, kept.cfr, kept.peak_ratio) == pytest.approx((0.5, 1.0, 1.0))
+    assert (kept.nmr, kept.cfr, kept.plane_cfr, kept.peak_ratio) == pytest.approx((0.5, 1.0, 1.0, 1.0))
     assert physics.texture(before, smoothed).cfr < 0.8
 
 
@@ -109,7 +111,19 @@ def test_slices_average_so_that_noise_does_not_move_f50():
     insert = Insert(name="poly", centre=(48.0, 48.0), radius=24.0, value=-100.0)
     noisy = disc(1.2, insert) + 10 * coloured(7, (40, 96, 96))
     clean = resolution.transfer(disc(1.2, insert), insert, 1.0)
-    assert resolution.transfer(noisy, insert, 1.0).f50 == pytest.approx(clean.f50, rel=0.05)
+    found = resolution.transfer(noisy, insert, 1.0)
+    assert found.f50 == pytest.approx(clean.f50, rel=0.05)
+    assert found.cnr == pytest.approx(100 / 10 * np.sqrt(40), rel=0.1)
+
+
+def test_the_image_without_the_insert_takes_the_noise_away():
+    insert = Insert(name="low", centre=(48.0, 48.0), radius=24.0, value=10.0)
+    noise = 10 * coloured(8, (2, 96, 96))
+    clean = resolution.transfer(disc(1.2, insert), insert, 1.0)
+    blind = resolution.transfer(disc(1.2, insert) + noise, insert, 1.0)
+    assert blind.cnr < 3
+    with_plain = resolution.transfer(disc(1.2, insert) + noise, insert, 1.0, plain=noise)
+    assert with_plain.f50 == pytest.approx(clean.f50, rel=1e-6)
 
 
 def test_blur_lowers_f50_and_the_centre_is_found():

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from engines.base import Params, Volume
+from engines.catalog import Catalog
 from training.errors import DataError
-from training.evaluate import generalisation, robustness
+from training.evaluate import generalisation, robustness, stress
 
 SPACING = (1.0, 1.0, 1.0)
 
@@ -133,3 +135,41 @@ def test_the_cheap_variant_is_relative_to_a_classical_filter_and_says_so():
     refused = generalisation.relative("cnn", "d", patients([3.0]), patients([0.1]), seen_ratio=2.0)
     assert "classical filter" in refused.refused
     assert generalisation.gains({"a": 30.0}, {"a": 33.0}) == {"a": 3.0}
+
+
+@pytest.mark.parametrize("modality", ["ct", "mr"])
+def test_engines_are_safe_on_what_they_were_not_made_for(modality):
+    made = getattr(stress, modality)(shape=(2, 96, 96))
+    again = getattr(stress, modality)(shape=(2, 96, 96))
+    engine = Catalog.default().load(f"{modality}-nlm", threads=1)
+    for name, values in made.items():
+        np.testing.assert_array_equal(values, again[name])
+        assert values.dtype == np.float32
+        assert np.isfinite(values).all()
+        found = engine.enhance(
+            Volume(
+                values=values,
+                spacing_mm=(1.0, 0.7, 0.7),
+                unit="HU" if modality == "ct" else "arbitrary",
+                valid=np.ones(values.shape, bool),
+                contiguous=np.ones(2, bool),
+                step=np.ones(2, np.float32),
+            ),
+            Params(strength=0.6),
+        )
+        after = found.volume.values
+        assert np.isfinite(after).all(), name
+        assert after.std() <= values.std() * 1.01, name
+        if name in ("zero", "constant"):
+            np.testing.assert_array_equal(after, values)
+
+
+def test_stress_inputs_are_what_their_names_say():
+    made = stress.ct(shape=(2, 128, 128), sigma=20.0)
+    assert made["metal"].max() == 3071
+    assert made["loud"][0, 50:78, 50:78].std() > 3 * made["water"][0, 50:78, 50:78].std()
+    assert made["smooth"][0, 50:78, 50:78].std() < 0.5 * made["water"][0, 50:78, 50:78].std()
+    assert made["bolus"].max() > 380
+    background = stress.mr(shape=(2, 128, 128), sigma=0.05, scale=800)["background"]
+    # Rayleigh: the mean is sigma sqrt(pi / 2).
+    assert background.mean() == pytest.approx(40 * np.sqrt(np.pi / 2), rel=0.02)

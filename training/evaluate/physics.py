@@ -35,6 +35,9 @@ class NoisePower:
         Standard deviation in the image's unit: the root of the integral of the 2-D NPS.
     mean_frequency
         sum(f NPS) / sum(NPS) over the radial bins, in cycles per mm (TG-233's f_av).
+    plane_frequency
+        The same over the whole plane of frequencies, in cycles per mm, as engines/noise.py has it: the mean of
+        the noise's *power*. High frequencies, of which the plane has more, weigh more.
     peak_frequency
         Where the smoothed radial NPS is largest, in cycles per mm.
     n_rois
@@ -45,6 +48,7 @@ class NoisePower:
     radial: Doubles
     sigma: float
     mean_frequency: float
+    plane_frequency: float
     peak_frequency: float
     n_rois: int
 
@@ -59,12 +63,15 @@ class Texture:
         Noise magnitude ratio, sigma over sigma.
     cfr
         Centre frequency ratio, mean frequency over mean frequency: 1 keeps the texture, low is plastic.
+    plane_cfr
+        Ratio of the plane frequencies. The two are not the same figure (0.85 and 0.92, say): always say which.
     peak_ratio
         Peak frequency over peak frequency.
     """
 
     nmr: float
     cfr: float
+    plane_cfr: float
     peak_ratio: float
 
 
@@ -157,6 +164,7 @@ def noise_power(rois: Values, spacing_mm: float) -> NoisePower:
         radial=radial,
         sigma=float(np.sqrt(power.sum() * width**2)),
         mean_frequency=float((radial * frequency).sum() / total),
+        plane_frequency=float((power * radius).sum() / power.sum()),
         peak_frequency=float(_peak(frequency, smooth)),
         n_rois=n,
     )
@@ -207,10 +215,11 @@ def snr_of_repeats(first: Values, second: Values, mask: Mask) -> float:
 
 
 def texture(before: NoisePower, after: NoisePower) -> Texture:
-    """Return noise magnitude ratio, centre frequency ratio and peak ratio."""
+    """Return noise magnitude ratio, centre frequency ratios and peak ratio."""
     return Texture(
         nmr=after.sigma / before.sigma,
         cfr=after.mean_frequency / before.mean_frequency,
+        plane_cfr=after.plane_frequency / before.plane_frequency,
         peak_ratio=after.peak_frequency / before.peak_frequency,
     )
 

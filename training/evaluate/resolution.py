@@ -39,6 +39,9 @@ class Transfer:
         Where it first falls to 0.5 and 0.1, in cycles per mm; NaN where it does not.
     contrast
         Inside minus outside, in the image's unit.
+    cnr
+        |contrast| over the noise that averaging left around the insert; infinite without noise. f50 is good to
+        5 % (one standard deviation) at 15, which TG-233 asks for, and to 2 % at 40.
     position, esf
         The edge: distance from the nominal edge in mm (inside is negative), and mean values.
     """
@@ -48,8 +51,22 @@ class Transfer:
     f50: float
     f10: float
     contrast: float
+    cnr: float
     position: Doubles
     esf: Doubles
+
+
+def _flat(volume: Values) -> Doubles:
+    image = np.asarray(volume, np.float64)
+    return np.asarray(image.mean(axis=0) if image.ndim == 3 else image)
+
+
+def _around(image: Doubles, insert: Insert) -> float:
+    """Standard deviation in the ring from 1.3 to 1.9 radii."""
+    y, x = np.ogrid[: image.shape[0], : image.shape[1]]
+    r = np.hypot(y - insert.centre[0], x - insert.centre[1])
+    ring = image[(r > 1.3 * insert.radius) & (r < 1.9 * insert.radius)]
+    return float(ring.std()) if ring.size > 1 else 0.0
 
 
 def refined_centre(volume: Values, insert: Insert) -> tuple[float, float]:
@@ -57,8 +74,7 @@ def refined_centre(volume: Values, insert: Insert) -> tuple[float, float]:
 
     Half a pixel of error in the centre blurs the ESF; measured phantoms need this, simulated ones do not.
     """
-    image = np.asarray(volume, np.float64)
-    image = image.mean(axis=0) if image.ndim == 3 else image
+    image = _flat(volume)
     y, x = np.ogrid[: image.shape[0], : image.shape[1]]
     r = np.hypot(y - insert.centre[0], x - insert.centre[1])
     ring = (r > 1.5 * insert.radius) & (r < 1.9 * insert.radius)
@@ -78,16 +94,15 @@ def edge_spread(volume: Values, insert: Insert, *, reach: float | None = None) -
     volume
         (z, y, x) or (y, x); slices (or repeats) are averaged, which is what makes low contrast measurable.
     reach
-        How far to look at either side, in pixels; None means 0.8 of the radius, at most 16.
+        How far to look at either side, in pixels; None means 0.8 of the radius, at most 8: more holds more noise.
 
     Returns
     -------
     tuple
         Distance in pixels (inside is negative), one bin of 0.1 pixel after the other, and mean values.
     """
-    image = np.asarray(volume, np.float64)
-    image = image.mean(axis=0) if image.ndim == 3 else image
-    far = min(0.8 * insert.radius, 16.0) if reach is None else reach
+    image = _flat(volume)
+    far = min(0.8 * insert.radius, 8.0) if reach is None else reach
     y, x = np.ogrid[: image.shape[0], : image.shape[1]]
     distance = np.hypot(y - insert.centre[0], x - insert.centre[1]) - insert.radius
     n = round(2 * far / BIN)
@@ -104,7 +119,14 @@ def edge_spread(volume: Values, insert: Insert, *, reach: float | None = None) -
     return where, np.asarray(np.interp(where, where[seen], total[seen] / count[seen]), np.float64)
 
 
-def transfer(volume: Values, insert: Insert, spacing_mm: float, *, reach: float | None = None) -> Transfer:
+def transfer(
+    volume: Values,
+    insert: Insert,
+    spacing_mm: float,
+    *,
+    reach: float | None = None,
+    plain: Values | None = None,
+) -> Transfer:
     """Measure the TTF of an insert: ESF -> LSF (difference) -> Tukey window -> |DFT|, 1 at frequency 0.
 
     The widths of a bin and of a difference (each multiplies by sinc(0.1 f)) are divided out.
@@ -115,13 +137,17 @@ def transfer(volume: Values, insert: Insert, spacing_mm: float, *, reach: float 
         (z, y, x) or (y, x).
     spacing_mm
         Pixel spacing.
+    plain
+        What the same method made of the same noise without the insert. It is subtracted, which takes most of
+        the noise away: the way to measure inserts of 10 to 50 HU by simulation.
 
     Raises
     ------
     DataError
         Too few pixels, or no contrast.
     """
-    where, esf = edge_spread(volume, insert, reach=reach)
+    image = _flat(volume) if plain is None else _flat(volume) - _flat(plain)
+    where, esf = edge_spread(image, insert, reach=reach)
     lsf = np.diff(esf) * tukey(esf.size - 1, 0.5)
     total = float(lsf.sum())
     if total == 0:
@@ -130,12 +156,15 @@ def transfer(volume: Values, insert: Insert, spacing_mm: float, *, reach: float 
     ttf = np.abs(np.fft.rfft(lsf, POINTS)) / abs(total) / np.sinc(BIN * f) ** 2
     kept = f <= 0.5
     quarter = max(1, esf.size // 4)
+    contrast = float(esf[:quarter].mean() - esf[-quarter:].mean())
+    noise = _around(image, insert)
     return Transfer(
         frequency=f[kept] / spacing_mm,
         ttf=ttf[kept],
         f50=first_below(f[kept] / spacing_mm, ttf[kept], 0.5),
         f10=first_below(f[kept] / spacing_mm, ttf[kept], 0.1),
-        contrast=float(esf[:quarter].mean() - esf[-quarter:].mean()),
+        contrast=contrast,
+        cnr=abs(contrast) / noise if noise > 0 else float("inf"),
         position=where * spacing_mm,
         esf=esf,
     )
