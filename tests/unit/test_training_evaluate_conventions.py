@@ -166,6 +166,29 @@ def test_the_head_of_mr_is_told_from_rayleigh_noise():
     assert not conventions.foreground_mask(np.ones((2, 32, 32))).any()
 
 
+def test_a_holder_that_touches_the_head_elsewhere_is_left_out():
+    y, x = np.mgrid[:128, :128]
+    head = np.where(np.hypot(y - 60, x - 64) < 40, 40.0, -1000.0)
+    held = head.copy()
+    held[108:114, 50:80] = 0
+    touching = held.copy()
+    touching[95:110, 60:70] = 0
+    mask = conventions.body_mask(np.stack([held, touching]))
+    assert not mask[0, 106:].any()
+    assert mask[0, 60, 64]
+
+
+def test_a_head_of_mr_holds_brain_skull_and_bright_scalp():
+    rng = np.random.default_rng(7)
+    y, x = np.mgrid[:160, :160]
+    r = np.hypot(y - 80, x - 80)
+    signal = 300.0 * (r < 48) + 30 * ((r >= 48) & (r < 56)) + 1000 * ((r >= 56) & (r < 64))
+    noisy = np.hypot(
+        signal + 15 * rng.standard_normal((2, 160, 160)), 15 * rng.standard_normal((2, 160, 160))
+    )
+    assert (conventions.foreground_mask(noisy) != (r < 64)).mean() < 0.01
+
+
 def test_what_is_written_is_rounded_half_to_even_and_clipped():
     written = conventions.as_written(np.array([0.5, 1.5, -2.4, 5000.0]), limits=(-1024, 3071))
     np.testing.assert_array_equal(written, [0, 2, -2, 3071])

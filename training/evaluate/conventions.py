@@ -88,17 +88,29 @@ def volume_window(reference: Values) -> Window:
     return Window(name="MR, 0 to the volume's maximum", low=0.0, high=top, clip=False)
 
 
+_DISK = np.hypot(*np.mgrid[-2:3, -2:3]) <= 2.3
+
+
 def _body(raw: Mask) -> Mask:
     """Open within slices, keep the largest part of the volume, fill holes within slices."""
-    disk = np.hypot(*np.mgrid[-2:3, -2:3]) <= 2.3
-    opened = np.stack([ndimage.binary_opening(s, disk) for s in raw])
+    opened = np.stack([ndimage.binary_opening(s, _DISK) for s in raw])
     labels, n = ndimage.label(opened, np.ones((3, 3, 3)))
     if n == 0:
         return np.zeros_like(raw)
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
     largest = labels == int(np.argmax(sizes))
-    return np.stack([ndimage.binary_fill_holes(s) for s in largest])
+    return np.stack([ndimage.binary_fill_holes(_without_scraps(s)) for s in largest])
+
+
+def _without_scraps(raw: Mask) -> Mask:
+    """Drop parts of a slice below a tenth of its largest: head holders hang on the head in some other slice."""
+    labels, n = ndimage.label(raw)
+    if n < 2:
+        return raw
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return np.asarray((sizes >= 0.1 * sizes.max())[labels])
 
 
 def body_mask(values: Values) -> Mask:
@@ -118,14 +130,21 @@ def body_mask(values: Values) -> Mask:
 
 
 def foreground_mask(values: Values) -> Mask:
-    """Find the head in MR: Otsu's threshold over the volume, opened, largest part, filled.
+    """Find the head in MR: Otsu's threshold on the root of the volume, closed, filled, opened, largest part.
 
+    On the root, because bright fat would otherwise be one class and all else the other.
     Source: N. Otsu, IEEE Trans SMC 9(1), 1979.
     """
     stack = _stack(values)
-    if float(stack.min()) == float(stack.max()):
+    root = np.sqrt(np.maximum(stack, 0))
+    if float(root.min()) == float(root.max()):
         return np.zeros(stack.shape, np.bool_)
-    return _body(stack > threshold_otsu(stack))  # type: ignore[no-untyped-call]
+    bright = root > threshold_otsu(root)  # type: ignore[no-untyped-call]
+    # The scalp first, as a closed ring: else the dark skull parts it from the brain, and the larger one stays.
+    filled = [
+        ndimage.binary_fill_holes(ndimage.binary_closing(np.pad(s, 2), _DISK))[2:-2, 2:-2] for s in bright
+    ]
+    return _body(np.stack(filled))
 
 
 def _stack(values: Values) -> Values:
