@@ -23,6 +23,10 @@ Floats = npt.NDArray[np.float32]
 NEIGHBOUR_MM = 3.0
 """As in engines/base.py: slices further apart stand in for nobody."""
 
+STRUCTURE = 0.018
+"""What the node's estimate reads in a brain without noise, as a share of the scale: where noise is low it is told too
+high, and the network must know that from the picture."""
+
 RIM = 8
 """Pixels that are cut off after k-space was cut, where the ringing of the patch's own border lies."""
 
@@ -189,7 +193,8 @@ def mr(truth: Sequence[Shard], draw: Draw) -> Sampler:
         sigma = _log_uniform(rng, draw.sigma)
         noisy, expected = (_inner(a) for a in kspace.acquire(clean, kspace.draw(rng, sigma=(sigma, sigma)), rng))
         target = noisy[1:2] - expected[1:2]
-        told = sigma * float(np.exp(rng.normal(0.1, draw.told)))
+        read = float(np.hypot(sigma, STRUCTURE * rng.uniform(0, 1.2)))
+        told = read * float(np.exp(rng.normal(0, draw.told)))
         x = _neighbours(noisy.copy(), shard, draw, rng)
         return Example(x=x, c=told, target=target, sigma=sigma)
 
