@@ -32,11 +32,15 @@ from training.simulate.projector import Geometry, Window, reconstruct, tabulated
 
 Floats = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
+Doubles = npt.NDArray[np.float64]
 
 PADDING_HU = -1500.0
 """Below it there is no picture."""
 BODY_HU = -500.0
 MAD_TO_SIGMA = 1.4826
+N_PILOTS = 5
+"""Slices on which the grain of a series is tuned."""
+N_REFINEMENTS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,12 +217,26 @@ def _measured(volume: Floats) -> list[Noise]:
     return [estimate(s, s > PADDING_HU, unit="HU") for s in volume]
 
 
-def _sigma_alike(noise: Floats, slice_hu: Floats) -> float:
-    """What the estimate says of the noise alone, where it would look in the slice."""
+def _alike(noise: Floats, slice_hu: Floats) -> Noise:
+    """Estimate for the noise alone, where it would look in the slice."""
     around = uniform_filter(slice_hu, BLOCK)
     tissue = (around > TISSUE_HU[0]) & (around < TISSUE_HU[1]) & (slice_hu > PADDING_HU)
-    found = estimate(noise, tissue, unit="HU", step=0.0).sigma
+    return estimate(noise, tissue, unit="HU", step=0.0)
+
+
+def _sigma_alike(noise: Floats, slice_hu: Floats) -> float:
+    found = _alike(noise, slice_hu).sigma
     return found if np.isfinite(found) else robust_sigma(noise, slice_hu > BODY_HU)
+
+
+def _levels(volume: Floats) -> Doubles:
+    """Band levels of the noise (HU^2), median over the slices."""
+    found = [m.spectrum for m in _measured(volume) if m.spectrum]
+    if not found:
+        raise DataError(
+            "no slice of the series has noise that can be measured", hint="give a kernel and sigma_hu"
+        )
+    return np.asarray(np.median(found, axis=0), np.float64)
 
 
 def measured_kernel(volume_hu: Floats) -> Kernel:
@@ -234,12 +252,57 @@ def measured_kernel(volume_hu: Floats) -> Kernel:
     DataError
         If there is no slice whose noise can be measured.
     """
-    found = [np.array(m.spectrum) / m.sigma**2 for m in _measured(volume_hu) if np.isfinite(m.sigma)]
-    if not found:
+    return Kernel(table=matched_gain(_levels(volume_hu)))
+
+
+def _refined(
+    volume: Floats, scan: _Scan, tube: Tube, fraction: float, rng: np.random.Generator, device: str
+) -> Kernel:
+    """Kernel with which the bands of the series and noise together are those of the series, over the fraction.
+
+    The bands of a real series hold some anatomy, the low ones most; more noise drowns it. Noise with the bands of the
+    series would therefore be too coarse and too strong (by 50 % of the variance in the abdomen).
+    """
+    chosen = volume[np.unique(np.linspace(0, len(volume) - 1, N_PILOTS).round().astype(int))]
+    lines = _lines(chosen, scan.geometry, scan.pixel_mm, device)
+    before = _levels(chosen)
+    wanted = before
+    rise = 1 / fraction - 1
+    seed = int(rng.integers(2**32))
+    for _ in range(N_REFINEMENTS):
+        kernel = Kernel(table=matched_gain(wanted))
+        tried = replace(scan, window=kernel.window(scan.pixel_mm), z_correlation=0.0)
+        noise = tried.noise(lines, replace(tube, electronic=0.0), np.random.default_rng(seed), starved=False)
+        alone = [m.spectrum for m in (_alike(u, s) for u, s in zip(noise, chosen, strict=True)) if m.spectrum]
+        if not alone:
+            break
+        scale = np.sqrt(wanted.sum() * rise / np.median(alone, axis=0).sum())
+        gained = (_levels(chosen + noise * np.float32(scale)) - before) / rise
+        wanted = wanted * np.clip(before / np.maximum(gained, 1e-3 * before), 1 / 3, 3) ** 0.8
+    return Kernel(table=matched_gain(wanted))
+
+
+def _factors(full: Floats, noise: Floats, fraction: float, sigma_hu: float | None) -> Floats:
+    """Per slice, what the noise is to be multiplied by."""
+    rise = np.sqrt(1 / fraction - 1)
+    made = steady(np.array([_sigma_alike(u, s) for u, s in zip(noise, full, strict=True)], np.float32))
+    if sigma_hu is not None:
+        return np.asarray(sigma_hu * rise / made, np.float32)
+    own = steady(np.array([m.sigma for m in _measured(full)], np.float32))
+    if not np.isfinite(own).any():
         raise DataError(
-            "no slice of the series has noise that can be measured", hint="give a kernel and sigma_hu"
+            "no slice of the series has noise that can be measured", hint="give sigma_hu and a kernel"
         )
-    return Kernel(table=matched_gain(np.median(found, axis=0)))
+    own = np.where(np.isfinite(own), own, np.nanmedian(own))
+    factor = own * rise / made
+    for _ in range(2):
+        # Judged with the anatomy under it, as the series is: the estimate errs alike on both.
+        total = steady(
+            np.array([m.sigma for m in _measured(full + factor[:, None, None] * noise)], np.float32)
+        )
+        gained = np.sqrt(np.maximum(total**2 - own**2, (0.25 * own * rise) ** 2))
+        factor = np.where(np.isfinite(gained), factor * own * rise / gained, factor)
+    return np.asarray(factor, np.float32)
 
 
 def insert(
@@ -296,32 +359,26 @@ def insert(
     if abs(pixel_y - pixel_mm) > 0.01 * pixel_mm:
         raise DataError(f"pixels of {pixel_y} x {pixel_mm} mm are not square", hint="resample the series")
     full = np.asarray(volume_hu, np.float32)
-    n, height, width = full.shape
-    own = np.array([m.sigma for m in _measured(full)]) if sigma_hu is None else np.full(n, sigma_hu)
-    own = steady(own.astype(np.float32))
-    own = np.where(np.isfinite(own), own, np.nanmedian(own) if np.isfinite(own).any() else np.nan)
-    if not np.isfinite(own).all():
-        raise DataError(
-            "no slice of the series has noise that can be measured", hint="give sigma_hu and a kernel"
-        )
+    height, width = full.shape[1:]
     scan = _Scan(
         geometry=geometry or default_geometry((height, width), pixel_mm),
         shape=(height, width),
         pixel_mm=pixel_mm,
-        window=(kernel or measured_kernel(full)).window(pixel_mm),
+        window=(kernel or Kernel()).window(pixel_mm),
         fraction=fraction,
         z_correlation=z_correlation,
     )
     tube = tube or Tube()
+    if kernel is None:
+        refined = _refined(full, scan, tube, fraction, rng, device)
+        scan = replace(scan, window=refined.window(pixel_mm))
     lines = _lines(full, scan.geometry, pixel_mm, device)
     noise = scan.noise(lines, replace(tube, electronic=0.0), rng, starved=False)
-    # The same estimate on both sides: where it errs, it errs alike.
-    made = steady(np.array([_sigma_alike(u, s) for u, s in zip(noise, full, strict=True)], np.float32))
-    factor = own * np.sqrt(1 / fraction - 1) / made
+    factor = _factors(full, noise, fraction, sigma_hu)
     if tube.electronic or starved:
         for z, line in enumerate(lines):
             exact = replace(tube, i0=tube.i0 / float(factor[z]) ** 2)
             noise[z] = scan.noise([line], exact, rng, starved=starved)[0]
     else:
-        noise *= factor[:, None, None].astype(np.float32)
+        noise *= factor[:, None, None]
     return np.where(full > PADDING_HU, full + noise, full)

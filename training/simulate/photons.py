@@ -45,7 +45,7 @@ class Tube:
     i0: float = 2e5
     electronic: float = 0.0
     bowtie_mm: float = 0.0
-    modulation: float = 0.0
+    modulation: float = 0.5
 
     def photons(self, paths: Tensor, geometry: Geometry) -> Tensor:
         """Return the mean number of photons behind the object, of ``paths``' shape (..., views, detectors)."""
