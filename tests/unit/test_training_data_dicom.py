@@ -199,6 +199,15 @@ def test_padding_value_range_and_what_is_thinner_than_air(tmp_path: Path) -> Non
     assert volume.values[0, 0, :4].tolist() == [-1000.0, -1000.0, 2047.0, -1000.0]
 
 
+def test_padding_value_written_with_the_wrong_sign() -> None:
+    ds = Dataset()
+    ds.PixelRepresentation, ds.BitsAllocated = 1, 16
+    ds.add_new("PixelPaddingValue", "US", 65436)
+    assert headers.padding(ds, np.array([[-100, 100]], np.int16)).tolist() == [[True, False]]
+    ds.PixelRepresentation = 0
+    assert headers.padding(ds, np.array([[65436, 100]], np.uint16)).tolist() == [[True, False]]
+
+
 def test_rescale_is_that_of_each_slice(tmp_path: Path) -> None:
     def slope(ds: Dataset, i: int) -> None:
         ds.RescaleSlope, ds.RescaleIntercept = i + 1, -100

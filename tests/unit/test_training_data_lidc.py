@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -179,7 +180,7 @@ def test_marks_in_a_doubled_slice_and_without_uid_are_placed_by_position(tree: P
     series = _SERIES[0]
     (stack,) = [s for s in dicom.index(tree).stacks if s.series_instance_uid == series.series_uid]
     edge = circle(16, 32, 5)
-    doubled = roi(series, TWICE, edge, again=True)
+    doubled = re.sub("<imageZposition>.*</imageZposition>", "", roi(series, TWICE, edge, again=True))
     nameless = roi(series, 6, edge).replace("<imageSOP_UID>", "<gone>").replace("</imageSOP_UID>", "</gone>")
     lost = roi(series, MISSING, edge)
     rated = (5, 1, 6, 3, 4, 3, 5, 5, 4)

@@ -131,7 +131,11 @@ class Scan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeftOut:
-    """A file or series that is not used. ``what`` is a file's name relative to the root, or a scan's key."""
+    """A file or series that is not used, for the person who runs the loader.
+
+    ``what`` is a file's name relative to the root, or a scan's key. People put identifiers into names of
+    folders, so it is shown, never stored; :meth:`Found.reasons` may be.
+    """
 
     what: str
     reason: str
