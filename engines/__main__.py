@@ -1,7 +1,8 @@
-"""``python -m engines list|verify [--json] [--zoo FOLDER]``: what engines there are, whether they work.
+"""``python -m engines VERB [ENGINE ...] [--json] [--zoo FOLDER]``: what engines there are, whether they work.
 
-``verify`` checks every card and digest, loads every engine and lets it enhance a small phantom twice.
-Exit status 1 if anything is wrong.
+``list`` tells what the cards say. ``verify`` checks every card and digest, loads every engine and lets it
+enhance a small phantom twice. ``bench`` measures how long they take (engines/bench.py). ``noise`` tells how
+well the noise estimate finds noise that is known (engines/known.py). Exit status 1 if anything is wrong.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
+from engines import bench, known
 from engines.base import Params, Volume
 from engines.catalog import Catalog
 from engines.classical import phantoms
 from engines.errors import EngineError
+
+KNOWN_SEED = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,16 +114,58 @@ def _line(f: Finding) -> str:
     return text
 
 
+def _benched(catalog: Catalog, names: Sequence[str], repeat: int, as_json: bool) -> int:
+    """Time engines, one line each as it is known."""
+    told, failed = [], False
+    for name in names:
+        try:
+            one = bench.timed(catalog, name, repeat=repeat)
+        except EngineError as e:
+            failed = True
+            sys.stderr.write(f"{name}: {e.message}\n")
+            continue
+        told.append(asdict(one))
+        if not as_json:
+            sys.stdout.write(bench.line(one) + "\n")
+            sys.stdout.flush()
+    if as_json:
+        sys.stdout.write(json.dumps(told, indent=2) + "\n")
+    return int(failed)
+
+
+def _known(as_json: bool) -> int:
+    """Print estimate over truth; a ratio outside of the law is a fault."""
+    tables = [list(known.ct(KNOWN_SEED)), list(known.mr(KNOWN_SEED))]
+    rows = [row for rows in tables for row in rows]
+    if as_json:
+        sys.stdout.write(json.dumps([asdict(r) | {"ratio": r.ratio} for r in rows], indent=2) + "\n")
+    else:
+        sys.stdout.write("\n\n".join(known.table(rows) for rows in tables) + "\n")
+    return int(any(not abs(r.ratio - 1) <= known.WITHIN for r in rows))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m engines", description="Engines of the catalogue.")
-    parser.add_argument("verb", choices=["list", "verify"])
+    parser.add_argument("verb", choices=["list", "verify", "bench", "noise"])
+    parser.add_argument("engines", nargs="*", help="names; none means all")
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.add_argument("--zoo", action="append", type=Path, default=[], help="another folder of engines")
+    parser.add_argument("--repeat", type=int, default=5, help="runs of bench; its figures are medians")
     asked = parser.parse_args(arguments)
+    if asked.verb == "noise":
+        return _known(asked.json)
     catalog = Catalog.default(asked.zoo)
+    names = asked.engines or catalog.names()
+    for name in names:
+        try:
+            catalog.card(name)
+        except EngineError as e:
+            parser.error(f"{e.message}; {e.hint}" if e.hint else e.message)
+    if asked.verb == "bench":
+        return _benched(catalog, names, max(1, asked.repeat), asked.json)
     look = verified if asked.verb == "verify" else listed
-    findings = [look(catalog, name) for name in catalog.names()] + broken(catalog)
+    findings = [look(catalog, name) for name in names] + ([] if asked.engines else broken(catalog))
     if asked.json:
         sys.stdout.write(json.dumps([asdict(f) for f in findings], indent=2) + "\n")
     else:

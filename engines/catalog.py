@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engines.base import Card, Engine
+from engines.base import Card
 from engines.card import CardFile, as_card, digest, read
 from engines.errors import CardInvalid, EngineError, RuntimeUnavailable, WeightsMismatch
 
 if TYPE_CHECKING:
+    from engines.front import Enhancer
     from engines.runtime.network import Network
 
 ZOO = Path(__file__).resolve().parent / "zoo"
@@ -116,7 +117,7 @@ class Catalog:
         """
         return self._entry(name).card
 
-    def load(self, name: str, runtime: str = "auto", threads: int = 0) -> Engine:
+    def load(self, name: str, runtime: str = "auto", threads: int = 0) -> Enhancer:
         """Verify and load an engine.
 
         Parameters
@@ -146,7 +147,7 @@ class Catalog:
         calls = min(n_threads, MOST_CALLS) if network.device == "cpu" else 1
         return Enhancer(entry.card, Learned(entry.card, network, calls), n_threads)
 
-    def _without_weights(self, entry: _Entry, runtime: str, threads: int) -> Engine:
+    def _without_weights(self, entry: _Entry, runtime: str, threads: int) -> Enhancer:
         from engines.classical import CORES
         from engines.front import Enhancer
         from engines.learned import Learned

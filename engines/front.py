@@ -104,6 +104,11 @@ class Enhancer:
     def card(self) -> Card:
         return self._card
 
+    @property
+    def core(self) -> Core:
+        """What is behind the guards: for measurements of it alone."""
+        return self._core
+
     def survey(self, volume: Volume) -> Survey:
         """Measure noise, scale and frequency of every slice; each slice by itself."""
         self._admit(volume)
@@ -169,7 +174,7 @@ class Enhancer:
         }
         left = "slices left as they were" if self._card.scale == 1 else "slices interpolated without detail"
         notes = [f"{left}: {reason}" for reason in dict.fromkeys(reasons.values()) if reason]
-        if changed and noise.smoothed_already(found):
+        if changed and noise.smoothed_already(found, volume.spacing_mm[1] if volume.unit == "HU" else 0.0):
             notes.append("the noise is coarser than a kernel leaves it: already smoothed, or interpolated")
         return self._done(out.volume, params, figures, tuple(notes), began)
 

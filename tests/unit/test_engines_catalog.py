@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from engines import __main__ as command
+from engines import bench, known
 from engines.base import Params
 from engines.card import digest, read
 from engines.catalog import ZOO, Catalog
@@ -195,6 +196,37 @@ def test_command_tells_what_is_broken(zoo: Path, capsys: pytest.CaptureFixture[s
     for name in SHIPPED:
         assert found[name]["ok"]
         assert len(found[name]["output"]) == 64
+
+
+def test_command_bench(
+    zoo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "SIDE", {"CT": 64, "MR": 64})
+    onnx_samples.folder(zoo, onnx_samples.blur_network())
+    asked = ["bench", "identity", "ct-sample", "--zoo", str(zoo), "--repeat", "1"]
+    assert command.main([*asked, "--json"]) == 0
+    identity, sample = json.loads(capsys.readouterr().out)
+    assert (identity["name"], sample["rows"], sample["columns"]) == ("identity", 64, 64)
+    assert 0 < sample["core_ms"] < 10_000
+    assert 0 < sample["whole_ms"] < 10_000
+    assert command.main(asked) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    (zoo / "ct-sample" / "model.fp32.onnx").write_bytes(b"broken")
+    assert command.main(asked) == 1
+    with pytest.raises(SystemExit):
+        command.main(["bench", "nobody"])
+
+
+def test_command_noise(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(known, "ANATOMY", (("head", 256),))
+    monkeypatch.setattr(known, "FILLINGS", (1.0,))
+    assert command.main(["noise"]) == 0
+    told = capsys.readouterr().out
+    assert "head" in told
+    assert "white" in told
+    monkeypatch.setattr(known, "WITHIN", 0.001)
+    assert command.main(["noise", "--json"]) == 1
+    assert all(0.7 < r["ratio"] < 1.3 for r in json.loads(capsys.readouterr().out))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links and pipes")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from engines.base import Engine, Params, Volume
+from engines.base import Engine, Floats, Params, Survey, Volume
 from engines.catalog import Catalog
-from engines.errors import VolumeUnsuitable
-from tests import laws
+from engines.errors import OutputImplausible, VolumeUnsuitable
+from engines.restore import Slice, reconstruction_error
+from engines.sinc import complement
+from tests import laws, onnx_samples
 
 FULL = Params(strength=1.0)
 
@@ -113,3 +116,113 @@ def test_seconds_runtime_and_device_are_told(engine: Engine, volume: Volume) -> 
     assert out.seconds > 0
     assert (out.runtime, out.device) == ("scikit-image", "cpu")
     assert out.params is FULL
+
+
+# autoencoders -------------------------------------------------------------------------------------
+def coder(zoo: Path, limit: float | None = None) -> Engine:
+    """What it draws is the mean of 27 neighbours: structure finer than that is strange to it."""
+    parameters = "{lock: 16}" if limit is None else f"{{lock: 16, ood_limit: {limit}}}"
+    onnx_samples.folder(zoo, onnx_samples.blur_network(), family="autoencoder", parameters=parameters)
+    return Catalog([zoo]).load("ct-sample", threads=2)
+
+
+def one_of(residual: Floats, sigma: float, level: float = 40.0) -> Slice:
+    values = np.full(residual.shape, level, np.float32)
+    return Slice(
+        values=values, filled=values, valid=np.ones(values.shape, np.bool_), sigma=sigma, scale=1.0,
+        unit="HU", step=1.0, spacing_mm=(1.0, 0.8, 0.8),
+    )  # fmt: skip
+
+
+def test_reconstruction_error_is_what_noise_does_not_explain() -> None:
+    rng = np.random.default_rng(1)
+    grain = (20 * rng.standard_normal((128, 128))).astype(np.float32)
+    structure = np.where(np.arange(128) % 8 < 4, 50, -50).astype(np.float32)
+    assert reconstruction_error(grain, one_of(grain, 20.0)) == 0.0
+    assert reconstruction_error(grain, one_of(grain, 16.5)) < 5
+    found = reconstruction_error(grain + structure, one_of(grain, 20.0))
+    assert found == pytest.approx(np.sqrt(20**2 + 50**2 - 25**2), rel=0.03)
+    assert reconstruction_error(grain + structure, one_of(grain, 20.0, level=-1000.0)) == 0.0
+
+
+def test_slices_unlike_any_are_left_as_they_were(tmp_path: Path, volume: Volume) -> None:
+    """One slice holds a grid that the decoder cannot draw; the others are enhanced as ever."""
+    volume = laws.stack("CT", (3, 96, 96), padded=False, kind="abdomen")
+    values = volume.values.copy()
+    values[1, 20:76, 20:76] += np.where(np.indices((56, 56)).sum(0) % 2, 300, -300).astype(np.float32)
+    strange = replace(volume, values=values)
+    plain = coder(tmp_path / "a").enhance(volume, FULL)
+    usual = plain.figures["reconstruction_error"]
+    assert plain.figures["skipped"] == 0
+    out = coder(tmp_path / "b", limit=usual + 30).enhance(strange, FULL, plain_survey(volume, tmp_path))
+    assert out.figures["reconstruction_error"] > usual + 60
+    assert out.figures["skipped"] == 1
+    assert out.notes[0] == "slices left as they were: unlike anything this engine has seen"
+    assert laws.same(out.volume.values[1], strange.values[1])
+    assert not laws.same(out.volume.values[0], strange.values[0])
+
+
+def plain_survey(volume: Volume, tmp_path: Path) -> Survey:
+    return coder(tmp_path / "survey").survey(volume)
+
+
+def test_only_autoencoders_tell_an_error(engine: Engine, volume: Volume) -> None:
+    assert "reconstruction_error" not in engine.enhance(volume, FULL).figures
+
+
+@pytest.mark.parametrize(
+    ("family", "scale", "parameters", "word"),
+    [
+        ("cnn", 1, "{ood_limit: 3.0}", "ood_limit"),
+        ("autoencoder", 1, "{ood_limit: 0}", "ood_limit"),
+        ("autoencoder", 1, "{ood_limit: much}", "ood_limit"),
+        ("autoencoder", 2, "{lock: 4}", "scale 2"),
+        ("cnn", 3, "{lock: 4}", "scale"),
+    ],
+)
+def test_cards_that_promise_what_is_not(
+    tmp_path: Path, family: str, scale: int, parameters: str, word: str
+) -> None:
+    onnx_samples.folder(
+        tmp_path, onnx_samples.blur_network(), family=family, scale=scale, parameters=parameters
+    )
+    assert word in Catalog([tmp_path]).faults()["ct-sample"].message
+
+
+# twice the matrix ---------------------------------------------------------------------------------
+def test_a_network_of_another_scale_than_its_card_is_implausible(tmp_path: Path, volume: Volume) -> None:
+    onnx_samples.folder(tmp_path, onnx_samples.detail_network(), name="ct-one", scale=1)
+    onnx_samples.folder(tmp_path, onnx_samples.blur_network(), name="ct-two", scale=2)
+    for name in ("ct-one", "ct-two"):
+        with pytest.raises(OutputImplausible, match="shape"):
+            Catalog([tmp_path]).load(name).enhance(volume, FULL)
+
+
+def test_detail_is_that_of_the_network_in_units_of_x(tmp_path: Path) -> None:
+    """The Laplacian of the network, times 1000, less acquired frequencies; what the guards leave alone."""
+    onnx_samples.folder(
+        tmp_path, onnx_samples.detail_network(gain=0.5, most=50.0), scale=2, receptive_field=8,
+        parameters="{lock: 0}",
+    )  # fmt: skip
+    engine = Catalog([tmp_path]).load("ct-sample")
+    volume = laws.uniform("CT", 40.0, 20.0, (1, 96, 96))
+    values = volume.values[0].astype(np.float64)
+    around = np.pad(values, 1)
+    laplacian = values - (around[2:, 1:-1] + around[:-2, 1:-1] + around[1:-1, 2:] + around[1:-1, :-2]) / 4
+    wanted = np.zeros((192, 192))
+    for phase, weight in enumerate((0.2, -1.0, 0.7, 0.4)):
+        wanted[phase // 2 :: 2, phase % 2 :: 2] = 0.5 * weight * 1.2 * laplacian
+    change = laws.run(engine, volume) - laws.ground(engine, volume)
+    inner = (slice(60, 130), slice(60, 130))
+    error = change[0][inner] - complement(wanted.astype(np.float32))[inner]
+    assert np.abs(change[0][inner]).max() > 2
+    assert np.abs(error).max() < 0.3
+
+
+def test_slices_without_detail_are_interpolated_and_counted(tmp_path: Path) -> None:
+    onnx_samples.folder(tmp_path, onnx_samples.detail_network(), scale=2, receptive_field=8)
+    engine = Catalog([tmp_path]).load("ct-sample")
+    out = engine.enhance(laws.uniform("CT", 40.0, 400.0), FULL)
+    assert out.figures["skipped"] == 2
+    assert out.notes[0].startswith("slices interpolated without detail: its noise is higher")
+    assert out.volume.spacing_mm == (1.0, 0.4, 0.4)

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engines import noise
+from engines import known, noise
 from engines.base import Floats, Survey
 from engines.classical import phantoms
 from tests import laws
+from tests.phantoms import ct_phantom, mr_phantom
 
 
 def measured(values: Floats, unit: str = "HU", step: float = 1.0) -> noise.Noise:
@@ -39,6 +40,43 @@ def test_ct_within_a_quarter_over_kernels_and_phantoms(
     made = phantoms.ct(3, kind=kind, shape=(1, size, size), sigma=sigma, cutoff=cutoff)
     found = measured(made.noisy[0])
     assert found.sigma == pytest.approx(truth(made, -200.0), rel=0.25)
+
+
+@pytest.mark.parametrize("seed", [3, 17])
+@pytest.mark.parametrize("anatomy", known.ANATOMY, ids=lambda a: a[0])
+def test_ct_law_over_kernels_doses_and_anatomies(seed: int, anatomy: tuple[str, int]) -> None:
+    """The table that ``python -m engines noise`` prints, every cell of it, and with another seed."""
+    rows = list(known.ct(seed, [anatomy]))
+    assert len(rows) == len(known.CUTOFFS) * len(known.DOSES_HU)
+    assert {f"{r.kernel} {r.dose}": r.ratio for r in rows if abs(r.ratio - 1) > known.WITHIN} == {}
+
+
+@pytest.mark.parametrize("seed", [3, 17])
+def test_mr_law_over_fillings_doses_and_masks(seed: int) -> None:
+    rows = list(known.mr(seed))
+    assert len(rows) == 2 * len(known.FILLINGS) * len(known.DOSES_MR)
+    assert {f"{r.kernel} {r.dose}": r.ratio for r in rows if abs(r.ratio - 1) > known.WITHIN} == {}
+
+
+@pytest.mark.parametrize(("noise_hu", "seed"), [(10.0, 2), (20.0, 2), (45.0, 5)])
+def test_ct_law_on_the_chest_of_the_demo(noise_hu: float, seed: int) -> None:
+    """Another generator of anatomy, and noise that grows with the paths of the rays: that of the middle."""
+    made = ct_phantom(seed, 2, 512, noise_hu=noise_hu)
+    assert measured(np.rint(made.noisy[0]).astype(np.float32)).sigma == pytest.approx(noise_hu, rel=0.25)
+
+
+@pytest.mark.parametrize(
+    ("sequence", "level", "most"),
+    [("T1", 0.11, 1.25), ("T1", 0.06, 1.65), ("T2", 0.11, 1.65), ("T2", 0.06, 1.65)],
+)
+def test_brains_without_a_flat_place_may_be_overrated_but_never_underrated(
+    sequence: str, level: float, most: float
+) -> None:
+    """Texture as fine as noise is told as noise: engines are tuned with that in mind (engines/tune.py)."""
+    made = mr_phantom(4, 2, 256, sequence=sequence, noise=level)
+    signal = made.truth[0] > 0.5 * float(np.quantile(made.truth[0], 0.99))
+    true = float((made.noisy[0] - made.truth[0])[signal].std())
+    assert 0.9 < measured(made.noisy[0].astype(np.float32), "arbitrary").sigma / true < most
 
 
 @pytest.mark.parametrize(
@@ -82,6 +120,15 @@ def test_smoothed_already() -> None:
     assert noise.smoothed_already(found)
     assert not noise.smoothed_already(noise.survey(given_))
     assert not noise.smoothed_already(survey_of(float("nan")))
+
+
+def test_a_small_field_of_view_is_not_smoothed() -> None:
+    """Grain that is coarse in pixels because the pixels are small: a kernel has its scale in millimetres."""
+    coarse = survey_of(0.132)
+    assert noise.smoothed_already(coarse)
+    assert noise.smoothed_already(coarse, 0.8)
+    assert not noise.smoothed_already(coarse, 0.254)
+    assert not noise.smoothed_already(survey_of(0.2), 0.98)
 
 
 def test_structure_is_not_noise() -> None:
