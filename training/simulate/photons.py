@@ -1,6 +1,6 @@
 """Photons of a CT scan and what their number does to line integrals.
 
-Sources: L. Yu et al., J Comput Assist Tomogr 36 (2012) 477 (noise insertion); D. Zabic et al., Med Phys 40 (2013)
+Sources: L. Yu et al., J Comput Assist Tomogr 36 (2012) 477 (noise insertion); S. Zabic et al., Med Phys 40 (2013)
 031102 (electronic noise).
 """
 

@@ -137,14 +137,15 @@ def project(
         step * pixel_mm
     )
     distance, turn = (v.to(device) for v in _rays(geometry))
-    half = torch.tensor([2 / (width * pixel_mm), 2 / (height * pixel_mm)], device=device)
+    to_x, to_y = 2 / (width * pixel_mm), 2 / (height * pixel_mm)
+    grid = torch.empty((1, len(distance), n_steps, 2), device=device)
+    stack = images[None].float()
     views = []
     for angle in geometry.angles() if angles is None else angles:
         cos, sin = torch.cos(angle + turn), torch.sin(angle + turn)
-        x = distance[:, None] * cos[:, None] - along * sin[:, None]
-        y = distance[:, None] * sin[:, None] + along * cos[:, None]
-        grid = (torch.stack((x, y), dim=-1) * half)[None]
-        seen = grid_sample(images[None].float(), grid, mode="bilinear", align_corners=False)
+        grid[0, ..., 0] = (distance * cos * to_x)[:, None] - (sin * to_x)[:, None] * along
+        grid[0, ..., 1] = (distance * sin * to_y)[:, None] + (cos * to_y)[:, None] * along
+        seen = grid_sample(stack, grid, mode="bilinear", align_corners=False)
         views.append(seen[0].sum(dim=-1))
     return torch.stack(views, dim=1) * (step * pixel_mm)
 
