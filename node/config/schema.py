@@ -216,7 +216,8 @@ class EngineSettings(Section):
     engine: Filled = Field(description="The engine's name in the catalogue, for example ct-nlm.")
     strength: Annotated[Number, Field(ge=0, le=1)] | None = Field(
         default=None,
-        description="0 gives the stored pixels back, 1 is the most it does. Left out: the engine's own.",
+        description="0 gives the stored pixels back (interpolated, where the engine doubles the matrix), 1 is the "
+        "most it does. Left out: the engine's own.",
     )
     runtime: Literal["auto", "tensorrt", "tensorrt_rtx", "onnx"] = Field(
         default="auto",
