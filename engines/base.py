@@ -162,7 +162,8 @@ class Enhancement:
     few of the enhanced slices, NaN where there is none), ``mean_change``, ``largest_change``, over the
     kept slices; ``cfr``, the mean frequency of the noise after over before (near 1: the texture is kept;
     low: it has become coarse); ``skipped`` counts slices that were passed through unchanged, with the
-    reasons in ``notes``. With ``scale`` 2 all of them compare with the interpolated slice.
+    reasons in ``notes``. With ``scale`` 2 changes are those of the interpolated slice, and noise is measured on the
+    samples that lie where the stored ones lie.
 
     ``reconstruction_error`` is told by autoencoders: the largest over the slices of what the decoder cannot
     draw beyond noise (:func:`engines.restore.reconstruction_error`), HU or a fraction of the series scale.

@@ -190,8 +190,7 @@ class Enhancer:
         """What becomes of each slice, by index; those with a reason are left as they were."""
         filled = _Filled(volume)
         chosen = [i for i, reason in reasons.items() if not reason]
-        looks = LOOKS if self._card.scale == 1 else 1  # four times the pixels, and slabs of fewer slices
-        looked = frozenset(chosen[:: max(1, len(chosen) // looks)][:looks])
+        looked = frozenset(chosen[:: max(1, len(chosen) // LOOKS)][:LOOKS])
         slices = {
             i: Slice(
                 values=volume.values[i],

@@ -137,6 +137,12 @@ def restored(residual: Floats, one: Slice, card: Card, strength: float, *, looke
     )
     texture = None
     if looked:
-        was, now = (noise.estimate(v, valid, unit=one.unit, step=one.step) for v in (before, after))
+        # Of a doubled slice the samples where the stored ones lie: between them noise is no plateau.
+        was, now = (
+            noise.estimate(
+                np.ascontiguousarray(v[::factor, ::factor]), one.valid, unit=one.unit, step=one.step
+            )
+            for v in (before, after)
+        )
         texture = (was, now)
     return Outcome(values=after, largest=change[0], mean=change[1], texture=texture, error=error)
