@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from engines.catalog import ZOO
 from training.errors import TrainingError
 from training.recipe import load
 
@@ -30,6 +31,16 @@ def _fit(asked: argparse.Namespace) -> int:
     return 0
 
 
+def _export(asked: argparse.Namespace) -> int:
+    from training.ship import ship
+
+    for name in asked.recipes:
+        done = ship(load(name), asked.runs, asked.zoo)
+        told = f"receptive field {done.receptive_field} px, {done.gflop:.1f} GFLOP, {done.parity.line()}"
+        sys.stdout.write(f"{done.name}: {told}\n")
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training", description="Train, judge and ship engines.")
     parser.add_argument("--data", type=Path, default=Path("var/training"), help="folder of the folders of shards")
@@ -42,6 +53,10 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--quiet", action="store_true", help="no progress bar")
     fit.add_argument("--stop-after", type=int, default=None, help="updates to do in this run, at most")
     fit.set_defaults(run=_fit)
+    export = verbs.add_parser("export", help="ONNX files and card of an engine from a recipe's best weights")
+    export.add_argument("recipes", nargs="+")
+    export.add_argument("--zoo", type=Path, default=ZOO, help="folder of engines to write into")
+    export.set_defaults(run=_export)
     return parser
 
 

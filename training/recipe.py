@@ -134,7 +134,8 @@ class EnginePart(_Part):
     trained_on: str
     intended_use: str
     not_for: str
-    parameters: dict[str, float | int | str] = Field(default_factory=dict)
+    evaluated: str = ""
+    ood_limit: Positive | None = None
 
 
 class Recipe(_Part):
