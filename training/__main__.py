@@ -8,27 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from engines.catalog import ZOO
+from training import verbs
 from training.errors import TrainingError
 from training.recipe import load
 
 
 def _fit(asked: argparse.Namespace) -> int:
-    import torch
-
-    from training.fit import Fit
-    from training.show import Bar
-
-    if asked.threads:
-        torch.set_num_threads(asked.threads)
-    recipe = load(asked.recipe)
-    out = asked.runs / recipe.name
-    fit = Fit(recipe, asked.data, out, asked.runs)
-    resumed = False if asked.fresh else fit.resume()
-    with Bar(recipe.name, quiet=asked.quiet or fit.where.rank > 0) as bar:
-        bar.say(f"{recipe.name}: {'goes on at' if resumed else 'begins at'} step {fit.progress.step}")
-        progress = fit.run(bar.update, stop_after=asked.stop_after)
-        bar.say(f"{recipe.name}: step {progress.step}, {progress.seconds:.0f} s, best gain {progress.best:.2f} dB")
-    return 0
+    verbs.threads(asked)
+    return verbs.fitted(load(asked.recipe), asked, fresh=asked.fresh)
 
 
 def _export(asked: argparse.Namespace) -> int:
@@ -43,20 +30,23 @@ def _export(asked: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training", description="Train, judge and ship engines.")
-    parser.add_argument("--data", type=Path, default=Path("var/training"), help="folder of the folders of shards")
+    parser.add_argument(
+        "--data", type=Path, default=Path("var/training"), help="folder of the folders of shards"
+    )
     parser.add_argument("--runs", type=Path, default=Path("var/runs"), help="folder of checkpoints and logs")
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0 leaves its choice")
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    fit = verbs.add_parser("fit", help="train a recipe, or go on with it")
+    named = parser.add_subparsers(dest="verb", required=True)
+    fit = named.add_parser("fit", help="train a recipe, or go on with it")
     fit.add_argument("recipe", help="a YAML file, or the name of a shipped recipe")
     fit.add_argument("--fresh", action="store_true", help="begin anew")
     fit.add_argument("--quiet", action="store_true", help="no progress bar")
     fit.add_argument("--stop-after", type=int, default=None, help="updates to do in this run, at most")
     fit.set_defaults(run=_fit)
-    export = verbs.add_parser("export", help="ONNX files and card of an engine from a recipe's best weights")
+    export = named.add_parser("export", help="ONNX files and card of an engine from a recipe's best weights")
     export.add_argument("recipes", nargs="+")
     export.add_argument("--zoo", type=Path, default=ZOO, help="folder of engines to write into")
     export.set_defaults(run=_export)
+    verbs.add(named)
     return parser
 
 

@@ -10,14 +10,45 @@ import numpy as np
 from training.data import patches, shards
 from training.data.patches import Batch, Draw, Sampler
 from training.data.shards import Shard
-from training.errors import DataError
+from training.errors import DataError, SplitError
 from training.recipe import Recipe
 
 VALIDATION_SEED = 90210
 VALIDATION_LEVELS = 3
 
 
-def opened(root: Path, folders: Sequence[str], held_out: Sequence[str] = (), *, only: bool = False) -> tuple[Shard, ...]:
+def check(recipe: Recipe, found: Sequence[Shard], part: str) -> None:
+    """Refuse shards of patients that the recipe's split does not vouch for (training/data/real.py).
+
+    Material without patients has no split and is free. What was generated from patients has theirs.
+
+    Raises
+    ------
+    SplitError
+        A shard is of another split, or of another part of it.
+    """
+    for shard in found:
+        split, of = str(shard.facts.get("split", "")), str(shard.facts.get("part", part))
+        if split and split != recipe.data.split:
+            raise SplitError(
+                f"shard {shard.name} is of another split than the recipe {recipe.name}",
+                hint=f"if it is meant to be: `split: {split}` under data",
+            )
+        if of != part:
+            raise SplitError(f"shard {shard.name} is of a {of} patient and was given for {part}")
+
+
+def levels(recipe: Recipe) -> tuple[float, ...]:
+    """Noise levels of a validation, in the recipe's unit."""
+    low, high = recipe.data.sigma
+    return tuple(
+        float(v) for v in np.exp(np.linspace(np.log(low), np.log(high), VALIDATION_LEVELS + 2))[1:-1]
+    )
+
+
+def opened(
+    root: Path, folders: Sequence[str], held_out: Sequence[str] = (), *, only: bool = False
+) -> tuple[Shard, ...]:
     """Open shards of several folders, without the kinds that are held out (or, with ``only``, just these)."""
     found = [s for name in folders for s in shards.read(root / name)]
     kept = [s for s in found if (str(s.facts.get("kind", "")) in held_out) == only] if held_out else found
@@ -50,28 +81,32 @@ def _sampler(recipe: Recipe, truth: Sequence[Shard], noise: Sequence[Shard], dra
     return patches.mixed([(1 - share, plain), (share, patches.projected(truth, usable, draw))])
 
 
-def training(recipe: Recipe, root: Path, *, first: int = 0, stride: int = 1, offset: int = 0) -> Iterator[Batch]:
+def training(
+    recipe: Recipe, root: Path, *, first: int = 0, stride: int = 1, offset: int = 0
+) -> Iterator[Batch]:
     """Endless batches from step ``first``; ``stride`` and ``offset`` keep the ranks of a group apart."""
     truth = opened(root, recipe.data.truth, recipe.data.held_out)
+    check(recipe, truth, "train")
     noise = [s for name in recipe.data.noise for s in shards.read(root / name)]
     sample = _sampler(recipe, truth, noise, _draw(recipe))
     seed = recipe.seed * stride + offset
     return patches.batches(sample, recipe.optim.batch, seed, first)
 
 
-def validation(recipe: Recipe, root: Path, n: int = 8, *, held_out: bool = False) -> list[tuple[float, Batch]]:
+def validation(
+    recipe: Recipe, root: Path, n: int = 8, *, held_out: bool = False
+) -> list[tuple[float, Batch]]:
     """Fixed batches at a few noise levels: (sigma in the recipe's unit, batch of ``n`` patches).
 
     With ``held_out`` they show just the kinds that the training never saw.
     """
     left = recipe.data.held_out
     truth = opened(root, recipe.data.validation, left if held_out else (), only=held_out)
-    low, high = recipe.data.sigma
-    levels = np.exp(np.linspace(np.log(low), np.log(high), VALIDATION_LEVELS + 2))[1:-1]
+    check(recipe, truth, "validation")
     out = []
-    for i, level in enumerate(levels):
-        draw = _draw(recipe, (float(level), float(level)), 0.0)
+    for i, level in enumerate(levels(recipe)):
+        draw = _draw(recipe, (level, level), 0.0)
         sample = _sampler(recipe, truth, (), draw)
         rng = np.random.default_rng([VALIDATION_SEED, i])
-        out.append((float(level), patches.batch([sample(rng) for _ in range(n)])))
+        out.append((level, patches.batch([sample(rng) for _ in range(n)])))
     return out
