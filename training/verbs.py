@@ -16,10 +16,14 @@ from training.recipe import Recipe, load
 
 Verbs = Any
 Run = Callable[[argparse.Namespace], int]
-TRUTHS = {"ct-truth": 500, "ct-validation": 40, "ct-noise": 240, "mr-truth": 320, "mr-validation": 30}
-"""How many stacks the shipped recipes were trained on."""
+TRUTHS = {"ct-truth": 500, "ct-validation": 40, "ct-noise": 240, "mr-truth": 320, "mr-validation": 30, "toy-truth": 24,
+          "toy-validation": 8}  # fmt: skip
+"""How many stacks the shipped recipes are trained on."""
 
-WORDS = {"ct": "ct-truth", "mr": "mr-truth"}
+WORDS = {"ct": "ct-truth", "mr": "mr-truth", "toy": "toy-truth"}
+
+
+WHAT = ("ct", "ct-validation", "ct-noise", "mr", "mr-validation", "toy", "toy-validation")
 
 
 def say(text: str) -> None:
@@ -215,7 +219,7 @@ def _add_shards(verbs: Verbs) -> None:
     verb = verbs.add_parser(
         "shards", help="make training material, synthetic or from images; goes on where it stopped"
     )
-    verb.add_argument("what", choices=["ct", "ct-validation", "ct-noise", "mr", "mr-validation", "real"])
+    verb.add_argument("what", choices=[*WHAT, "real"])
     verb.add_argument("images", type=Path, nargs="?", help="real: the folder of images")
     verb.add_argument("--n", type=int, help="how many stacks; default: as the shipped recipes")
     verb.add_argument("--seed", type=int, help="default: as the shipped recipes")

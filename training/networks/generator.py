@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
-from training.networks.blocks import conv, zeroed
+from training.networks.blocks import conv
 
 SLICES = 3
 SMALLEST = 4
@@ -75,7 +75,8 @@ class Generator(nn.Module):
         pairs = list(pairwise(channels))
         self.convs = nn.ModuleList(conv(a, b) for a, b in pairs)
         self.grains = nn.ModuleList(Grain(b) for _, b in pairs)
-        self.head = zeroed(conv(channels[-1], SLICES))
+        self.head = conv(channels[-1], SLICES)
+        nn.init.normal_(self.head.weight, std=0.02)
 
     def forward(self, z: Tensor, kind: Tensor, seed: torch.Generator) -> Tensor:
         """Patches [N, 3, size, size] in companded units, for z [N, code] and kind [N]; ``seed`` draws the grain."""
@@ -98,9 +99,7 @@ class PatchCritic(nn.Module):
     def __init__(self, kinds: int = 1, width: int = 32) -> None:
         super().__init__()
         channels = [SLICES, width, 2 * width, 3 * width, 3 * width]
-        self.layers = nn.ModuleList(
-            spectral_norm(nn.Conv2d(a, b, 4, 2, 1)) for a, b in pairwise(channels)
-        )
+        self.layers = nn.ModuleList(spectral_norm(nn.Conv2d(a, b, 4, 2, 1)) for a, b in pairwise(channels))
         self.last = spectral_norm(nn.Conv2d(channels[-1] + 1, channels[-1], 3, 1, 1))
         self.score = spectral_norm(nn.Conv2d(channels[-1], 1, 1))
         self.kind = spectral_norm(nn.Embedding(kinds, channels[-1]))
