@@ -23,7 +23,7 @@ def _export(asked: argparse.Namespace) -> int:
 
     for name in asked.recipes:
         done = ship(load(name), asked.runs, asked.zoo)
-        told = f"receptive field {done.receptive_field} px, {done.gflop:.1f} GFLOP, {done.parity.line()}"
+        told = f"receptive field {done.receptive_field} px, {done.gflop:.1f} GFLOP, fp32 within {done.parity.fp32_max:.2g} {done.parity.unit}, fp16 {done.parity.fp16_max:.2g}"
         sys.stdout.write(f"{done.name}: {told}\n")
     return 0
 

@@ -164,9 +164,12 @@ class Fit:
     def _loss(self, x: Tensor, c: Tensor, target: Tensor, sigma: Tensor) -> dict[str, Tensor]:
         part = self.recipe.loss
         extra: dict[str, Tensor] = {}
-        if isinstance(self.network, Autoencoder) and self.network.variational:
-            r, divergence = self.network.sampled(x, c)
-            extra["divergence"] = part.divergence * divergence
+        if isinstance(self.network, Autoencoder):
+            r, lost, divergence = self.network.sampled(x, c)
+            # What is weakened teaches little: the decoder is asked for the picture itself, too.
+            extra["picture"] = 0.5 * losses.charbonnier((lost - target) / (sigma + 0.1), part.charbonnier)
+            if self.network.variational:
+                extra["divergence"] = part.divergence * divergence
         else:
             r = self.trained(x, c)
         r = r.float()

@@ -114,10 +114,20 @@ def test_a_variational_network_runs_at_its_mean() -> None:
     network = Autoencoder((8, 12, 16), 8, variational=True).eval()
     x, c = given()
     assert torch.equal(network(x, c), network(x, c))
-    one, divergence = network.sampled(x, c)
-    other, _ = network.sampled(x, c)
+    one, _, divergence = network.sampled(x, c)
+    other, _, _ = network.sampled(x, c)
     assert not torch.equal(one, other)
     assert float(divergence.detach()) > 0
+
+
+def test_structure_is_not_taken_for_noise() -> None:
+    """What did not pass the bottleneck comes back where it is as weak as noise, and is weakened where it is not."""
+    network = Autoencoder((8, 12, 16), 8, trust=1.7)
+    c = torch.full((1, 1, 32, 32), 0.2)
+    weak = 0.2 * torch.randn(1, 1, 32, 32).clamp(-1.5, 1.5)
+    assert torch.equal(network.noise_of(weak, c), weak)
+    strong = torch.where(weak > 0, 3.0, -3.0)
+    assert network.noise_of(strong, c).abs().max() <= 1.7 * 0.04 / 9 * 3 * 1.01
 
 
 def test_the_bottleneck_is_narrow() -> None:

@@ -27,6 +27,9 @@ class Autoencoder(nn.Module):
         Of x over that of c: 10 for CT (HU/1000 against HU/100), 1 for MR.
     variational
         The bottleneck holds mean and log variance.
+    trust
+        What did not pass the bottleneck is believed to be noise where its power over 9 x 9 pixels is at most
+        this many times that of the noise; where it is more there is structure in it, and it is weakened.
     """
 
     def __init__(
@@ -36,10 +39,11 @@ class Autoencoder(nn.Module):
         gain: float = 1.0,
         unit: float = 10.0,
         variational: bool = False,
+        trust: float = 1.7,
     ) -> None:
         super().__init__()
         a, b, d = channels
-        self.gain, self.unit, self.variational = gain, unit, variational
+        self.gain, self.unit, self.variational, self.trust = gain, unit, variational, trust
         self.stem = conv(STEM, a, 4, stride=2, padding=1)
         self.enc0 = chain(a, 1)
         self.down0 = conv(a, b, 2, stride=2, padding=0)
@@ -71,18 +75,30 @@ class Autoencoder(nn.Module):
         h = self.dec0(self.up0(self.dec1(self.up1(h))))
         return functional.pixel_shuffle(self.head(h), 2)
 
-    def sampled(self, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        """For training: r of one draw of the code, and the Kullback-Leibler divergence per code value."""
-        mean, spread = self.encode(x, c)
-        if spread is None:
-            return self.residual(x, self.decode(mean)), mean.new_zeros(())
-        drawn = mean + torch.exp(0.5 * spread) * torch.randn_like(mean)
-        divergence = 0.5 * (mean.square() + spread.exp() - 1.0 - spread).mean()
-        return self.residual(x, self.decode(drawn)), divergence
+    def sampled(self, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """For training: r, what it is before it is weakened, and the Kullback-Leibler divergence per code value.
 
-    def residual(self, x: Tensor, decoded: Tensor) -> Tensor:
-        return (x[:, 1:2] - decoded) * self.unit
+        A variational code is drawn once.
+        """
+        mean, spread = self.encode(x, c)
+        divergence = mean.new_zeros(())
+        if spread is not None:
+            divergence = 0.5 * (mean.square() + spread.exp() - 1.0 - spread).mean()
+            mean = mean + torch.exp(0.5 * spread) * torch.randn_like(mean)
+        all_of_it = self.lost(x, self.decode(mean))
+        return self.noise_of(all_of_it, c), all_of_it, divergence
+
+    def lost(self, x: Tensor, decoded: Tensor) -> Tensor:
+        """What did not pass the bottleneck, in units of c."""
+        return (x[:, 1:2] - decoded.float()) * self.unit
+
+    def noise_of(self, lost: Tensor, c: Tensor) -> Tensor:
+        """The part of it that can be noise."""
+        power = functional.avg_pool2d(lost * lost, 9, 1, 4, count_include_pad=False)
+        share = (c * c * self.trust) / (power + 1e-6)
+        # The smaller of share and 1, in operators that every runtime has.
+        return lost * (functional.relu(share * -1.0 + 1.0) * -1.0 + 1.0)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         code, _ = self.encode(x, c)
-        return self.residual(x, self.decode(code))
+        return self.noise_of(self.lost(x, self.decode(code)), c)
