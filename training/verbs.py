@@ -167,31 +167,26 @@ def _real(asked: argparse.Namespace) -> int:
     if asked.images is None:
         raise DataError("no folder of images was given", hint="shards real FOLDER --modality CT")
     made = _written(asked, asked.name)
-    for reason, n in sorted(_reasons(made).items()):
-        say(f"left out: {n} x {reason}")
     sys.stdout.write(json.dumps({"shards": made.n, "split": made.split_hash}) + "\n")
     return 0
-
-
-def _reasons(made: Any) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for one in made.left_out:
-        counts[one.reason] = counts.get(one.reason, 0) + 1
-    return counts
 
 
 def _written(asked: argparse.Namespace, name: str) -> Any:
     from training.data import real
     from training.data.folder import USUAL_PATTERN
+    from training.data.records import Found
 
     secret = asked.secret_file.read_text(encoding="utf-8").strip() if asked.secret_file else ""
     ask = real.Ask(
         images=asked.images, kind=asked.kind, modality=asked.modality, secret=secret, licence=asked.licence,
         patient_pattern=asked.patient_pattern or USUAL_PATTERN, n_slices=asked.slices, noisiest=asked.noisiest,
     )  # fmt: skip
-    return real.write(
+    made = real.write(
         ask, asked.data, name, given=asked.split, salt=asked.salt, fractions=asked.fractions, say=say
     )
+    for reason, n in sorted(Found(scans=(), left_out=made.left_out).reasons().items()):
+        say(f"left out: {n} x {reason}")
+    return made
 
 
 def _images(verb: argparse.ArgumentParser, name: str) -> None:

@@ -122,6 +122,15 @@ def _trained(recipe: Recipe, data: Path, runs: Path, say: Say) -> nn.Module:
     return finished(out / LAST, recipe)
 
 
+def _one(recipe: Recipe, data: Path, added: Sequence[str], seed: int) -> Recipe:
+    """The recipe of one training, named by all that it depends on: what was trained before is not trained again."""
+    rows = b"".join((data / name / "index.json").read_bytes() for name in added)
+    short = hashlib.sha256(recipe.digest.encode() + "".join(added).encode() + rows).hexdigest()[:12]
+    told = recipe.model_dump(mode="json")
+    told["data"]["truth"] = [*recipe.data.truth, *added]
+    return Recipe.model_validate(told | {"name": f"widen-{short}-{seed}", "seed": seed, "engine": None})
+
+
 def compare(
     recipe: Recipe,
     data: Path,
@@ -162,18 +171,11 @@ def compare(
     validation = feed.opened(data, recipe.data.validation)
     if any(s.facts.get("synthetic") for s in validation):
         raise DataError("validation shards were generated: they judge nothing")
-    short = "widen-" + hashlib.sha256(f"{recipe.digest}{generated}".encode()).hexdigest()[:8]
     found: dict[str, list[dict[str, float]]] = {"without": [], "with": []}
     for seed in seeds:
-        for which, truth in (("without", []), ("with", [generated])):
-            told = recipe.model_dump(mode="json") | {
-                "name": f"{short}-{which}-{seed}",
-                "seed": seed,
-                "engine": None,
-            }
-            told["data"]["truth"] = [*recipe.data.truth, *truth]
-            network = _trained(Recipe.model_validate(told), data, runs / "widening", say)
-            found[which].append(by_shard(network, recipe, data))
+        for which, added in (("without", []), ("with", [generated])):
+            one = _one(recipe, data, added, seed)
+            found[which].append(by_shard(_trained(one, data, runs / "widening", say), recipe, data))
     means = {which: _mean(held) for which, held in found.items()}
     pair = averaging.paired(means["without"], means["with"])
     by_seed = [
