@@ -35,9 +35,11 @@ class Measured:
     found
         window name -> row key -> patient -> figures of slices.
     truth
-        row key -> (patient, kind, case, slice) -> RMSE to the truth behind the reference.
-    kinds
-        Kind by patient and slice list position is not needed: patient -> kind (the first).
+        row key -> (patient, case, slice) -> RMSE to the truth behind the reference.
+    by_kind
+        kind -> row key -> patient -> figures of slices, in the first window.
+    skipped, refused
+        By family: slices that were left as they were, and why whole stacks were refused.
     """
 
     found: dict[str, dict[str, dict[str, list[SliceFigures]]]] = field(default_factory=dict)
@@ -48,7 +50,7 @@ class Measured:
     refused: dict[str, set[str]] = field(default_factory=dict)
     n_slices: int = 0
 
-    def keys(self) -> tuple[str, ...]:
+    def names(self) -> tuple[str, ...]:
         """Rows, the input first."""
         return tuple(next(iter(self.found.values()), {}))
 
