@@ -36,7 +36,7 @@ SEED = 314159
 N_PATCHES = 4
 """Of each validation shard and noise level."""
 
-BEND_PX = 5.0
+BEND_PX = 3.0
 """Standard deviation of a classical warp."""
 
 

@@ -12,7 +12,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.parametrizations import spectral_norm
 
 from training.networks.blocks import conv
 
@@ -90,19 +89,21 @@ class Generator(nn.Module):
 
 
 class PatchCritic(nn.Module):
-    """Scores of patches: spectral norm throughout, the spread of the batch as one channel, the kind by projection.
+    """Scores of patches: plain strided convolutions, the spread of the batch as one channel, the kind by projection.
 
     The spread (Karras et al. 2018) shows a generator that draws one thing again and again; the projection is that of
-    Miyato and Koyama (2018).
+    Miyato and Koyama (2018). No spectral norm: over four strided layers it shrank all scores towards nothing, and
+    the generator learned nothing. :func:`steepness` holds the critic back instead.
     """
 
     def __init__(self, kinds: int = 1, width: int = 32) -> None:
         super().__init__()
         channels = [SLICES, width, 2 * width, 3 * width, 3 * width]
-        self.layers = nn.ModuleList(spectral_norm(nn.Conv2d(a, b, 4, 2, 1)) for a, b in pairwise(channels))
-        self.last = spectral_norm(nn.Conv2d(channels[-1] + 1, channels[-1], 3, 1, 1))
-        self.score = spectral_norm(nn.Conv2d(channels[-1], 1, 1))
-        self.kind = spectral_norm(nn.Embedding(kinds, channels[-1]))
+        self.layers = nn.ModuleList(conv(a, b, 4, 2, 1) for a, b in pairwise(channels))
+        self.last = conv(channels[-1] + 1, channels[-1])
+        self.score = nn.Conv2d(channels[-1], 1, 1)
+        self.kind = nn.Embedding(kinds, channels[-1])
+        nn.init.normal_(self.kind.weight, std=0.02)
 
     def forward(self, patches: Tensor, kind: Tensor) -> Tensor:
         """Scores [N, 1, H/16, W/16] of patches [N, 3, H, W]."""
@@ -114,3 +115,11 @@ class PatchCritic(nn.Module):
         matched = (self.kind(kind)[:, :, None, None] * h).sum(dim=1, keepdim=True)
         out: Tensor = self.score(h) + matched
         return out
+
+
+def steepness(critic: PatchCritic, real: Tensor, kind: Tensor) -> Tensor:
+    """R1: mean squared gradient of the scores at real patches, summed over pixels (Mescheder et al. 2018)."""
+    given = real.detach().requires_grad_(True)
+    scores = critic(given, kind).mean(dim=(1, 2, 3)).sum()
+    (slope,) = torch.autograd.grad(scores, given, create_graph=True)
+    return slope.square().sum(dim=(1, 2, 3)).mean()
