@@ -1,0 +1,179 @@
+"""The training loop: it learns, it resumes to the bit, it refuses what it cannot go on with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from tests.training_samples import shards  # noqa: E402
+from training import checkpoint, losses  # noqa: E402
+from training.errors import CheckpointError, RecipeError, TrainingError  # noqa: E402
+from training.fit import BEST, LAST, Fit, finished  # noqa: E402
+from training.recipe import FOLDER, Recipe, load, parse  # noqa: E402
+
+TINY = """
+name: {name}
+seed: 3
+network: {network}
+data: {{unit: HU, truth: [toy-truth], validation: [toy-validation], patch: 32, projected: 0, sigma: [20, 60], licence: x}}
+optim: {{updates: {updates}, batch: 2, rate: 1.0e-3, warmup: 2, average: 0.9}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shards(tmp_path_factory.mktemp("data"), n=4, matrix=96)
+
+
+def recipe(name: str = "tiny", network: str = "{kind: pu, options: {size: t}}", updates: int = 12, more: str = "") -> Recipe:
+    return parse(TINY.format(name=name, network=network, updates=updates) + more, "tiny")
+
+
+def fit(what: Recipe, data: Path, runs: Path) -> Fit:
+    return Fit(what, data, runs / what.name, runs)
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.read(path)[1]
+
+
+def test_a_resumed_training_ends_with_the_same_bits(data: Path, tmp_path: Path) -> None:
+    fit(recipe(), data, tmp_path / "whole").run()
+    fit(recipe(), data, tmp_path / "parts").run(stop_after=5)
+    second = fit(recipe(), data, tmp_path / "parts")
+    assert second.resume()
+    assert second.progress.step == 5
+    assert second.run().step == 12
+    one, other = (weights(tmp_path / which / "tiny" / LAST) for which in ("whole", "parts"))
+    assert one.keys() == other.keys()
+    assert {k for k in one if not torch.equal(one[k], other[k])} == set()
+    lines = (tmp_path / "parts" / "tiny" / "figures.jsonl").read_text().splitlines()
+    assert {"gain", "step"} <= json.loads(lines[-1]).keys()
+
+
+def test_a_finished_training_has_nothing_to_do(data: Path, tmp_path: Path) -> None:
+    fit(recipe(updates=3), data, tmp_path).run()
+    again = fit(recipe(updates=3), data, tmp_path)
+    again.resume()
+    assert again.run().step == 3
+
+
+def test_another_recipe_does_not_go_on(data: Path, tmp_path: Path) -> None:
+    fit(recipe(), data, tmp_path).run(stop_after=1)
+    with pytest.raises(CheckpointError, match="another recipe"):
+        fit(recipe(updates=13), data, tmp_path).resume()
+
+
+@pytest.mark.parametrize("harm", ["cut", "empty", "pickle"])
+def test_a_broken_checkpoint_is_told(tmp_path: Path, data: Path, harm: str) -> None:
+    fit(recipe(updates=2), data, tmp_path).run()
+    path = tmp_path / "tiny" / LAST
+    if harm == "pickle":
+        torch.save({"a": 1}, path)
+    else:
+        path.write_bytes(path.read_bytes()[: 100 if harm == "cut" else 0])
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        fit(recipe(updates=2), data, tmp_path).resume()
+
+
+def test_a_gan_begins_with_the_cnn(data: Path, tmp_path: Path) -> None:
+    adversary = "adversary: {begins_with: tiny, weight: 0.01}\n"
+    gan = recipe("tiny-gan", updates=4, more=adversary)
+    with pytest.raises(CheckpointError, match="are not there"):
+        fit(gan, data, tmp_path)
+    fit(recipe(updates=6), data, tmp_path).run()
+    begun = fit(gan, data, tmp_path)
+    start = weights(tmp_path / "tiny" / BEST)
+    assert all(torch.equal(v, start[f"ema.{k}"]) for k, v in begun.network.state_dict().items())
+    before = {k: v.clone() for k, v in begun.critic.state_dict().items() if "original" in k}
+    begun.run()
+    assert any(not torch.equal(v, before[k]) for k, v in begun.critic.state_dict().items() if k in before)
+    assert finished(tmp_path / "tiny-gan" / BEST, gan)(torch.zeros(1, 3, 16, 16), torch.zeros(1, 1, 16, 16)).shape
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        "{kind: autoencoder, options: {channels: [8, 8, 8], code: 4}}",
+        "{kind: autoencoder, options: {channels: [8, 8, 8], code: 4, variational: true}}",
+        "{kind: red-cnn, options: {channels: 4}}",
+    ],
+)
+def test_other_networks_train(data: Path, tmp_path: Path, network: str) -> None:
+    what = recipe(network=network, updates=3)
+    made = fit(what, data, tmp_path)
+    before = {k: v.clone() for k, v in made.network.state_dict().items()}
+    made.run()
+    assert any(not torch.equal(v, before[k]) for k, v in made.network.state_dict().items())
+
+
+def test_bfloat16_trains(data: Path, tmp_path: Path) -> None:
+    what = recipe(updates=4)
+    halved = what.model_copy(update={"optim": what.optim.model_copy(update={"precision": "bf16"})})
+    assert fit(halved, data, tmp_path).run().step == 4
+
+
+def test_a_loss_that_is_not_a_number_stops(data: Path, tmp_path: Path) -> None:
+    made = fit(recipe(), data, tmp_path)
+    with torch.no_grad():
+        next(made.network.parameters()).fill_(float("nan"))
+    with pytest.raises(TrainingError, match="not a number at step 0"):
+        made.run()
+
+
+def test_losses_have_their_meaning() -> None:
+    torch.manual_seed(0)
+    error = torch.randn(2, 1, 64, 64)
+    assert float(losses.charbonnier(torch.zeros(1), 0.2)) == 0
+    assert float(losses.charbonnier(torch.full((1,), 100.0), 0.2)) == pytest.approx(99.8, abs=0.01)
+    assert float(losses.gradient(torch.ones(1, 1, 8, 8))) == 0
+    assert float(losses.lowpass(error + 1)) == pytest.approx(1, abs=0.05)
+    assert float(losses.lowpass(error)) < 0.1
+    smooth = torch.nn.functional.avg_pool2d(error, 5, 1, 2)
+    assert float(losses.texture(error, error)) == 0
+    assert float(losses.texture(3 * error, error)) < 0.02
+    assert float(losses.texture(smooth, error)) > 0.5
+    assert float(losses.hinge_critic(torch.full((4,), 2.0), torch.full((4,), -2.0))) == 0
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_recipes_are_sound(path: Path) -> None:
+    found = load(path)
+    assert found.name == path.stem
+    assert load(path.stem) == found
+    if found.engine is not None:
+        assert found.engine.name == found.name
+        assert "NON-COMMERCIAL" not in found.data.licence.upper()
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("a: [", "not YAML at line"),
+        ("- 1", "not a mapping"),
+        ("name: X", "name: String should match"),
+        (TINY.format(name="a", network="{kind: sr}", updates=1), "go together"),
+        (TINY.format(name="a", network="{kind: pu}", updates=0), "optim.updates"),
+        (TINY.format(name="a", network="{kind: pu}", updates=1) + "colour: red", "colour: Extra"),
+    ],
+)
+def test_a_wrong_recipe_is_told(text: str, what: str) -> None:
+    with pytest.raises(RecipeError, match=what):
+        parse(text, "r.yaml")
+
+
+def test_the_card_does_not_make_other_weights() -> None:
+    one = load("ct-cnn")
+    assert one.engine is not None
+    other = one.model_copy(update={"engine": one.engine.model_copy(update={"title": "x"})})
+    assert other.digest == one.digest
+    assert one.model_copy(update={"seed": 99}).digest != one.digest
