@@ -231,7 +231,7 @@ def _classical(
             continue
         context.say(f"generalisation: classical, {domain}")
         seen, alone = tuned(others, names), tuned(own, names)
-        figures[f"classical {domain}"] = {
+        figures[f"classical {domain} tuning"] = {
             "tuned_without": {"row": seen[0], **seen[1]},
             "tuned_on": {"row": alone[0], **alone[1]},
         }

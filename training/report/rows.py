@@ -212,7 +212,7 @@ def tune_all(
     catalog: Catalog, unit: Unit, cases: Sequence[Case], say: Callable[[str], None], *, quick: bool = False
 ) -> Tuned:
     """Tune filters and engines of a unit on validation cases, and nothing else."""
-    names = ("gaussian", "median", "nlm") if quick else ()
+    names = ("gaussian", "median", "tv") if quick else ()
     filters = tune_filters(cases, unit, say, names=names)
     engines = {}
     for family, card in learned(catalog, unit).items():

@@ -23,6 +23,8 @@ from training.evaluate.conventions import as_written, body_mask
 LABELS = re.compile(r"(?i)label|seg|mask")
 """Names of NIfTI files that hold labels, not a picture."""
 CONTRAST = re.compile(r"(?i)(?<![a-z])(FLAIR|T1|T2|PD)(?=w|_|\.|$)")
+LUNG_MM = 7.0
+"""Lung is lung-like over so much: edges of a body are not."""
 CT_HU = -500.0
 """A NIfTI volume that goes below this holds Hounsfield units."""
 PURE_NOISE = 0.6
@@ -103,10 +105,10 @@ def anatomy(volume: Volume) -> str:
     if bone > 0.05 and volume.spacing_mm[1] * volume.shape[1] <= 300:
         return "head"
     # Not the share inside of the body: cropped series have lungs that are open to the border.
-    lung = 0
+    lung, side = 0, max(3, round(LUNG_MM / volume.spacing_mm[1]))
     for one in values:
         smooth = ndimage.median_filter(one, 5)
-        lung += int(ndimage.binary_opening((smooth > -900) & (smooth < -750), np.ones((9, 9))).sum())
+        lung += int(ndimage.binary_opening((smooth > -900) & (smooth < -750), np.ones((side, side))).sum())
     return "chest" if lung > 0.05 * int((values > -300).sum()) else "abdomen"
 
 
