@@ -61,9 +61,9 @@ def _words(f: Mapping[str, Any]) -> str:
     d, how = f["difference_db"], " and ".join(f["using"])
     if f["helped"]:
         said = "it helped: the interval lies above zero, and every seed agrees"
-    elif d["high"] < 0:
-        said = "it did harm: the interval lies below zero"
+    elif d["high"] < 0 and max(f["by_seed"]) < 0:
+        said = "it did harm: the interval lies below zero, and every seed agrees"
     else:
-        said = "that it helps was not shown: the interval holds zero, or the seeds disagree"
+        said = "no effect was shown: the interval holds zero, or the seeds disagree"
     kinds = ", ".join(f"{kind or 'all'} {value:+.2f}" for kind, value in f["by_kind"].items())
     return f"Widened by {how} ({f['generated']}): {said}. By kind, dB: {kinds}."
