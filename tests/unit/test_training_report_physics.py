@@ -8,14 +8,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("torch")
 
 from engines.base import Card, Floats
 from engines.catalog import ZOO, Catalog
 from engines.front import Enhancer, Task
-from training.report import physics, physics_inserts, physics_noise, physics_tasks, physics_verdicts
-from training.report.physics_bench import CT_SPACING, Subject, cell, passed, subjects, table
+from training.evaluate.conventions import SOFT
+from training.report import (
+    noise_table,
+    physics,
+    physics_inserts,
+    physics_noise,
+    physics_tasks,
+    physics_verdicts,
+    pictures,
+    pictures_words,
+    timing,
+)
+from training.report.physics_bench import CT_SPACING, Subject, cell, passed, subjects, table, volume
 from training.report.section import Context
 
 
@@ -134,3 +146,111 @@ def test_cells_are_for_people() -> None:
         "a",
     ]
     assert table(("a",), [(1,)]) == "| a |\n|---|\n| 1 |"
+
+
+def _context(catalog: Catalog, folder: Path) -> Context:
+    return Context(
+        catalog=catalog,
+        corpus=None,
+        data=folder / "none",
+        runs=folder / "none",
+        out=folder / "out",
+        quick=True,
+    )
+
+
+def test_times_are_taken_in_turns(small_zoo: Catalog, tmp_path: Path) -> None:
+    order: list[str] = []
+    work = {
+        ("a", "alone"): (lambda: order.append("a"), 2, 8),
+        ("b", "alone"): (lambda: order.append("b"), 1, 8),
+    }
+    found = timing.in_turns(work, 3)
+    assert order == ["a", "b"] * 4
+    assert [(t.engine, t.runs) for t in found] == [("a", 3), ("b", 3)]
+    page = timing.run(_context(small_zoo, tmp_path))
+    turns = page.figures["turns"]
+    assert {(t["engine"], t["what"]) for t in turns} == {
+        (n, w) for n in ("ct-nlm", "mr-nlm") for w in ("alone", "whole")
+    }
+    assert all(t["wall_ms"] > 0 and t["cpu_ms"] > 0 for t in turns)
+    gflop = {c["name"]: c["gflop"] for c in page.figures["costs"]}
+    assert gflop["PU-T"] < gflop["PU-S"] < gflop["PU-M"]
+
+
+def test_every_shipped_network_has_a_recipe_to_time_it_by(small_zoo: Catalog, tmp_path: Path) -> None:
+    found = timing.recipe_of("ct-cnn")
+    assert found is not None
+    assert timing.recipe_of("ct-nlm") is None
+    work = timing.eager(_context(small_zoo, tmp_path), "ct-cnn", 32, 2)
+    assert work is not None
+    made = work()
+    assert isinstance(made, list)
+    assert len(made) == 2
+
+
+def test_the_noise_page_is_written(small_zoo: Catalog, tmp_path: Path) -> None:
+    page = noise_table.run(_context(small_zoo, tmp_path))
+    laws = page.figures["known"]["CT phantoms of the engines' laws"]
+    assert all(abs(r["ratio"] - 1) <= 0.25 for r in laws)
+    (bare,) = page.figures["without_noise"]
+    drawn = page.figures["known"]["CT, drawn anatomy, noise through projections"]
+    # Texture and noise add in squares: what is found is neither less than the noise nor more than both.
+    assert all(0.75 * r["true"] < r["found"] < 1.25 * np.hypot(r["true"], bare["found"]) for r in drawn)
+    said = {r["treatment"]: r["said"] for r in page.figures["smoothed"]}
+    assert not said["none"]
+    assert said["noise smoothed over 2.5 pixels"]
+
+
+def test_pictures_are_small_and_differences_are_grey_where_nothing_is(
+    small_zoo: Catalog, tmp_path: Path
+) -> None:
+    made = physics_noise.drawn((3, 200, 200), kernel="standard", sigma=15.0, seed=3)
+    given = volume(np.asarray(40 + made, np.float32), CT_SPACING, "CT")
+    shot = replace(pictures.SHOTS[2], engines=("ct-nlm", "not-there"))
+    context = _context(small_zoo, tmp_path)
+    (told,) = pictures.shoot(context, shot, given, 1)
+    assert told.engine == "ct-nlm"
+    assert told.noise_after < told.noise_before
+    with Image.open(context.image(f"picture-{shot.name}.png")) as image:
+        assert image.mode == "L"
+    assert pictures.shoot(context, replace(shot, engines=("not-there",)), given, 1) == []
+    flat = np.zeros((8, 8), np.float32)
+    assert set(pictures.difference(flat, flat, SOFT).ravel()) == {128}
+    assert set(pictures.difference(flat, flat + 4, SOFT).ravel()) == {153}
+
+
+def test_a_picture_that_is_too_large_gets_smaller_panels(tmp_path: Path) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (300, 300)).astype(np.uint8)
+    rows = [[(str(i), noise) for i in range(4)] for _ in range(3)]
+    assert pictures.save(rows, tmp_path / "a.png") <= pictures.LARGEST_BYTES
+
+
+def test_no_series_that_may_not_be_shown_is_drawn() -> None:
+    for shot in pictures.SHOTS:
+        assert "NC" not in shot.series.credit
+        assert any(licence in shot.series.credit for licence in ("CC BY", "Apache-2.0", "BSD", "PDDL", "MIT"))
+
+
+def test_words_of_other_weights_are_not_passed_off(
+    small_zoo: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shot = pictures.SHOTS[0]
+    told = pictures.Told(
+        picture=shot.name,
+        engine="ct-cnn",
+        weights="aaaaaaaaaaaa",
+        strength=0.6,
+        noise_before=20.0,
+        noise_after=10.0,
+        cfr=0.9,
+        largest_mean_change=0.0,
+        skipped=0,
+    )
+    for weights, stale in (("aaaaaaaaaaaa", False), ("bbbbbbbbbbbb", True)):
+        words = pictures_words.Words(text="Good.", weights={"ct-cnn": weights})
+        monkeypatch.setattr(pictures, "WORDS", {shot.name: words})
+        text = pictures._caption(shot, [told], "HU")
+        assert "Good." in text
+        assert "50 % less" in text
+        assert ("look again" in text) is stale

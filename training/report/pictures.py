@@ -181,7 +181,7 @@ def grey(image: Floats, window: Window) -> Pixels:
 def difference(before: Floats, after: Floats, window: Window) -> Pixels:
     """Map (after - before) x 10 to 8 bits: nothing is mid-grey."""
     moved = 0.5 + 10 * (np.asarray(after, np.float64) - before) / window.width
-    return np.asarray(np.rint(np.clip(moved, 0, 1) * 255), np.uint8)
+    return np.asarray(np.floor(np.clip(moved, 0, 1) * 255 + 0.5), np.uint8)
 
 
 def panel(pixels: Pixels, size: int) -> Image.Image:
