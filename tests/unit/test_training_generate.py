@@ -228,11 +228,11 @@ def test_the_report_shows_the_comparison_or_that_there_is_none(
     shown = section(tmp_path / "runs")
     assert shown.figures["made"]
     assert "classical" in shown.text
-    worse = compared | {
-        "helped": False,
-        "difference_db": {"mean": -1.0, "low": -2.0, "high": -0.5, "p": 0.01},
-    }
-    (tmp_path / "runs" / "widening" / "bent.json").write_text(json.dumps(worse))
+    path = tmp_path / "runs" / "widening" / "bent.json"
+    below = {"helped": False, "difference_db": {"mean": -1.0, "low": -2.0, "high": -0.5, "p": 0.01}}
+    path.write_text(json.dumps(compared | below | {"by_seed": [-2.5, 0.5]}))
+    assert "no effect was shown" in section(tmp_path / "runs").text
+    path.write_text(json.dumps(compared | below | {"by_seed": [-1.2, -0.8]}))
     assert "it did harm" in section(tmp_path / "runs").text
     (tmp_path / "runs" / "widening" / "bent.json").write_text("{")
     assert section(tmp_path / "runs").figures == {"made": False}
