@@ -16,7 +16,17 @@ Run = Callable[[Context], Section]
 
 def sections() -> Mapping[str, Run]:
     """All sections by name, in the order of the index."""
-    from training.report import corpus, generalisation, heat, physics, pictures, reference, table1, timing
+    from training.report import (
+        corpus,
+        generalisation,
+        heat,
+        physics,
+        pictures,
+        reference,
+        table1,
+        timing,
+        widening,
+    )
 
     return {
         "table1": table1.run,
@@ -26,6 +36,7 @@ def sections() -> Mapping[str, Run]:
         "physics": physics.run,
         "reference": reference.run,
         "timing": timing.run,
+        "widening": widening.run,
         "pictures": pictures.run,
     }
 
@@ -44,7 +55,9 @@ def _plain(value: Any) -> Any:
 def write(section: Section, out: Path) -> None:
     """Write a section's page and figures."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"{section.name}.md").write_text(f"# {section.title}\n\n{section.text.strip()}\n", encoding="utf-8")
+    (out / f"{section.name}.md").write_text(
+        f"# {section.title}\n\n{section.text.strip()}\n", encoding="utf-8"
+    )
     told = json.dumps(_plain(section.figures), indent=1, sort_keys=True)
     (out / f"{section.name}.json").write_text(told + "\n", encoding="utf-8")
 
