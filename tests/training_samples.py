@@ -19,5 +19,7 @@ def shards(root: Path, *, n: int = 8, matrix: int = 128, name: str = "toy", seed
         for i in range(count):
             kind = KINDS[i % len(KINDS)]
             made = anatomy.draw(np.random.default_rng([seed, offset + i]), kind=kind, matrix=matrix)
-            writer.add(f"{name}-{offset + i}", made.values, made.spacing_mm, span=(-1024.0, 3071.0), kind=made.kind)
+            writer.add(
+                f"{name}-{offset + i}", made.values, made.spacing_mm, span=(-1024.0, 3071.0), kind=made.kind
+            )
     return root

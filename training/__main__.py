@@ -23,7 +23,8 @@ def _export(asked: argparse.Namespace) -> int:
 
     for name in asked.recipes:
         done = ship(load(name), asked.runs, asked.zoo)
-        told = f"receptive field {done.receptive_field} px, {done.gflop:.1f} GFLOP, fp32 within {done.parity.fp32_max:.2g} {done.parity.unit}, fp16 {done.parity.fp16_max:.2g}"
+        fits = f"fp32 within {done.parity.fp32_max:.2g}, fp16 {done.parity.fp16_max:.2g} {done.parity.unit}"
+        told = f"receptive field {done.receptive_field} px, {done.gflop:.1f} GFLOP, {fits}"
         sys.stdout.write(f"{done.name}: {told}\n")
     return 0
 

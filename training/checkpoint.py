@@ -1,8 +1,8 @@
 """Checkpoints: one safetensors file, written under another name and renamed; never a pickle.
 
-Tensors ``net.*`` are the weights, ``ema.*`` their running mean (what is evaluated and exported), ``critic.*`` the
-critic's, ``optim.*`` and ``optim2.*`` the optimisers' moments. The header tells step, seconds, the digests of the recipe and
-of the split, and the best figure so far.
+Tensors ``net.*`` are the weights, ``ema.*`` their running mean (what is evaluated and exported), ``critic.*``
+the critic's, ``optim.*`` and ``optim2.*`` the optimisers' moments. The header tells step, seconds, the digests of
+the recipe and of the split, and the best figure so far.
 """
 
 from __future__ import annotations

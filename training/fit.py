@@ -77,7 +77,9 @@ class Fit:
         self.where = where or place()
         torch.manual_seed(recipe.seed)
         self.network = build(recipe.network.kind, **recipe.network.options).to(self.where.device)
-        self.network.to(memory_format=torch.channels_last)
+        for weight in self.network.parameters():
+            if weight.dim() == 4:
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
         part = recipe.optim
         self.critic: Discriminator | None = None
         self.optimisers: dict[str, optim.Optimizer] = {}
@@ -94,7 +96,9 @@ class Fit:
         self.trained: nn.Module = self.network
         if self.where.world > 1:
             self.trained = nn.parallel.DistributedDataParallel(self.network)
-        self.progress = Progress(step=0, seconds=0.0, best=-math.inf, recipe=recipe.digest, split=recipe.data.split)
+        self.progress = Progress(
+            step=0, seconds=0.0, best=-math.inf, recipe=recipe.digest, split=recipe.data.split
+        )
         self._checks = [(level, self._moved(b)) for level, b in feed.validation(recipe, data)]
 
     # state --------------------------------------------------------------------------------------------
@@ -144,7 +148,9 @@ class Fit:
 
     # steps --------------------------------------------------------------------------------------------
     def _moved(self, b: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        x, c, target, sigma = (torch.from_numpy(a).to(self.where.device) for a in (b.x, b.c, b.target, b.sigma))
+        x, c, target, sigma = (
+            torch.from_numpy(a).to(self.where.device) for a in (b.x, b.c, b.target, b.sigma)
+        )
         return x.contiguous(memory_format=torch.channels_last), c, target, sigma
 
     def share(self) -> float:
@@ -234,7 +240,11 @@ class Fit:
         nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.optim.clip)
         optimiser.step()
         self._average()
-        return {"loss": float(loss.detach()), "rate": rate, **{k: float(v.detach()) for k, v in parts.items()}}
+        return {
+            "loss": float(loss.detach()),
+            "rate": rate,
+            **{k: float(v.detach()) for k, v in parts.items()},
+        }
 
     def _average(self) -> None:
         # The mean forgets quickly at first: it must not hold the untrained weights for a thousand steps.

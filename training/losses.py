@@ -25,7 +25,8 @@ def gradient(error: Tensor) -> Tensor:
 
 def lowpass(error: Tensor, side: int = 16) -> Tensor:
     """Mean absolute error of means over squares: HU are what a region of interest measures."""
-    return functional.avg_pool2d(error, side, stride=side // 2).abs().mean()
+    means = functional.avg_pool2d(error, side, stride=side // 2)
+    return torch.mean(torch.abs(means))
 
 
 def high_band(error: Tensor) -> Tensor:
@@ -33,7 +34,7 @@ def high_band(error: Tensor) -> Tensor:
     spectrum = torch.fft.rfft2(error.float(), norm="ortho")
     fy = torch.fft.fftfreq(error.shape[-2], device=error.device).abs()[:, None]
     fx = torch.fft.rfftfreq(error.shape[-1], device=error.device)[None, :]
-    return (spectrum.abs() * (torch.maximum(fy, fx) >= 0.25)).mean()
+    return torch.mean(spectrum.abs() * (torch.maximum(fy, fx) >= 0.25))
 
 
 def radial(image: Tensor, n_bins: int = 16) -> Tensor:

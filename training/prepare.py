@@ -76,7 +76,9 @@ def ct_noise(wanted: Wanted, truth: Path, say: Say) -> None:
             values,
             shard.spacing_mm[1],
             rng,
-            kernel=Kernel(fc=float(np.exp(rng.uniform(np.log(0.12), np.log(0.5)))), order=float(rng.uniform(1.5, 3))),
+            kernel=Kernel(
+                fc=float(np.exp(rng.uniform(np.log(0.12), np.log(0.5)))), order=float(rng.uniform(1.5, 3))
+            ),
             target_sigma_hu=NOISE_HU,
             z_correlation=float(rng.choice([0.0, 0.0, rng.uniform(0, 0.8)])),
         )

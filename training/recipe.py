@@ -154,7 +154,12 @@ class Recipe(_Part):
     def _fits(self) -> Recipe:
         if (self.network.kind == "sr") != (self.data.task == "detail"):
             raise ValueError("network sr and data.task detail go together")
-        if self.data.projected > 0 and self.data.unit == "HU" and not self.data.noise and self.data.task == "noise":
+        if (
+            self.data.projected > 0
+            and self.data.unit == "HU"
+            and not self.data.noise
+            and self.data.task == "noise"
+        ):
             raise ValueError("data.projected needs data.noise, or say projected: 0")
         return self
 
@@ -166,8 +171,8 @@ class Recipe(_Part):
     @property
     def digest(self) -> str:
         """SHA-256 of what makes the weights, as canonical JSON: all but the card and how often it is saved."""
-        no_matter = {"engine": True, "optim": {"checkpoint_s", "validate_s"}}
-        told = json.dumps(self.model_dump(mode="json", exclude=no_matter), sort_keys=True, separators=(",", ":"))
+        kept = self.model_dump(mode="json", exclude={"engine": True, "optim": {"checkpoint_s", "validate_s"}})
+        told = json.dumps(kept, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(told.encode()).hexdigest()
 
 

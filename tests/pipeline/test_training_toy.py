@@ -74,8 +74,8 @@ def volume(made: phantoms.Phantom) -> Volume:
 def test_it_beats_its_input_by_six_decibels(zoo: Path) -> None:
     engine = Catalog.default([zoo]).load("ct-toy", threads=1)
     gains = []
-    for kind, cutoff in (("chest", 0.2), ("abdomen", 0.3), ("head", 0.3)):
-        made = phantoms.ct(404, kind=kind, sigma=35.0, cutoff=cutoff, shape=(3, 256, 256))
+    for kind in ("chest", "abdomen", "head"):
+        made = phantoms.ct(404, kind=kind, sigma=35.0, cutoff=0.33, shape=(3, 256, 256))
         out = engine.enhance(volume(made), Params(strength=1.0)).volume.values
         body = made.truth > -950
         before, after = (np.square((v - made.truth)[body]).mean() for v in (made.noisy, out))

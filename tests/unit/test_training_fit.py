@@ -19,7 +19,8 @@ TINY = """
 name: {name}
 seed: 3
 network: {network}
-data: {{unit: HU, truth: [toy-truth], validation: [toy-validation], patch: 32, projected: 0, sigma: [20, 60], licence: x}}
+data: {{unit: HU, truth: [toy-truth], validation: [toy-validation], patch: 32, projected: 0, sigma: [20, 60],
+  licence: x}}
 optim: {{updates: {updates}, batch: 2, rate: 1.0e-3, warmup: 2, average: 0.9}}
 """
 
@@ -34,7 +35,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return shards(tmp_path_factory.mktemp("data"), n=4, matrix=96)
 
 
-def recipe(name: str = "tiny", network: str = "{kind: pu, options: {size: t}}", updates: int = 12, more: str = "") -> Recipe:
+def recipe(
+    name: str = "tiny", network: str = "{kind: pu, options: {size: t}}", updates: int = 12, more: str = ""
+) -> Recipe:
     return parse(TINY.format(name=name, network=network, updates=updates) + more, "tiny")
 
 
@@ -97,7 +100,9 @@ def test_a_gan_begins_with_the_cnn(data: Path, tmp_path: Path) -> None:
     before = {k: v.clone() for k, v in begun.critic.state_dict().items() if "original" in k}
     begun.run()
     assert any(not torch.equal(v, before[k]) for k, v in begun.critic.state_dict().items() if k in before)
-    assert finished(tmp_path / "tiny-gan" / BEST, gan)(torch.zeros(1, 3, 16, 16), torch.zeros(1, 1, 16, 16)).shape
+    assert finished(tmp_path / "tiny-gan" / BEST, gan)(
+        torch.zeros(1, 3, 16, 16), torch.zeros(1, 1, 16, 16)
+    ).shape
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,9 @@ def mr(truth: Sequence[Shard], draw: Draw) -> Sampler:
         shard, clean = _signal(rng, truth, draw.size + 2 * RIM)
         (clean,) = turned([clean], rng)
         sigma = _log_uniform(rng, draw.sigma)
-        noisy, expected = (_inner(a) for a in kspace.acquire(clean, kspace.draw(rng, sigma=(sigma, sigma)), rng))
+        noisy, expected = (
+            _inner(a) for a in kspace.acquire(clean, kspace.draw(rng, sigma=(sigma, sigma)), rng)
+        )
         target = noisy[1:2] - expected[1:2]
         read = float(np.hypot(sigma, STRUCTURE * rng.uniform(0, 1.2)))
         told = read * float(np.exp(rng.normal(0, draw.told)))

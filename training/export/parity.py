@@ -34,8 +34,8 @@ IMAGE_FACTOR = 10.0
 thousands of HU, of which float32 rounds off up to 1.2e-4 HU in every layer."""
 
 LOUD = {"HU": 50.0, "arbitrary": 0.05}
-"""Noise above which the bars of fp16 grow with it. Half precision rounds relative to what it carries, which is noise: at
-150 HU of it (no diagnostic series) a tenth of a HU is less than a thousandth. Below, the bars are absolute."""
+"""Noise above which the bars of fp16 grow with it. Half precision rounds relative to what it carries, which is
+noise: at 150 HU of it (no diagnostic series) a tenth of a HU is less than a thousandth. Below, they are absolute."""
 
 EXTREMES = (-1.024, 3.071)
 """Air and the brightest stored metal, as HU / 1000."""

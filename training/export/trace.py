@@ -262,11 +262,13 @@ def _shuffle(walk: _Walk, name: str, a: Mapping[str, Any]) -> Made:
 
 def _mean_pool(walk: _Walk, name: str, a: Mapping[str, Any]) -> Made:
     size, pads = _two(a["kernel_size"]), _two(a["padding"])
-    if a["ceil_mode"] or pads != (0, 0):
-        raise ExportError(f"{name}: pooling with padding or rounding up", hint="use avg_pool2d(x, 2)")
+    if a["ceil_mode"] or a.get("divisor_override"):
+        raise ExportError(f"{name}: pooling that rounds up, or divides by another number")
     told: dict[str, Attribute] = {
         "kernel_shape": size,
         "strides": _two(a["stride"]) if a["stride"] else size,
+        "pads": (*pads, *pads),
+        "count_include_pad": int(bool(a["count_include_pad"])),
     }
     return "AveragePool", (walk.value(a["self"]),), told
 

@@ -40,10 +40,12 @@ class Residual(nn.Module):
         self.last = zeroed(conv(n, n))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.last(functional.relu(self.first(x)))
+        change: Tensor = self.last(functional.relu(self.first(x)))
+        return x + change
 
 
 def chain(n: int, count: int) -> nn.Sequential:
+    """``count`` residual blocks of ``n`` channels."""
     return nn.Sequential(*(Residual(n) for _ in range(count)))
 
 
@@ -55,7 +57,8 @@ class Up(nn.Module):
         self.mix = conv(n_in, n_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.interpolate(self.mix(x), scale_factor=2.0, mode="nearest")
+        mixed: Tensor = functional.interpolate(self.mix(x), scale_factor=2.0, mode="nearest")
+        return mixed
 
 
 def joined(x: Tensor, c: Tensor, gain: float) -> Tensor:

@@ -90,7 +90,8 @@ class Autoencoder(nn.Module):
 
     def lost(self, x: Tensor, decoded: Tensor) -> Tensor:
         """What did not pass the bottleneck, in units of c."""
-        return (x[:, 1:2] - decoded.float()) * self.unit
+        wide = decoded if decoded.dtype == x.dtype else decoded.to(x.dtype)
+        return (x[:, 1:2] - wide) * self.unit
 
     def noise_of(self, lost: Tensor, c: Tensor) -> Tensor:
         """The part of it that can be noise."""

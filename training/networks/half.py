@@ -35,7 +35,7 @@ def _wrap(module: nn.Module, dtype: torch.dtype) -> None:
             out: Tensor = run(x, *rest)
         return out
 
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
 
 
 def _widen(_module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -6,6 +6,8 @@ map, as published. None of them is shipped.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -25,13 +27,12 @@ class RedCnn(nn.Module):
         super().__init__()
         self.unit = unit
         widths = [1, *[channels] * 5]
-        self.down = nn.ModuleList(nn.Conv2d(a, b, 5, padding=2) for a, b in zip(widths, widths[1:], strict=False))
+        self.down = nn.ModuleList(nn.Conv2d(a, b, 5, padding=2) for a, b in itertools.pairwise(widths))
         back = [*[channels] * 5, 1]
-        self.up = nn.ModuleList(
-            nn.ConvTranspose2d(a, b, 5, padding=2) for a, b in zip(back, back[1:], strict=False)
-        )
+        self.up = nn.ModuleList(nn.ConvTranspose2d(a, b, 5, padding=2) for a, b in itertools.pairwise(back))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """See the contract of this module."""
         given = x[:, 1:2]
         kept, h = [given], given
         for i, layer in enumerate(self.down):
@@ -43,7 +44,8 @@ class RedCnn(nn.Module):
             if i in (0, 2, 4):
                 h = h + kept.pop()
             h = functional.relu(h) if i < 4 else h
-        return (given - h) * self.unit
+        out: Tensor = (given - h) * self.unit
+        return out
 
 
 class Cnn10(nn.Module):
@@ -58,8 +60,10 @@ class Cnn10(nn.Module):
         self.layers = nn.Sequential(*layers, conv(channels, 1))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """See the contract of this module."""
         given = x[:, 1:2]
-        return (given - self.layers(given)) * self.unit
+        out: Tensor = (given - self.layers(given)) * self.unit
+        return out
 
 
 class UNet(nn.Module):
@@ -70,7 +74,7 @@ class UNet(nn.Module):
         self.unit = unit
         widths = [channels * 2**i for i in range(levels + 1)]
         self.down = nn.ModuleList(self._pair(a, b) for a, b in zip([1, *widths], widths, strict=False))
-        self.up = nn.ModuleList(self._pair(b + a, a) for a, b in zip(widths, widths[1:], strict=False))
+        self.up = nn.ModuleList(self._pair(b + a, a) for a, b in itertools.pairwise(widths))
         self.last = nn.Conv2d(channels, 1, 1)
 
     @staticmethod
@@ -78,6 +82,7 @@ class UNet(nn.Module):
         return nn.Sequential(conv(n_in, n_out), nn.ReLU(), conv(n_out, n_out), nn.ReLU())
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """See the contract of this module."""
         given = x[:, 1:2]
         kept, h = [], given
         for i, pair in enumerate(self.down):
@@ -86,4 +91,5 @@ class UNet(nn.Module):
         h = kept.pop()
         for pair in reversed(self.up):
             h = pair(torch.cat([functional.interpolate(h, scale_factor=2.0, mode="nearest"), kept.pop()], 1))
-        return (given - self.last(h)) * self.unit
+        out: Tensor = (given - self.last(h)) * self.unit
+        return out

@@ -38,9 +38,7 @@ class Truth:
     kind: str
 
 
-def draw(
-    rng: np.random.Generator, *, kind: str | None = None, n_slices: int = 3, matrix: int = 512
-) -> Truth:
+def draw(rng: np.random.Generator, *, kind: str | None = None, n_slices: int = 3, matrix: int = 512) -> Truth:
     """Draw one stack.
 
     Parameters
@@ -89,7 +87,7 @@ def _torso(c: Canvas) -> tuple[Floats, Floats]:
     c.fill(muscle, float(rng.uniform(40, 75)) + 3 * c.field(1.2, 12))
     c.septa(muscle, float(rng.uniform(-70, 10)), c.field(3, 25), float(rng.uniform(0.04, 0.2)))
     thick = float(rng.uniform(8, 22))
-    return share(wall + thick, c.soft), wall + thick
+    return share(wall + thick, c.soft), np.asarray(wall + thick, np.float32)
 
 
 def _spine(c: Canvas, back: float) -> None:
@@ -111,11 +109,17 @@ def _ribs(c: Canvas, wall: Floats) -> None:
     along = c.field(18, 60)
     d = np.maximum(np.abs(wall - 4.0) - float(rng.uniform(2.5, 5)), (0.6 - along) * 9)
     c.bone(
-        d, float(rng.uniform(0.7, 1.8)), float(rng.uniform(500, 1300)), float(rng.uniform(60, 300)), c.field(0.8, 3)
+        d,
+        float(rng.uniform(0.7, 1.8)),
+        float(rng.uniform(500, 1300)),
+        float(rng.uniform(60, 300)),
+        c.field(0.8, 3),
     )
 
 
-def _vessels(c: Canvas, where: Floats, n: int, value: tuple[float, float], radius: tuple[float, float]) -> None:
+def _vessels(
+    c: Canvas, where: Floats, n: int, value: tuple[float, float], radius: tuple[float, float]
+) -> None:
     rng = c.rng
     rows, columns = np.nonzero(where[where.shape[0] // 2] > 0.5)
     if rows.size == 0:
@@ -152,7 +156,9 @@ def _chest(c: Canvas) -> None:
     for side in (-1, 1):
         at = (0.0, float(rng.normal(-5, 8)), side * h * float(rng.uniform(0.36, 0.46)))
         radii = (1e4, h * float(rng.uniform(0.36, 0.55)), h * float(rng.uniform(0.26, 0.36)))
-        d = c.distance(at, radii, angle=side * float(rng.uniform(-0.1, 0.25)), ragged=c.field(15, 80), ragged_mm=4)
+        d = c.distance(
+            at, radii, angle=side * float(rng.uniform(-0.1, 0.25)), ragged=c.field(15, 80), ragged_mm=4
+        )
         lungs = np.maximum(lungs, share(np.maximum(d, wall), c.soft))
     air = float(rng.uniform(-920, -760))
     c.fill(lungs, air + float(rng.uniform(4, 35)) * c.field(0.8, float(rng.uniform(4, 25)), 0.5))
@@ -166,13 +172,15 @@ def _chest(c: Canvas) -> None:
     _vessels(c, lungs, int(rng.integers(10, 40)), (0, 80), (1.0, 4.5))
     for _ in range(int(rng.integers(0, 8))):  # bronchi
         r = float(rng.uniform(0.8, 3.5))
-        at = (float(rng.uniform(-0.4, 0.4)) * h, float(rng.choice([-1, 1])) * float(rng.uniform(0.2, 0.55)) * h)
-        d = c.distance((0, *at), (20, r, r * float(rng.uniform(1, 3))), angle=float(rng.uniform(0, 3)))
+        y, x = float(rng.uniform(-0.4, 0.4)) * h, float(rng.choice([-1, 1]) * rng.uniform(0.2, 0.55)) * h
+        d = c.distance((0, y, x), (20, r, r * float(rng.uniform(1, 3))), angle=float(rng.uniform(0, 3)))
         c.fill(share(d - 0.35 * r, c.soft) * lungs, -150.0)
         c.fill(share(d, c.soft) * lungs, -980.0)
     _lesions(c, lungs, int(rng.integers(0, 7)), 900.0, (0.8, 10))
     blood = float(rng.choice([rng.uniform(35, 55), rng.uniform(120, 400)]))
-    heart = c.distance((0, 0.05 * h, 0.08 * h), (1e4, h * rng.uniform(0.15, 0.32), h * rng.uniform(0.18, 0.34)))
+    heart = c.distance(
+        (0, 0.05 * h, 0.08 * h), (1e4, h * rng.uniform(0.15, 0.32), h * rng.uniform(0.18, 0.34))
+    )
     middle = share(heart + 3 * c.field(10, 50), c.soft) * inside
     c.fill(middle, float(rng.uniform(35, 90)) + 3 * c.field(2, 20))
     _vessels(c, middle, int(rng.integers(2, 9)), (blood - 15, blood + 15), (3, 14))
@@ -193,7 +201,11 @@ def _abdomen(c: Canvas) -> None:
     base = float(rng.uniform(35, 130))
     for _ in range(int(rng.integers(3, 8))):
         at = (0.0, float(rng.uniform(-0.35, 0.3)) * h, float(rng.uniform(-0.6, 0.6)) * h)
-        radii = (float(rng.uniform(20, 90)), h * float(rng.uniform(0.1, 0.4)), h * float(rng.uniform(0.1, 0.4)))
+        radii = (
+            float(rng.uniform(20, 90)),
+            h * float(rng.uniform(0.1, 0.4)),
+            h * float(rng.uniform(0.1, 0.4)),
+        )
         d = c.distance(at, radii, angle=float(rng.uniform(0, 3)), ragged=c.field(10, 70), ragged_mm=5)
         organ = share(np.maximum(d, wall), c.soft)
         level = base + float(rng.normal(0, 25))
@@ -226,7 +238,9 @@ def _abdomen(c: Canvas) -> None:
 def _head(c: Canvas) -> None:
     rng, h = c.rng, c.half_mm
     ry, rx = h * rng.uniform(0.78, 0.95), h * rng.uniform(0.62, 0.8)
-    d = c.distance((0, 0, 0), (1e4, ry, rx), ragged=c.field(30, 120), ragged_mm=2.5, power=rng.uniform(2, 2.4))
+    d = c.distance(
+        (0, 0, 0), (1e4, ry, rx), ragged=c.field(30, 120), ragged_mm=2.5, power=rng.uniform(2, 2.4)
+    )
     c.fill(share(d, c.soft), float(rng.uniform(20, 60)))
     c.fill(share(d + 2, c.soft), float(rng.uniform(-100, 40)) + 8 * c.field(2, 20))
     scalp, bone = float(rng.uniform(4, 10)), float(rng.uniform(3.5, 9))
@@ -274,7 +288,13 @@ def _limb(c: Canvas) -> None:
         r = float(rng.uniform(7, 26))
         d = c.distance(at, (1e4, r, r * float(rng.uniform(0.8, 1.5))), ragged=c.field(6, 30), ragged_mm=1.5)
         marrow = float(rng.choice([-60.0, rng.uniform(80, 500)]))
-        c.bone(d, float(rng.uniform(0.7, 6)), float(rng.uniform(600, 1900)), marrow, c.field(0.6, rng.uniform(1.5, 5)))
+        c.bone(
+            d,
+            float(rng.uniform(0.7, 6)),
+            float(rng.uniform(600, 1900)),
+            marrow,
+            c.field(0.6, rng.uniform(1.5, 5)),
+        )
     _lesions(c, inside, int(rng.integers(0, 5)), 40.0, (1, 12))
 
 
@@ -300,8 +320,12 @@ def _abstract(c: Canvas) -> None:
     if rng.random() < 0.4:  # bars, as in a resolution insert
         pitch = float(rng.uniform(1.5, 6)) * c.pixel_mm
         turn = float(rng.uniform(0, 3.1))
-        wave = np.sign(np.sin(2 * np.pi / pitch * (c.x * np.cos(turn) + c.y * np.sin(turn)))) * np.ones_like(c.z)
-        box = share(c.distance((0, rng.uniform(-h, h) / 2, rng.uniform(-h, h) / 2), (1e4, 18, 18), power=6), c.soft)
+        wave = np.sign(np.sin(2 * np.pi / pitch * (c.x * np.cos(turn) + c.y * np.sin(turn)))) * np.ones_like(
+            c.z
+        )
+        box = share(
+            c.distance((0, rng.uniform(-h, h) / 2, rng.uniform(-h, h) / 2), (1e4, 18, 18), power=6), c.soft
+        )
         c.values += box * np.asarray(wave, np.float32) * float(rng.uniform(20, 400))
     if rng.random() < 0.3:
         c.septa(everywhere, ground + levels, c.field(5, 40), float(rng.uniform(0.04, 0.2)))

@@ -15,7 +15,7 @@ from scipy.fft import irfft2, rfft2
 Floats = npt.NDArray[np.float32]
 
 
-def share(distance: Floats, soft: float) -> Floats:
+def share(distance: npt.NDArray[np.floating], soft: float) -> Floats:
     """1 inside (distance < 0), 0 outside, over ``soft`` mm."""
     return np.asarray(1.0 / (1.0 + np.exp(np.clip(distance / soft, -30, 30))), np.float32)
 
@@ -109,7 +109,9 @@ class Canvas:
         """Paint the zero lines of a field: sheets that are thin curves in a slice (fascia, sulci, fissures)."""
         self.fill(np.asarray(where * np.exp(-((of / width) ** 2)), np.float32), value)
 
-    def tube(self, value: float, radius_mm: float, length_mm: float, at: tuple[float, float], where: Floats) -> None:
+    def tube(
+        self, value: float, radius_mm: float, length_mm: float, at: tuple[float, float], where: Floats
+    ) -> None:
         """Paint a curved vessel of falling radius, within ``where``."""
         rng, p = self.rng, self.pixel_mm
         n = int(np.clip(length_mm / max(0.5 * radius_mm, 0.5 * p), 6, 120))
