@@ -193,10 +193,11 @@ def test_the_noise_page_is_written(small_zoo: Catalog, tmp_path: Path) -> None:
     page = noise_table.run(_context(small_zoo, tmp_path))
     laws = page.figures["known"]["CT phantoms of the engines' laws"]
     assert all(abs(r["ratio"] - 1) <= 0.25 for r in laws)
-    (bare,) = page.figures["without_noise"]
-    drawn = page.figures["known"]["CT, drawn anatomy, noise through projections"]
-    # Texture and noise add in squares: what is found is neither less than the noise nor more than both.
-    assert all(0.75 * r["true"] < r["found"] < 1.25 * np.hypot(r["true"], bare["found"]) for r in drawn)
+    drawn = [r["ratio"] for r in page.figures["known"]["CT, drawn anatomy, noise through projections"]]
+    # Texture that is there without noise drowns in stronger noise.
+    assert page.figures["without_noise"][0]["found"] > 0
+    assert drawn == sorted(drawn, reverse=True)
+    assert 0.75 < drawn[-1] < 1.25
     said = {r["treatment"]: r["said"] for r in page.figures["smoothed"]}
     assert not said["none"]
     assert said["noise smoothed over 2.5 pixels"]

@@ -246,8 +246,8 @@ def run(context: Context) -> Section:
     bare = floors(context.quick)
     parts += [
         "## What drawn anatomy holds by itself",
-        "Found in drawn slices without any noise: texture in every block of 12 pixels, which no measurement of one slice "
-        "tells from noise. Where it is as strong as the noise, the estimate is too high.",
+        "Found in drawn slices without any noise: texture in every block of 12 pixels, which no measurement of one "
+        "slice tells from noise. Where it is as strong as the noise, the estimate is too high.",
         table(("ground", "pixel mm", "found HU"), [(f.ground, f"{f.pixel_mm:.2f}", f.found) for f in bare]),
         _smooth_text(told, came),
     ]
