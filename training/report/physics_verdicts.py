@@ -199,12 +199,12 @@ def mr(
         all(s.after <= s.before for s in spurious),
     )
     if details:
-        lost = sum(d.discs_before - d.discs_both for d in details)
+        lost, new = sum(d.lost for d in details), sum(d.appeared for d in details)
         say(
-            "ACR discs that are visible before are visible after",
-            f"{lost} of {sum(d.discs_before for d in details)} lost; contrast left "
+            "ACR: discs that are visible before are visible after, and no others",
+            f"{lost} of {sum(d.discs for d in details)} lost, {new} appeared; contrast left "
             f"{min(d.contrast for d in details):.3f}",
-            lost == 0,
+            lost == 0 and new == 0,
         )
         least = min(d.detail for d in details)
         say("ACR resolution insert keeps 0.95 of its detail", f"{least:.3f}", least >= 0.95)
