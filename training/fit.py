@@ -81,6 +81,8 @@ class Fit:
             if weight.dim() == 4:
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last)
         part = recipe.optim
+        if recipe.begins_with is not None:
+            self._begin_with(recipe.begins_with)
         self.critic: Discriminator | None = None
         self.optimisers: dict[str, optim.Optimizer] = {}
         if recipe.adversary is not None:

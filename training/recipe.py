@@ -139,7 +139,13 @@ class EnginePart(_Part):
 
 
 class Recipe(_Part):
-    """One experiment."""
+    """One experiment.
+
+    Attributes
+    ----------
+    begins_with
+        Name of the recipe whose best weights this one goes on from; nothing means fresh weights.
+    """
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
     seed: int = 1
@@ -149,6 +155,7 @@ class Recipe(_Part):
     adversary: AdversaryPart | None = None
     optim: OptimPart
     engine: EnginePart | None = None
+    begins_with: str | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Recipe:
@@ -172,6 +179,8 @@ class Recipe(_Part):
     def digest(self) -> str:
         """SHA-256 of what makes the weights, as canonical JSON: all but the card and how often it is saved."""
         kept = self.model_dump(mode="json", exclude={"engine": True, "optim": {"checkpoint_s", "validate_s"}})
+        if self.begins_with is None:  # recipes from before it was a key keep their digests
+            del kept["begins_with"]
         told = json.dumps(kept, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(told.encode()).hexdigest()
 

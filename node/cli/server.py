@@ -54,8 +54,8 @@ def demo(
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave the node and the PACS running until Ctrl-C.")
     ] = False,
-    engine_ct: Annotated[str, typer.Option("--ct", help="Engine for CT.")] = "ct-nlm",
-    engine_mr: Annotated[str, typer.Option("--mr", help="Engine for MR.")] = "mr-nlm",
+    engine_ct: Annotated[str, typer.Option("--ct", help="Engine for CT.")] = "ct-cnn",
+    engine_mr: Annotated[str, typer.Option("--mr", help="Engine for MR.")] = "mr-cnn",
 ) -> None:
     """The main job on embedded defaults: scanner, node, PACS, picture."""
     from node.demo import Demo

@@ -213,7 +213,7 @@ class SeriesSettings(Section):
 class EngineSettings(Section):
     """One way to enhance: an engine of the catalogue with its settings, under a name that rules use."""
 
-    engine: Filled = Field(description="The engine's name in the catalogue, for example ct-nlm.")
+    engine: Filled = Field(description="The engine's name in the catalogue, for example ct-cnn.")
     strength: Annotated[Number, Field(ge=0, le=1)] | None = Field(
         default=None,
         description="0 gives the stored pixels back (interpolated, where the engine doubles the matrix), 1 is the "

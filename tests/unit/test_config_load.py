@@ -401,7 +401,7 @@ def test_faults_are_capped() -> None:
 
 
 def test_the_shipped_configuration_is_sound() -> None:
-    loaded = load(shipped(), {}, catalogue=["ct-nlm", "mr-nlm"])
+    loaded = load(shipped(), {}, catalogue=["ct-cnn", "mr-cnn"])
     assert loaded.warnings == ()
-    assert {engine.engine for engine in loaded.config.engines.values()} == {"ct-nlm", "mr-nlm"}
+    assert {engine.engine for engine in loaded.config.engines.values()} == {"ct-cnn", "mr-cnn"}
     assert loaded.config.rules[-1].when == {}

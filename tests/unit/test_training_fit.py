@@ -156,8 +156,19 @@ def test_shipped_recipes_are_sound(path: Path) -> None:
     assert found.name == path.stem
     assert load(path.stem) == found
     if found.engine is not None:
-        assert found.engine.name == found.name
         assert "NON-COMMERCIAL" not in found.data.licence.upper()
+
+
+def test_no_two_recipes_make_the_same_engine() -> None:
+    made = [r.engine.name for r in map(load, FOLDER.glob("*.yaml")) if r.engine is not None]
+    assert len(made) == len(set(made)) >= 8
+
+
+def test_a_second_stage_goes_on_from_the_first(data: Path, tmp_path: Path) -> None:
+    fit(recipe(updates=6), data, tmp_path).run()
+    second = fit(recipe("second", updates=2, more="begins_with: tiny\n"), data, tmp_path)
+    start = weights(tmp_path / "tiny" / BEST)
+    assert all(torch.equal(v, start[f"ema.{k}"]) for k, v in second.network.state_dict().items())
 
 
 @pytest.mark.parametrize(
@@ -177,7 +188,7 @@ def test_a_wrong_recipe_is_told(text: str, what: str) -> None:
 
 
 def test_the_card_does_not_make_other_weights() -> None:
-    one = load("ct-cnn")
+    one = load("ct-gan")
     assert one.engine is not None
     other = one.model_copy(update={"engine": one.engine.model_copy(update={"title": "x"})})
     assert other.digest == one.digest

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from engines.base import Floats
 from training.evaluate.conventions import SOFT, body_mask
@@ -29,7 +30,11 @@ KINDS = {"chest": 360.0, "abdomen": 380.0, "head": 240.0}
 """What is drawn, and the field of view in mm."""
 SEED = 77001
 N_STACKS = 2
-MATRIX = 256
+MATRIX = 512
+SHOWN = 288
+"""Rows and columns around the middle that the engines are given: pixels of a real scan, a quarter of the work."""
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 HOW = """
 Drawn anatomy (the training's generator, but slice distances that are fixed and seeds that no training
@@ -66,6 +71,11 @@ def truth(kind: str, thickness_mm: float, seed: int) -> tuple[Floats, tuple[floa
     return values, (thickness_mm, pixel, pixel)
 
 
+def _middle(values: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
+    first = (MATRIX - SHOWN) // 2
+    return np.ascontiguousarray(values[:, first : first + SHOWN, first : first + SHOWN])
+
+
 def noise_hu(dose: float, kernel: str, thickness_mm: float) -> float:
     """The noise of a scan, HU."""
     return float(FULL_DOSE_HU * KERNELS[kernel][1] * np.sqrt(3.0 / thickness_mm) / np.sqrt(dose))
@@ -79,19 +89,20 @@ def stacks(quick: bool) -> Iterator[tuple[str, float, float, Case]]:
     for thickness in THICKNESSES[2:3] if quick else THICKNESSES:
         for kind in kinds:
             for i in range(1 if quick else N_STACKS):
-                clean, spacing = truth(kind, thickness, 10 * i + list(KINDS).index(kind))
-                mask = only(body_mask(clean), (1,))
+                whole, spacing = truth(kind, thickness, 10 * i + list(KINDS).index(kind))
+                clean = _middle(whole)
+                mask = only(_middle(body_mask(whole)), (1,))
                 for kernel, (cutoff, _) in KERNELS.items():
                     rng = np.random.default_rng([SEED, 1, i, int(100 * cutoff), int(100 * thickness)])
                     unit_noise = noise_stack(
-                        clean, spacing[1], rng, kernel=Kernel(fc=cutoff), target_sigma_hu=1.0
+                        whole, spacing[1], rng, kernel=Kernel(fc=cutoff), target_sigma_hu=1.0
                     )
                     for dose in DOSES:
                         yield (
                             kernel,
                             thickness,
                             dose,
-                            _stack(clean, unit_noise, kind, kernel, spacing, dose, mask),
+                            _stack(clean, _middle(unit_noise), kind, kernel, spacing, dose, mask),
                         )
 
 

@@ -222,7 +222,8 @@ def _line(
     rmse = found.truth_rmse(key)
     strength = measures.strength(key, tuned, context.catalog)
     harm = found.harm(window, key) if key != INPUT else float("nan")
-    p = gain[CLASSICAL].p_value if CLASSICAL in gain and key not in (INPUT, TRADITIONAL) else float("nan")
+    tested = CLASSICAL in gain and key not in (INPUT, TRADITIONAL) and gain[CLASSICAL].difference.n > 1
+    p = gain[CLASSICAL].p_value if tested else float("nan")
     line = [
         measures.title(key, tuned),
         number(strength, 1),
