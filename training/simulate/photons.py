@@ -136,6 +136,11 @@ def correlated(
 
 
 def gaussian_dp(photons: Tensor, white: Tensor, electronic: float, fraction: float | None) -> Tensor:
+    """Noise of line integrals as a Gaussian of the variance of counted photons and of electronics.
+
+    All of a scan's noise, or (``fraction`` a) what a lower dose adds: 1/a - 1 of the quantum part and 1/a^2 - 1 of
+    the electronic part. ``white`` is unit noise of the shape of ``photons``.
+    """
     quantum, thermal = (1.0, 1.0) if fraction is None else (1 / fraction - 1, 1 / fraction**2 - 1)
     return white * torch.sqrt(quantum / photons + thermal * (electronic / photons) ** 2)
 
