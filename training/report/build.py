@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ def sections() -> Mapping[str, Run]:
         corpus,
         generalisation,
         heat,
+        noise_table,
         physics,
         pictures,
         reference,
@@ -34,6 +36,7 @@ def sections() -> Mapping[str, Run]:
         "heat": heat.run,
         "generalisation": generalisation.run,
         "physics": physics.run,
+        "noise_table": noise_table.run,
         "reference": reference.run,
         "timing": timing.run,
         "widening": widening.run,
@@ -62,6 +65,32 @@ def write(section: Section, out: Path) -> None:
     (out / f"{section.name}.json").write_text(told + "\n", encoding="utf-8")
 
 
+def index(context: Context) -> None:
+    """Write README.md: the pages that are there, and which weights each of them looked at."""
+    lines = [
+        "# Evaluation of the engines",
+        "",
+        "Made by `python -m training report` (see [training](../training.md)); nothing is written by hand but the words",
+        "below the pictures. Each page has its figures as JSON beside it. What was measured of the node itself is in",
+        "[docs/evaluation.md](../evaluation.md).",
+        "",
+    ]
+    for name in sections():
+        page = context.out / f"{name}.md"
+        if page.exists():
+            title = page.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+            lines.append(f"- [{title}]({name}.md)")
+    lines += ["", "| engine | version | family | weights |", "|---|---|---|---|"]
+    for name in context.catalog.names():
+        card = context.catalog.card(name)
+        lines.append(f"| {name} | {card.version} | {card.family} | {card.weights_sha256[:12]} |")
+    (context.out / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _weights(context: Context) -> dict[str, str]:
+    return {name: context.catalog.card(name).weights_sha256 for name in context.catalog.names()}
+
+
 def build(context: Context, names: Sequence[str] = ()) -> list[Section]:
     """Run the named sections (all if none is named), each written as soon as it is done.
 
@@ -78,6 +107,9 @@ def build(context: Context, names: Sequence[str] = ()) -> list[Section]:
     for name in names or known:
         context.say(f"report: {name}")
         section = known[name](context)
+        figures = {**section.figures, "weights_sha256": _weights(context)}
+        section = replace(section, figures=figures)
         write(section, context.out)
+        index(context)
         done.append(section)
     return done
