@@ -29,27 +29,27 @@ WORDS: Mapping[str, Words] = {
     ),
     "chest-soft": Words(
         weights={"ct-cnn": "625f14ad1338"},
-        text="Heart, aorta and the hilar vessels gain most: the grain is half as strong and the outline "
-        "of the aorta and the low-contrast step to the fat around it are easier to see. What is not good enough: "
+        text="Heart, aorta and the hilar vessels gain most: the grain is half as strong and the outline of the "
+        "aorta and the low-contrast step to the fat around it are easier to see. What is not good enough: "
         "along the left border of the heart the difference shows a thin double line, an edge that was "
         "blurred by motion and is now a little smoother still. Fine vertical streaks in the aorta and "
         "heart are weaker, but remain.",
     ),
     "abdomen": Words(
         weights={"ct-cnn": "625f14ad1338"},
-        text="The horizontal streaks in the liver are half as strong, vessels in the liver stand out "
-        "better, and the borders of aorta, crus and adrenal are kept. The liver keeps a fine grain and "
-        "does not look like plastic at this strength. Not good enough: the longest streaks remain as "
-        "faint bands, now without the grain that hid them, and the smallest dots in the liver at the "
-        "level of the noise are weaker, too.",
+        text="The horizontal streaks in the liver are half as strong, vessels in the liver stand out better, "
+        "and the borders of aorta, crus and adrenal are kept. The liver keeps a fine grain and does not "
+        "look like plastic at this strength. Not good enough: the longest streaks remain as faint bands, "
+        "now without the grain that hid them, and the smallest dots in the liver at the level of the "
+        "noise are weaker, too.",
     ),
     "head": Words(
         weights={"ct-cnn": "625f14ad1338"},
-        text="The large dark area (an old infarct, by its look), the calcified pineal gland and the border of grey and white matter are clearer, "
-        "and the difference is noise alone, without a trace of the ventricles or the gyri. Just inside "
-        "the skull and at the calcifications nothing is taken, which is as it should be. Not good enough: "
-        "in this narrow window (80 HU) the brain begins to look smooth; a reader who is used to grain may "
-        "want a strength of 0.4 for heads.",
+        text="The large dark area (an old infarct, by its look), the calcified pineal gland and the border of "
+        "grey and white matter are clearer, and the difference is noise alone, without a trace of the "
+        "ventricles or the gyri. Just inside the skull and at the calcifications nothing is taken, which "
+        "is as it should be. Not good enough: in this narrow window (80 HU) the brain begins to look "
+        "smooth; a reader who is used to grain may want a strength of 0.4 for heads.",
     ),
     "t1": Words(
         weights={"mr-cnn": "1691d83cc3f3"},
