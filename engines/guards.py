@@ -129,29 +129,55 @@ def _window_sums(values: npt.NDArray[Any], side: tuple[int, int]) -> npt.NDArray
     return np.asarray(across[:, columns:] - across[:, :-columns])
 
 
-def hold_regions(residual: Floats, valid: Mask, side: tuple[int, int], tolerance: float) -> Floats:
-    """Weaken the residual where the mean of a region would move by more than ``tolerance`` (G3).
+SETTLING = 8
+"""How often the excess of region means is taken out, at most, before what is left of it weakens the residual."""
 
-    A filter that blurs an edge adds a line along it that no local mean can take out. Engines that are any
-    good never come here; one that is not loses its effect there, and only there.
+
+def hold_regions(
+    residual: Floats,
+    valid: Mask,
+    side: tuple[int, int],
+    tolerance: float,
+    largest: np.float32 | float = np.inf,
+) -> Floats:
+    """Let no mean of a region move by more than ``tolerance`` (G3).
+
+    First the excess itself is taken out of the whole region that has it: noise at the lowest frequencies moves means
+    by chance, and the rest of the residual is none the worse for it. What is left after a few rounds (a filter
+    that blurs an edge adds a line along it that no local mean can take out) weakens the residual there, and only
+    there.
+
+    Parameters
+    ----------
+    largest
+        Bound of the residual (G2), kept in every round.
     """
     side = (min(side[0], residual.shape[0]), min(side[1], residual.shape[1]))
+    for _ in range(SETTLING):
+        means = region_means(residual, valid, side)
+        if float(np.abs(means).max()) <= tolerance:
+            return residual
+        excess = (means - np.clip(means, -0.9 * tolerance, 0.9 * tolerance)).astype(np.float32)
+        over = _least(np.minimum(-excess, 0), side, residual.shape, 0.0)
+        under = _least(np.minimum(excess, 0), side, residual.shape, 0.0)
+        moved = residual + over - under
+        residual = keep_invalid(bound(moved, np.float32(largest)), valid)
     for _ in range(3):
         means = np.abs(region_means(residual, valid, side))
-        if float(means.max()) <= tolerance:
-            return residual
+        if float(means.max()) <= 1.3 * tolerance:
+            break  # a little less everywhere costs less than weights that vary: they make means of noise
         weak = (tolerance / np.maximum(means, tolerance)).astype(np.float32)
-        residual = residual * _spread(weak, side, residual.shape)
+        residual = residual * _least(weak, side, residual.shape, 1.0)
     worst = float(np.abs(region_means(residual, valid, side)).max())
     return residual if worst <= tolerance else residual * np.float32(tolerance / worst)
 
 
-def _spread(weak: Floats, side: tuple[int, int], shape: tuple[int, ...]) -> Floats:
-    """For every pixel the least factor of the regions that hold it; regions are told by first corners."""
-    out = np.pad(weak, [(n - 1, n - 1) for n in side], constant_values=1.0)
+def _least(values: Floats, side: tuple[int, int], shape: tuple[int, ...], else_: float) -> Floats:
+    """For every pixel the least value of the regions that hold it; regions are told by first corners."""
+    out = np.pad(values, [(n - 1, n - 1) for n in side], constant_values=else_)
     for axis, n in enumerate(side):
         # The filter's window begins at the pixel: corners p - n + 1 .. p, after the shift by the padding.
-        out = minimum_filter1d(out, n, axis=axis, mode="constant", cval=1.0, origin=-(n // 2))
+        out = minimum_filter1d(out, n, axis=axis, mode="constant", cval=else_, origin=-(n // 2))
     found: Floats = out[: shape[0], : shape[1]]
     return found
 
@@ -167,7 +193,7 @@ def guarded(
 ) -> Floats:
     """Apply G8, G2, G3, G4 in this order; G2 once more, because the lock may push past the bound."""
     safe = lock_mean(keep_invalid(bound(finite(residual), largest), valid), valid, radius)
-    return hold_regions(keep_invalid(bound(safe, largest), valid), valid, side, tolerance)
+    return hold_regions(keep_invalid(bound(safe, largest), valid), valid, side, tolerance, largest)
 
 
 def guarded_detail(

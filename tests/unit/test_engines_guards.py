@@ -109,7 +109,7 @@ def test_regions_weaken_only_around_a_bad_place() -> None:
     held = guards.hold_regions(residual, valid, (40, 40), 1.0)
     assert np.abs(guards.region_means(held, valid, (40, 40))).max() <= 1.0
     assert 0 < held[30, 30] < 30
-    assert held[150, 150] == 7.0
+    assert held[150, 150] == pytest.approx(7.0, rel=1e-3)
 
 
 def test_regions_of_32_mm() -> None:
