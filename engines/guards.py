@@ -164,7 +164,7 @@ def hold_regions(
         residual = keep_invalid(bound(moved, np.float32(largest)), valid)
     for _ in range(3):
         means = np.abs(region_means(residual, valid, side))
-        if float(means.max()) <= 1.3 * tolerance:
+        if float(means.max()) <= 1.15 * tolerance:
             break  # a little less everywhere costs less than weights that vary: they make means of noise
         weak = (tolerance / np.maximum(means, tolerance)).astype(np.float32)
         residual = residual * _least(weak, side, residual.shape, 1.0)
