@@ -227,7 +227,7 @@ def page(context: Context) -> verdicts.Page:
         tasks.text_kept(kept, "full", unit="units"),
         tasks.text_spurious(spurious),
         "## MR: structure and safety",
-        safety.text(structures),
+        safety.text(structures, "units"),
         safety.text_behaviour(behaviours, "units"),
         "## MR: real phantoms",
         acr.text(details) if details else "No ACR series was given.",

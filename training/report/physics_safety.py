@@ -31,7 +31,9 @@ class Structure:
     crossing_before, crossing_after
         Mean frequency at which patches stop agreeing, cycles per mm.
     largest_region_change
-        Largest |mean change| of any 32 mm region, in HU.
+        Largest |mean change| of any 32 mm region, in HU (law G3 of the engines).
+    largest_body_change
+        The same of what of a region lies in the body, where that is half of it or more.
     """
 
     engine: str
@@ -47,6 +49,7 @@ class Structure:
     crossing_before: float
     crossing_after: float
     largest_region_change: float
+    largest_body_change: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +108,7 @@ def _structure(
             crossings += list(one.crossings)
         scans.append(np.asarray(crossings))
     limit = float(np.quantile(scans[0], 0.05, method="lower")) if scans[0].size else float("nan")
-    changes = robustness.region_changes(before, after, case.spacing_mm, case.mask)
+    every, body = (robustness.region_changes(before, after, case.spacing_mm, m) for m in (None, case.mask))
     return Structure(
         engine=subject.name,
         ground=case.ground,
@@ -119,7 +122,8 @@ def _structure(
         n_patches=int(scans[0].size),
         crossing_before=float(scans[0].mean()) if scans[0].size else float("nan"),
         crossing_after=float(scans[1].mean()) if scans[1].size else float("nan"),
-        largest_region_change=float(np.abs(changes).max()),
+        largest_region_change=float(np.abs(every).max()),
+        largest_body_change=float(np.abs(body).max()),
     )
 
 
@@ -155,7 +159,7 @@ def behaviour(
     )
 
 
-def text(found: Sequence[Structure]) -> str:
+def text(found: Sequence[Structure], unit: str = "HU") -> str:
     """Write structure figures."""
     rows = [
         (
@@ -170,15 +174,17 @@ def text(found: Sequence[Structure]) -> str:
             s.crossing_before,
             s.crossing_after,
             s.largest_region_change,
+            s.largest_body_change,
         )
         for s in found
     ]
-    head = ("engine", "ground", "kernel", "noise HU", "strength", "structure index", "at edges")
+    head = ("engine", "ground", "kernel", f"noise {unit}", "strength", "structure index", "at edges")
     more = (
         "sFRC flagged before / after",
         "agrees up to, before",
         "after (per mm)",
-        "largest regional mean change HU",
+        f"largest mean change of a region, {unit}",
+        "of its body part",
     )
     return table((*head, *more), rows)
 

@@ -19,8 +19,6 @@ LEAST_CFR = 0.90
 TTF_WITHIN = 0.05
 LARGEST_GAIN = 2.0
 LARGEST_MEAN_HU = 1.0
-CLINICAL_HU = 25.0
-"""Noise up to which the TTF bar is judged: above it an insert of 50 HU has a CNR below 2."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +84,8 @@ def ct(
     say("bias of every insert below 1 HU", f"{bias:.2f} HU", bias < LARGEST_MEAN_HU)
     region = max(s.largest_region_change for s in structures)
     say("mean of every 32 mm region changes by less than 1 HU", f"{region:.2f} HU", region < LARGEST_MEAN_HU)
+    part = max(s.largest_body_change for s in structures)
+    say("the same of the body's part of every region", f"{part:.2f} HU", part < LARGEST_MEAN_HU)
     worst = min(seen, key=lambda s: s.change[0])
     say(
         f"AUC of no disc lower by more than {observer.LARGEST_AUC_LOSS:g}",
