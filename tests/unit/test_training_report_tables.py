@@ -246,6 +246,7 @@ def test_pictures_are_small(tmp_path: Path) -> None:
 def test_the_largest_mean_of_a_box_is_found() -> None:
     change = np.zeros((1, 128, 128), np.float32)
     change[0, 40:72, 40:72] = 0.5
+    # A box of 64 pixels (0.5 mm) holds the patch as its quarter.
     inside = np.ones(change.shape, np.bool_)
     assert corpus.largest_mean(change, inside, (1.0, 1.0)) == pytest.approx(0.5, abs=1e-3)
     assert corpus.largest_mean(change, inside, (0.5, 0.5)) == pytest.approx(0.125, abs=1e-3)

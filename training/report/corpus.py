@@ -15,7 +15,7 @@ from engines.errors import EngineError
 from engines.front import Enhancer
 from training.errors import DataError
 from training.evaluate import physics
-from training.evaluate.conventions import body_mask, foreground_mask
+from training.evaluate.conventions import CHEST, Window, body_mask, foreground_mask
 from training.report import cases, rows
 from training.report.cases import Case
 from training.report.section import Context, Section
@@ -26,6 +26,8 @@ REGION_MM = 32.0
 LARGEST_MEAN_HU = 1.0
 REDUCTION = (0.40, 0.50)
 LEAST_CFR = 0.90
+FEWEST_SOFT = 0.2
+"""Share of the measured pixels that must lie in the soft tissue window for it to tell of harm."""
 ROI = 32
 ROI_STRIDE = 8
 
@@ -37,7 +39,8 @@ the noise after over before: over the plane of frequencies (the engine's own fig
 uniform regions of 32 pixels are found, by the radial mean of AAPM TG-233, which falls lower. "Largest
 mean" is the largest |mean change| of any 32 mm box inside of the body or head (MR: in % of the series
 scale). Harm is told by adding noise to the series: CT at a simulated quarter dose, MR with 4 % of its
-scale; the RMSE to the series as it is, in the soft tissue window (MR: without one), must not rise.
+scale; the RMSE to the series as it is, in the soft tissue window (the chest window where hardly a pixel
+lies in that; MR: 0 to the maximum), must not rise.
 """
 
 
@@ -134,9 +137,19 @@ def _noisy(subject: Subject, context: Context) -> Case | None:
     return made if cases.usable(made) else None
 
 
+def harm_window(case: Case) -> Window:
+    """Soft tissue, or the chest's where next to nothing of a CT lies in that (a hollow phantom, a lung's corner)."""
+    window = rows.window_of(case)
+    if case.unit == "HU":
+        seen = case.reference[case.mask]
+        if float(((seen > window.low) & (seen < window.high)).mean()) < FEWEST_SOFT:
+            return CHEST
+    return window
+
+
 def _error(case: Case, output: Floats) -> float:
     """RMSE in the window, mean over slices, in the unit of the images."""
-    window = rows.window_of(case)
+    window = harm_window(case)
     return float(np.mean([s.rmse_window for s in rows.figures(case, output, window)] or [np.nan]))
 
 
@@ -188,13 +201,13 @@ def _seen(name: str, volume: Volume, family: str, engine: Enhancer, error: tuple
 
 
 def largest_mean(change: Floats, inside: Mask, pixel_mm: tuple[float, float]) -> float:
-    """Largest |mean| of a change (z, y, x) over the inside of any 32 mm box that is at least half inside."""
+    """Largest |mean| of a change (z, y, x) of any 32 mm box that lies inside."""
     side = [max(1, round(REGION_MM / p)) for p in pixel_mm]
     worst = 0.0
     for values, mask in zip(change, inside, strict=True):
         share = ndimage.uniform_filter(mask.astype(np.float64), side, mode="constant")
         total = ndimage.uniform_filter(np.where(mask, values, 0).astype(np.float64), side, mode="constant")
-        whole = share > 0.5
+        whole = share > 0.99
         if whole.any():
             worst = max(worst, float(np.abs(total[whole] / share[whole]).max()))
     return worst
@@ -257,7 +270,7 @@ def judged(found: Sequence[Seen], family: str, unit: Unit) -> list[dict[str, Any
         {
             "bar": f"CFR over the plane at least {LEAST_CFR:.2f}",
             "measured": f"{len(keep)} of {len(changed)} series, lowest "
-            f"{number(min((s.cfr for s in changed), default=float('nan')))}",
+            f"{number(min((s.cfr for s in changed), default=float('nan')), 3)}",
             "met": len(keep) == len(changed) if changed else None,
         },
     ]
