@@ -283,7 +283,7 @@ def _text(
         path = context.image("generalisation.png")
         plots.bars(
             path,
-            [f"never saw a {d}" for d in domains],
+            [f"without {d}" for d in domains],
             shown,
             title="Generalisation: gain kept on a domain that was held out",
             label="G (1: as if it had been seen), 95 % interval over stacks",

@@ -123,5 +123,6 @@ def bars(
     axis.set_xticks(range(len(groups)), groups)
     axis.set_ylabel(label)
     axis.set_title(title, fontsize=10)
-    axis.legend(fontsize=8)
+    axis.set_ylim(top=axis.get_ylim()[1] * 1.2)
+    axis.legend(fontsize=8, loc="upper center", ncols=max(1, len(series)))
     _save(figure, path)
