@@ -294,12 +294,12 @@ def _load() -> float:
 
 def _text(found: Sequence[Turn], cost: Sequence[Cost], repeat: int, load: float) -> str:
     rows, seen = [], {(t.engine, t.what): t for t in found}
-    filters = {t.rows: t for t in found if t.engine.endswith("-nlm") and t.what == "alone"}
+    filters = {(t.engine[:2], t.rows): t for t in found if t.engine.endswith("-nlm") and t.what == "alone"}
     for engine in dict.fromkeys(t.engine for t in found):
         alone, whole, torch_run = (seen.get((engine, what)) for what in ("alone", "whole", "eager"))
         if alone is None or whole is None:
             continue
-        nlm = filters.get(alone.rows)
+        nlm = filters.get((engine[:2], alone.rows))
         rows.append(
             (
                 engine,
