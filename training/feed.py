@@ -64,6 +64,7 @@ def _draw(recipe: Recipe, sigma: tuple[float, float] | None = None, told: float 
         sigma=(low, high) if sigma is None else sigma,
         told=recipe.data.told if told is None else told,
         alone=recipe.data.alone,
+        lesions=recipe.data.lesions if told is None else 0.0,
     )
 
 

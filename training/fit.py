@@ -169,7 +169,7 @@ class Fit:
             return part.rate * (self.progress.step + 1) / part.warmup
         return part.last_rate + 0.5 * (part.rate - part.last_rate) * (1 + math.cos(math.pi * self.share()))
 
-    def _loss(self, x: Tensor, c: Tensor, target: Tensor, sigma: Tensor) -> dict[str, Tensor]:
+    def _loss(self, x: Tensor, c: Tensor, target: Tensor, sigma: Tensor, weight: Tensor) -> dict[str, Tensor]:
         part = self.recipe.loss
         extra: dict[str, Tensor] = {}
         if isinstance(self.network, Autoencoder):
@@ -184,7 +184,7 @@ class Fit:
         # Detail has no noise level to be measured against: its own typical size stands in.
         unit = sigma + 0.02 if self.recipe.scale == 1 else torch.full_like(sigma, 0.02)
         error = (r - target) / unit
-        parts = {"charbonnier": losses.charbonnier(error, part.charbonnier), **extra}
+        parts = {"charbonnier": losses.charbonnier(error, part.charbonnier, weight), **extra}
         if part.gradient:
             parts["gradient"] = part.gradient * losses.gradient(error)
         if part.lowpass:
@@ -230,7 +230,7 @@ class Fit:
         rate = self._rate()
         for group in optimiser.param_groups:
             group["lr"] = rate
-        parts = self._loss(*moved)
+        parts = self._loss(*moved, torch.from_numpy(b.weight).to(self.where.device))
         loss = torch.stack(list(parts.values())).sum()
         if not torch.isfinite(loss):
             raise TrainingError(

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def charbonnier(error: Tensor, epsilon: float) -> Tensor:
-    """sqrt(e^2 + epsilon^2) - epsilon: quadratic near zero, linear for outliers."""
-    return (torch.sqrt(error.square() + epsilon**2) - epsilon).mean()
+def charbonnier(error: Tensor, epsilon: float, weight: Tensor | None = None) -> Tensor:
+    """sqrt(e^2 + epsilon^2) - epsilon: quadratic near zero, linear for outliers; the mean, weighted."""
+    each = torch.sqrt(error.square() + epsilon**2) - epsilon
+    return each.mean() if weight is None else (each * weight).mean()
 
 
 def gradient(error: Tensor) -> Tensor:

@@ -48,6 +48,8 @@ class DataPart(_Part):
         Range of the noise: HU, or share of the series scale.
     held_out
         Kinds of shards that are left out: for leave-one-domain-out.
+    lesions
+        Share of patches that get small lesions, at which errors count more.
     """
 
     unit: Literal["HU", "arbitrary"]
@@ -61,6 +63,7 @@ class DataPart(_Part):
     told: Share = 0.15
     alone: Share = 0.2
     held_out: list[str] = Field(default_factory=list)
+    lesions: Share = 0.0
     licence: str
     split: str = ""
 
@@ -179,8 +182,11 @@ class Recipe(_Part):
     def digest(self) -> str:
         """SHA-256 of what makes the weights, as canonical JSON: all but the card and how often it is saved."""
         kept = self.model_dump(mode="json", exclude={"engine": True, "optim": {"checkpoint_s", "validate_s"}})
-        if self.begins_with is None:  # recipes from before it was a key keep their digests
+        # Recipes from before these were keys keep their digests.
+        if self.begins_with is None:
             del kept["begins_with"]
+        if not self.data.lesions:
+            del kept["data"]["lesions"]
         told = json.dumps(kept, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(told.encode()).hexdigest()
 

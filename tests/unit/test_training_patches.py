@@ -12,7 +12,7 @@ from tests.training_samples import shards as write_shards
 from training.data import patches, shards
 from training.data.patches import Draw
 from training.errors import DataError
-from training.simulate import anatomy, grain
+from training.simulate import anatomy, blobs, grain
 from training.simulate.anatomy import KINDS
 
 DRAW = Draw(size=64, sigma=(20.0, 20.0), told=0.0, alone=0.0)
@@ -147,3 +147,22 @@ def test_batches_depend_on_seed_and_number_alone(truth: tuple[shards.Shard, ...]
 def test_a_patch_larger_than_a_shard_is_told(truth: tuple[shards.Shard, ...]) -> None:
     with pytest.raises(DataError, match="smaller than a patch"):
         patches.ct(truth, Draw(size=256, sigma=(1, 2)))(np.random.default_rng(0))
+
+
+def test_lesions_are_put_in_and_count_more(truth: tuple[shards.Shard, ...]) -> None:
+    """Contrasts around the noise, in the neighbours too, and weights only where they are."""
+    added, seen = blobs.draw(np.random.default_rng(0), (3, 64, 64), 20.0, 1.0)
+    assert 5 < np.abs(added).max() <= 8 * 6 * 20
+    assert np.abs(added[0]).max() > 0
+    assert seen.min() >= 0
+    assert 0.9 < seen.max() <= 1
+    assert (np.abs(added[1]) > 1)[seen < 1e-3].mean() < 0.01
+    with_some = Draw(size=64, sigma=(20.0, 20.0), told=0.0, alone=0.0, lesions=1.0)
+    example = patches.ct(truth, with_some)(np.random.default_rng(1))
+    assert example.weight is not None
+    assert example.weight.shape == example.target.shape
+    assert example.weight.min() == pytest.approx(1, abs=1e-3)
+    assert 2 < example.weight.max() <= patches.AT_LESIONS
+    plain = patches.ct(truth, DRAW)(np.random.default_rng(1))
+    assert plain.weight is None
+    assert np.array_equal(patches.batch([plain]).weight, np.ones((1, 1, 64, 64)))

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from training.data.shards import Shard
 from training.errors import DataError
-from training.simulate import grain, kspace
+from training.simulate import blobs, grain, kspace
 from training.simulate.band import low_resolution, zero_filled
 
 Floats = npt.NDArray[np.float32]
@@ -26,6 +26,9 @@ NEIGHBOUR_MM = 3.0
 STRUCTURE = 0.018
 """What the node's estimate reads in a brain without noise, as a share of the scale: where noise is low it is told too
 high, and the network must know that from the picture."""
+
+AT_LESIONS = 5.0
+"""How many times an error counts in the middle of a small lesion."""
 
 RIM = 8
 """Pixels that are cut off after k-space was cut, where the ringing of the patch's own border lies."""
@@ -45,12 +48,15 @@ class Example:
         float32 (1, P, P): the noise in units of c; super-resolution: the detail (1, 2P, 2P) in units of x.
     sigma
         The noise as it is, in units of c: what an error is measured against.
+    weight
+        float32 (1, P, P): how much an error counts where; None means 1 everywhere.
     """
 
     x: Floats
     c: float
     target: Floats
     sigma: float
+    weight: Floats | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,12 +73,15 @@ class Draw:
         Standard deviation of the logarithm of told over true noise.
     alone
         Share of patches without neighbours, beside those whose slices lie too far apart.
+    lesions
+        Share of patches that get small lesions (training.simulate.blobs).
     """
 
     size: int
     sigma: tuple[float, float]
     told: float = 0.15
     alone: float = 0.2
+    lesions: float = 0.0
 
 
 Sampler = Callable[[np.random.Generator], Example]
@@ -116,6 +125,19 @@ def _neighbours(stack: Floats, shard: Shard, draw: Draw, rng: np.random.Generato
         if which in ("both", "above") or shard.spacing_mm[0] > NEIGHBOUR_MM:
             stack[2] = stack[1]
     return stack
+
+
+def _with_lesions(
+    clean: Floats, shard: Shard, sigma: float, draw: Draw, rng: np.random.Generator, inner: int
+) -> tuple[Floats, Floats | None]:
+    """Put small lesions into a patch; returns it and the weights of its inner (1, P, P) pixels."""
+    if not draw.lesions or rng.random() >= draw.lesions:
+        return clean, None
+    z, y, x = clean.shape
+    step = shard.spacing_mm[0] / max(shard.spacing_mm[1], 1e-3)
+    added, seen = blobs.draw(rng, (z, y, x), sigma, step)
+    weight = 1 + np.float32(AT_LESIONS - 1) * seen[None]
+    return clean + added, _inner(weight, inner) if inner else weight
 
 
 def _body(rng: np.random.Generator, shards: Sequence[Shard], size: int) -> tuple[Shard, Floats]:
@@ -174,6 +196,7 @@ def _ct_example(
     shard: Shard, clean: Floats, added: Floats, sigma: float, draw: Draw, rng: np.random.Generator
 ) -> Example:
     clean, added = turned([clean, added], rng)
+    clean, weight = _with_lesions(clean, shard, sigma, draw, rng, 0)
     noisy = clean + added
     if rng.random() < 0.7:
         noisy = np.rint(noisy)
@@ -181,7 +204,7 @@ def _ct_example(
     target = (noisy[1:2] - clean[1:2]) / np.float32(100)
     told = sigma * float(np.exp(rng.normal(0, draw.told)))
     x = _neighbours(noisy, shard, draw, rng) / np.float32(1000)
-    return Example(x=x, c=told / 100, target=target, sigma=sigma / 100)
+    return Example(x=x, c=told / 100, target=target, sigma=sigma / 100, weight=weight)
 
 
 def mr(truth: Sequence[Shard], draw: Draw) -> Sampler:
@@ -191,6 +214,8 @@ def mr(truth: Sequence[Shard], draw: Draw) -> Sampler:
         shard, clean = _signal(rng, truth, draw.size + 2 * RIM)
         (clean,) = turned([clean], rng)
         sigma = _log_uniform(rng, draw.sigma)
+        clean, weight = _with_lesions(clean, shard, max(sigma, 0.01), draw, rng, RIM)
+        clean = np.maximum(clean, np.float32(0))
         noisy, expected = (
             _inner(a) for a in kspace.acquire(clean, kspace.draw(rng, sigma=(sigma, sigma)), rng)
         )
@@ -198,7 +223,7 @@ def mr(truth: Sequence[Shard], draw: Draw) -> Sampler:
         read = float(np.hypot(sigma, STRUCTURE * rng.uniform(0, 1.2)))
         told = read * float(np.exp(rng.normal(0, draw.told)))
         x = _neighbours(noisy.copy(), shard, draw, rng)
-        return Example(x=x, c=told, target=target, sigma=sigma)
+        return Example(x=x, c=told, target=target, sigma=sigma, weight=weight)
 
     return sample
 
@@ -257,12 +282,13 @@ def mixed(parts: Sequence[tuple[float, Sampler]]) -> Sampler:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Examples side by side: x (N, 3, P, P), c (N, 1, P, P), target (N, 1, P', P'), sigma (N, 1, 1, 1)."""
+    """Examples side by side: x (N, 3, P, P), c (N, 1, P, P), target and weight (N, 1, P', P'), sigma (N, 1, 1, 1)."""
 
     x: Floats
     c: Floats
     target: Floats
     sigma: Floats
+    weight: Floats
 
 
 def batch(examples: Sequence[Example]) -> Batch:
@@ -274,6 +300,7 @@ def batch(examples: Sequence[Example]) -> Batch:
         c=np.ascontiguousarray(np.broadcast_to(told, (len(x), 1, *x.shape[2:]))),
         target=np.stack([e.target for e in examples]).astype(np.float32),
         sigma=np.array([e.sigma for e in examples], np.float32).reshape(-1, 1, 1, 1),
+        weight=np.stack([np.ones_like(e.target) if e.weight is None else e.weight for e in examples]),
     )
 
 

@@ -71,8 +71,8 @@ def index(context: Context) -> None:
         "# Evaluation of the engines",
         "",
         "Made by `python -m training report` (see [training](../training.md)); nothing is written by hand but the",
-        "words below the pictures. Each page has its figures as JSON beside it. What was measured of the node itself is in",
-        "[docs/evaluation.md](../evaluation.md).",
+        "words below the pictures. Each page has its figures as JSON beside it. What was measured of the node itself",
+        "is in [docs/evaluation.md](../evaluation.md).",
         "",
     ]
     for name in sections():
