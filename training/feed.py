@@ -65,6 +65,7 @@ def _draw(recipe: Recipe, sigma: tuple[float, float] | None = None, told: float 
         told=recipe.data.told if told is None else told,
         alone=recipe.data.alone,
         lesions=recipe.data.lesions if told is None else 0.0,
+        at_lesions=recipe.data.at_lesions,
     )
 
 

@@ -297,7 +297,8 @@ class Fit:
 
     def _judge(self, log: Log | None, tell: Tell) -> None:
         seen = self.validate()
-        better = seen["gain"] > self.progress.best
+        # Where small lesions count more than the mean error, the gain does not tell which weights are better.
+        better = seen["gain"] > self.progress.best or self.recipe.data.lesions > 0
         if better:
             self.progress = replace(self.progress, best=seen["gain"])
             self.save(BEST)

@@ -48,8 +48,8 @@ class DataPart(_Part):
         Range of the noise: HU, or share of the series scale.
     held_out
         Kinds of shards that are left out: for leave-one-domain-out.
-    lesions
-        Share of patches that get small lesions, at which errors count more.
+    lesions, at_lesions
+        Share of patches that get small lesions, and how many times an error counts in the middle of one.
     """
 
     unit: Literal["HU", "arbitrary"]
@@ -64,6 +64,7 @@ class DataPart(_Part):
     alone: Share = 0.2
     held_out: list[str] = Field(default_factory=list)
     lesions: Share = 0.0
+    at_lesions: Positive = 5.0
     licence: str
     split: str = ""
 
@@ -187,6 +188,8 @@ class Recipe(_Part):
             del kept["begins_with"]
         if not self.data.lesions:
             del kept["data"]["lesions"]
+        if self.data.at_lesions == DataPart.model_fields["at_lesions"].default:
+            del kept["data"]["at_lesions"]
         told = json.dumps(kept, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(told.encode()).hexdigest()
 

@@ -162,7 +162,7 @@ def test_lesions_are_put_in_and_count_more(truth: tuple[shards.Shard, ...]) -> N
     assert example.weight is not None
     assert example.weight.shape == example.target.shape
     assert example.weight.min() == pytest.approx(1, abs=1e-3)
-    assert 2 < example.weight.max() <= patches.AT_LESIONS
+    assert 2 < example.weight.max() <= with_some.at_lesions
     plain = patches.ct(truth, DRAW)(np.random.default_rng(1))
     assert plain.weight is None
     assert np.array_equal(patches.batch([plain]).weight, np.ones((1, 1, 64, 64)))

@@ -27,9 +27,6 @@ STRUCTURE = 0.018
 """What the node's estimate reads in a brain without noise, as a share of the scale: where noise is low it is told too
 high, and the network must know that from the picture."""
 
-AT_LESIONS = 5.0
-"""How many times an error counts in the middle of a small lesion."""
-
 RIM = 8
 """Pixels that are cut off after k-space was cut, where the ringing of the patch's own border lies."""
 
@@ -73,8 +70,9 @@ class Draw:
         Standard deviation of the logarithm of told over true noise.
     alone
         Share of patches without neighbours, beside those whose slices lie too far apart.
-    lesions
-        Share of patches that get small lesions (training.simulate.blobs).
+    lesions, at_lesions
+        Share of patches that get small lesions (training.simulate.blobs), and how many times an error counts in
+        the middle of one.
     """
 
     size: int
@@ -82,6 +80,7 @@ class Draw:
     told: float = 0.15
     alone: float = 0.2
     lesions: float = 0.0
+    at_lesions: float = 5.0
 
 
 Sampler = Callable[[np.random.Generator], Example]
@@ -136,7 +135,7 @@ def _with_lesions(
     z, y, x = clean.shape
     step = shard.spacing_mm[0] / max(shard.spacing_mm[1], 1e-3)
     added, seen = blobs.draw(rng, (z, y, x), sigma, step)
-    weight = 1 + np.float32(AT_LESIONS - 1) * seen[None]
+    weight = 1 + np.float32(draw.at_lesions - 1) * seen[None]
     return clean + added, _inner(weight, inner) if inner else weight
 
 
