@@ -37,8 +37,9 @@ class CardFile(BaseModel):
         2 for super-resolution: the network returns detail of twice the matrix (engines/learned.py).
     parameters
         Of the algorithm. ``lock`` is read for every engine: the radius, in pixels, of the window whose
-        mean is kept (G3). ``ood_limit`` is read for autoencoders: slices whose reconstruction error (HU, or
-        a fraction of the series scale) is above it are left as they were (G10).
+        mean is kept (G3). ``trust`` is read for autoencoders (:func:`engines.restore.trusted`), and so is
+        ``ood_limit``: slices whose reconstruction error (HU, or a fraction of the series scale) is above it
+        are left as they were (G10).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -79,6 +80,9 @@ class CardFile(BaseModel):
         limit = self.parameters.get("ood_limit")
         if limit is not None and (self.family != "autoencoder" or isinstance(limit, str) or not limit > 0):
             raise ValueError("parameters.ood_limit is a number above 0, for the family autoencoder")
+        trust = self.parameters.get("trust")
+        if trust is not None and (self.family != "autoencoder" or isinstance(trust, str) or not trust > 0):
+            raise ValueError("parameters.trust is a number above 0, for the family autoencoder")
         if self.sigma_range[0] >= self.sigma_range[1]:
             raise ValueError("sigma_range is the lowest noise and the highest")
         lock = self.parameters.get("lock", 32)

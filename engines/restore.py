@@ -12,6 +12,7 @@ import numpy as np
 
 from engines import guards, noise
 from engines.base import Card, Floats, Mask, Unit
+from engines.box import box_mean
 from engines.sinc import doubled, repeated
 
 TOO_LOW = 1.25
@@ -87,6 +88,22 @@ def reconstruction_error(residual: Floats, one: Slice) -> float:
     return float(np.sqrt(max(0.0, excess))) / one.scale
 
 
+TRUST_RADIUS = 4
+"""Of the windows in which an autoencoder's residual is compared with noise: 9 x 9 pixels, as in its training."""
+
+
+def trusted(residual: Floats, sigma: float, trust: float) -> Floats:
+    """Weaken an autoencoder's residual where it is stronger than noise: there is structure in it.
+
+    A decoder cannot draw everything, and what it cannot draw is no noise. The residual is believed where its power
+    over a small window is at most ``trust`` times that of the noise, and multiplied by trust sigma^2 / power where
+    it is more (training/networks/dae.py trains with the same rule).
+    """
+    power = box_mean(residual * residual, TRUST_RADIUS, np.ones(residual.shape, np.bool_))
+    most = np.float32(trust * sigma * sigma)
+    return residual * np.divide(most, power, out=np.ones_like(power), where=power > most)
+
+
 def restored(residual: Floats, one: Slice, card: Card, strength: float, *, looked: bool) -> Outcome:
     """Finish a slice.
 
@@ -111,6 +128,8 @@ def restored(residual: Floats, one: Slice, card: Card, strength: float, *, looke
         limit = card.parameters.get("ood_limit")
         if limit is not None and error > float(limit):
             return Outcome(values=before, reason=STRANGE, error=error)
+        if "trust" in card.parameters:
+            residual = trusted(residual, one.sigma, float(card.parameters["trust"]))
     rows, columns = guards.region_side(one.spacing_mm)
     tolerance = 0.98 * guards.LARGEST_MEAN_CHANGE[one.unit] * one.scale
     lock = int(card.parameters.get("lock", 32))

@@ -9,6 +9,7 @@ from pathlib import Path
 from training.errors import ExportError
 from training.export import Exported, export, write_card
 from training.fit import BEST, finished
+from training.networks.dae import Autoencoder
 from training.recipe import EnginePart, Recipe
 
 
@@ -39,6 +40,9 @@ def ship(recipe: Recipe, runs: Path, zoo: Path) -> Exported:
         raise ExportError(f"{recipe.name} makes no engine", hint="its recipe has no part `engine`")
     engine, checkpoint = recipe.engine, runs / recipe.name / BEST
     network = finished(checkpoint, recipe)
+    trust = None
+    if isinstance(network, Autoencoder):
+        network.plain, trust = True, network.trust
     low, high = engine.sigma_range
     exported = export(
         network,
@@ -65,5 +69,6 @@ def ship(recipe: Recipe, runs: Path, zoo: Path) -> Exported:
         default_strength=engine.default_strength,
         lock=engine.lock,
         ood_limit=engine.ood_limit,
+        trust=trust,
     )
     return exported

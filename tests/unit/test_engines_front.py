@@ -11,7 +11,7 @@ import pytest
 from engines.base import Engine, Floats, Params, Survey, Volume
 from engines.catalog import Catalog
 from engines.errors import OutputImplausible, VolumeUnsuitable
-from engines.restore import Slice, reconstruction_error
+from engines.restore import Slice, reconstruction_error, trusted
 from engines.sinc import complement
 from tests import laws, onnx_samples
 
@@ -226,3 +226,15 @@ def test_slices_without_detail_are_interpolated_and_counted(tmp_path: Path) -> N
     assert out.figures["skipped"] == 2
     assert out.notes[0].startswith("slices interpolated without detail: its noise is higher")
     assert out.volume.spacing_mm == (1.0, 0.4, 0.4)
+
+
+def test_an_autoencoder_takes_no_structure_for_noise() -> None:
+    """As weak as noise: believed to the bit. Stronger: weakened to what noise could be, and only there."""
+    rng = np.random.default_rng(0)
+    residual = rng.normal(0, 10, (64, 96)).astype(np.float32)
+    assert np.array_equal(trusted(residual, 20.0, 1.7), residual)
+    residual[:, 60:] += 300
+    held = trusted(residual, 10.0, 1.7)
+    assert np.abs(held[:, 66:]).max() < 1.0
+    assert np.array_equal(held[:, :40], trusted(residual[:, :50].copy(), 10.0, 1.7)[:, :40])
+    assert held[:, :50].std() > 9

@@ -230,6 +230,7 @@ def test_the_other_networks_in_fp32(kind, options):
 
 def test_a_network_that_carries_the_image_has_no_fp16_file(tmp_path):
     network = drawn("autoencoder", channels=(8, 12, 16), code=4)
+    network.plain = True
     # Decoded images of a few hundred HU, as from a network that has begun to learn.
     network.head.weight.data *= 0.1
     folder = tmp_path / "ct-auto"

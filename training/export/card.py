@@ -38,6 +38,7 @@ def write_card(
     neighbours: int = 1,
     lock: int = 32,
     ood_limit: float | None = None,
+    trust: float | None = None,
 ) -> Path:
     """Write ``card.yaml`` beside the exported files; what the export measured is taken from it.
 
@@ -50,6 +51,9 @@ def write_card(
     ood_limit
         Of autoencoders: the reconstruction error above which a slice is left as it was (G10), in HU or as a
         fraction of the series scale.
+
+    trust
+        Of autoencoders: see :func:`engines.restore.trusted`.
 
     Returns
     -------
@@ -85,6 +89,8 @@ def write_card(
     }
     if ood_limit is not None:
         told["parameters"]["ood_limit"] = float(ood_limit)
+    if trust is not None:
+        told["parameters"]["trust"] = float(trust)
     if exported.scale != 1:
         told["scale"] = exported.scale
     path = exported.fp32.parent / "card.yaml"

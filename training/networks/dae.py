@@ -27,6 +27,12 @@ class Autoencoder(nn.Module):
         Of x over that of c: 10 for CT (HU/1000 against HU/100), 1 for MR.
     variational
         The bottleneck holds mean and log variance.
+
+    Attributes
+    ----------
+    plain
+        Return what did not pass the bottleneck as it is: an exported network does, since how much that is tells
+        the node whether it has ever seen such a slice; the node weakens it itself (engines/restore.py).
     trust
         What did not pass the bottleneck is believed to be noise where its power over 9 x 9 pixels is at most
         this many times that of the noise; where it is more there is structure in it, and it is weakened.
@@ -44,6 +50,7 @@ class Autoencoder(nn.Module):
         super().__init__()
         a, b, d = channels
         self.gain, self.unit, self.variational, self.trust = gain, unit, variational, trust
+        self.plain = False
         self.stem = conv(STEM, a, 4, stride=2, padding=1)
         self.enc0 = chain(a, 1)
         self.down0 = conv(a, b, 2, stride=2, padding=0)
@@ -102,4 +109,5 @@ class Autoencoder(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         code, _ = self.encode(x, c)
-        return self.noise_of(self.lost(x, self.decode(code)), c)
+        lost = self.lost(x, self.decode(code))
+        return lost if self.plain else self.noise_of(lost, c)

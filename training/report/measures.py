@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from engines.base import Floats
-from engines.catalog import Catalog
-from engines.front import Enhancer
 from training.evaluate import cards
 from training.evaluate.averaging import Estimate, Paired, estimate
 from training.evaluate.conventions import CHEST, FULL, SOFT, MetricCard, Window
@@ -123,32 +121,29 @@ def mr_window(case: Case) -> Window:
     return case.range()
 
 
-def run(cases: Sequence[Case], tuned: Tuned, catalog: Catalog, say: Callable[[str], None]) -> Measured:
+def run(cases: Sequence[Case], tuned: Tuned, say: Callable[[str], None]) -> Measured:
     """Run the main rows over cases."""
     out = Measured()
-    engines = {f: catalog.load(r.name, threads=1) for f, r in tuned.engines.items()}
     for case in cases:
         say(f"  {case.group}: {case.name}, {case.level}")
         windows = windows_of(case)
         out.n_slices += len(case.measured)
-        for key, output in _outputs(case, tuned, engines, out):
+        for key, output in _outputs(case, tuned, out):
             out.take(key, case, output, windows)
     return out
 
 
-def _outputs(
-    case: Case, tuned: Tuned, engines: Mapping[str, Enhancer], out: Measured
-) -> Iterator[tuple[str, Floats]]:
+def _outputs(case: Case, tuned: Tuned, out: Measured) -> Iterator[tuple[str, Floats]]:
     yield INPUT, case.volume.values
     yield TRADITIONAL, rows.filtered(tuned.traditional, case)
     yield CLASSICAL, rows.filtered(tuned.best, case)
     for family, row in tuned.engines.items():
-        full = rows.at_full(engines[family], case)
+        full = rows.at_full(tuned.loaded[family], case)
         out.skipped[family] = out.skipped.get(family, 0) + full.skipped
         if full.refused:
             out.refused.setdefault(family, set()).add(full.refused)
         yield family, rows.blended(case, full.values, row.strength)
-        default = engines[family].card.default_strength
+        default = tuned.loaded[family].card.default_strength
         yield shipped(family), rows.blended(case, full.values, default)
 
 
@@ -163,12 +158,10 @@ def title(key: str, tuned: Tuned) -> str:
     return key.replace("cnn", "CNN").replace("gan", "GAN")
 
 
-def strength(key: str, tuned: Tuned, catalog: Catalog) -> float:
+def strength(key: str, tuned: Tuned) -> float:
     """With which strength a row ran; NaN for the input."""
     rows_: Mapping[str, Row] = {TRADITIONAL: tuned.traditional, CLASSICAL: tuned.best, **tuned.engines}
     if key in rows_:
         return rows_[key].strength
     family = key.split(",")[0]
-    return (
-        catalog.card(tuned.engines[family].name).default_strength if family in tuned.engines else float("nan")
-    )
+    return tuned.loaded[family].card.default_strength if family in tuned.loaded else float("nan")

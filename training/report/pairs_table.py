@@ -28,14 +28,14 @@ construction.""",
 }
 
 
-def _outputs(case: Case, tuned: Tuned, context: Context) -> dict[str, Floats]:
+def _outputs(case: Case, tuned: Tuned) -> dict[str, Floats]:
     out = {
         "input": case.volume.values,
         f"traditional ({tuned.traditional.name})": rows.filtered(tuned.traditional, case),
         f"classical ({tuned.best.name})": rows.filtered(tuned.best, case),
     }
     for family, row in tuned.engines.items():
-        engine = context.catalog.load(row.name, threads=1)
+        engine = tuned.loaded[family]
         full = rows.at_full(engine, case).values
         out[family] = rows.blended(case, full, row.strength)
         out[shipped(family)] = rows.blended(case, full, engine.card.default_strength)
@@ -62,7 +62,7 @@ def pairs_text(context: Context, tuned: Tuned, unit: Unit, figures: dict[str, An
     names: list[str] = []
     every: list[dict[str, float]] = []
     for case in found:
-        outputs = _outputs(case, tuned, context)
+        outputs = _outputs(case, tuned)
         names = list(outputs)
         own = _own_noise(case)
         errors = {k: rmse(case.reference, v, case.mask) for k, v in outputs.items()}

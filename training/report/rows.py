@@ -171,12 +171,15 @@ class Tuned:
         The best classical row, by validation.
     engines
         By family, with the strength that is best on validation.
+    loaded
+        The engines themselves, by family: loaded once, so that all figures of a page are of one set of weights.
     """
 
     filters: tuple[Row, ...]
     traditional: Row
     best: Row
     engines: Mapping[str, Row]
+    loaded: Mapping[str, Enhancer] = field(default_factory=dict, repr=False)
 
 
 def tune_filters(
@@ -214,17 +217,18 @@ def tune_all(
     """Tune filters and engines of a unit on validation cases, and nothing else."""
     names = ("gaussian", "median", "tv") if quick else ()
     filters = tune_filters(cases, unit, say, names=names)
-    engines = {}
+    engines, loaded = {}, {}
     for family, card in learned(catalog, unit).items():
         try:
             engine = catalog.load(card.name, threads=1)
         except EngineError as error:
             say(f"  {card.name} cannot be loaded: {error.message}")
             continue
+        loaded[family] = engine
         engines[family] = tuned_engine(engine, cases, [at_full(engine, c) for c in cases])
         say(f"  tuned {card.name}: strength {engines[family].strength:g}, {engines[family].score:.2f} dB")
     traditional = next(r for r in filters if r.name in PAPER_ROWS)
-    return Tuned(filters=filters, traditional=traditional, best=filters[0], engines=engines)
+    return Tuned(filters=filters, traditional=traditional, best=filters[0], engines=engines, loaded=loaded)
 
 
 def figures(case: Case, output: Floats, window: Window) -> tuple[SliceFigures, ...]:

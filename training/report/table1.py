@@ -72,7 +72,7 @@ def run(context: Context) -> Section:
         measured: dict[str, Measured] = {}
         for group in (real.cases, synthetic):
             if group:
-                measured[group[0].group] = measures.run(group, tuned, context.catalog, context.say)
+                measured[group[0].group] = measures.run(group, tuned, context.say)
         for name, found in measured.items():
             given = next(g for g in (real.cases, synthetic) if g and g[0].group == name)
             said, told_ = _group(name, found, tuned, context, given)
@@ -220,7 +220,7 @@ def _line(
     over = {b: told(g.difference, signed=True) for b, g in gain.items()}
     truth = found.truth_gain(INPUT, key) if key != INPUT else None
     rmse = found.truth_rmse(key)
-    strength = measures.strength(key, tuned, context.catalog)
+    strength = measures.strength(key, tuned)
     harm = found.harm(window, key) if key != INPUT else float("nan")
     tested = CLASSICAL in gain and key not in (INPUT, TRADITIONAL) and gain[CLASSICAL].difference.n > 1
     p = gain[CLASSICAL].p_value if tested else float("nan")
