@@ -102,5 +102,6 @@ def _room(groups: Mapping[str, Measured]) -> str:
     return (
         f"On real series the paper-style row gains {best[TRADITIONAL]:.2f} dB and the best classical row "
         f"{best[CLASSICAL]:.2f} dB over the input, of 6.0 dB that are possible against a noisy reference: "
-        f"no method can be much more than {6.02 - best[TRADITIONAL]:.1f} and {6.02 - best[CLASSICAL]:.1f} dB above them."
+        f"no method can be much more than {6.02 - best[TRADITIONAL]:.1f} and {6.02 - best[CLASSICAL]:.1f} dB "
+        "above them."
     )
