@@ -1,7 +1,8 @@
 """What happens to every attribute of a source on its way into a derived object: a table.
 
 Whatever is not named is copied, byte for byte. COPY rows are here because somebody will want to "fix" them;
-each says why not. Where the matrix doubles, resample.py has a few more changes. Rows: PS3.3 section or the reason, in the words of the project's DICOM notes.
+each says why not. Where the matrix doubles, resample.py has a few more changes. Rows: PS3.3 section or the reason,
+in the words of the project's DICOM notes.
 """
 
 from __future__ import annotations

@@ -128,6 +128,7 @@ def _window(mask: Mask, side: int) -> tuple[slice, slice]:
 
 
 def only(mask: Mask, measured: Sequence[int]) -> Mask:
+    """The mask in the measured slices, nothing in the others."""
     out = np.zeros_like(mask)
     out[list(measured)] = mask[list(measured)]
     return out
@@ -147,6 +148,7 @@ def plain(values: Floats, spacing_mm: tuple[float, float, float], unit: Unit, st
 
 
 def case(volume: Volume, **told: object) -> Case:
+    """A case with the survey of its volume."""
     return Case(volume=volume, survey=noise.survey(volume), **told)  # type: ignore[arg-type]
 
 
