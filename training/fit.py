@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn, optim
 from torch.nn import functional
 
-from training import checkpoint, feed, losses
+from training import checkpoint, feed, losses, warm
 from training.checkpoint import Progress
 from training.data.patches import Batch
 from training.errors import CheckpointError, TrainingError
@@ -111,13 +111,21 @@ class Fit:
         return held
 
     def _begin_with(self, name: str) -> None:
+        """Take the best weights of another recipe: from its run, or from the engine that it became."""
         path = self.runs / name / BEST
-        if not path.exists():
+        if path.exists():
+            checkpoint.restore(checkpoint.read(path)[1], "ema", self.network)
+            return
+        engine = warm.shipped(name)
+        if engine is None:
             raise CheckpointError(
                 f"{self.recipe.name} begins with the weights of {name}, which are not there",
                 hint=f"first `python -m training fit {name}`",
             )
-        checkpoint.restore(checkpoint.read(path)[1], "ema", self.network)
+        held, found = self.network.state_dict(), warm.weights(engine)
+        if any(k not in found or found[k].shape != v.shape for k, v in held.items()):
+            raise CheckpointError(f"the weights of the engine {engine.name} do not fit this network")
+        self.network.load_state_dict({k: found[k] for k in held})
 
     def resume(self) -> bool:
         """Go on where the last run stopped; False if there was none.

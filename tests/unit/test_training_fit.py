@@ -88,6 +88,21 @@ def test_a_broken_checkpoint_is_told(tmp_path: Path, data: Path, harm: str) -> N
         fit(recipe(updates=2), data, tmp_path).resume()
 
 
+def test_a_training_goes_on_from_a_shipped_engine(data: Path, tmp_path: Path) -> None:
+    """Checkpoints do not last, the zoo does: weights come back from it to the bit."""
+    from engines.catalog import ZOO
+    from training import warm
+
+    name = warm.recipe_of(ZOO / "ct-cnn")
+    assert warm.shipped(name) == ZOO / "ct-cnn"
+    network = "{kind: pu, options: {size: s}}"
+    begun = fit(recipe("next", network, updates=1, more=f"begins_with: {name}\n"), data, tmp_path)
+    stored = warm.weights(ZOO / "ct-cnn")
+    assert all(torch.equal(v, stored[k]) for k, v in begun.network.state_dict().items())
+    with pytest.raises(CheckpointError, match="do not fit"):
+        fit(recipe("other", updates=1, more=f"begins_with: {name}\n"), data, tmp_path)
+
+
 def test_a_gan_begins_with_the_cnn(data: Path, tmp_path: Path) -> None:
     adversary = "adversary: {begins_with: tiny, weight: 0.01}\n"
     gan = recipe("tiny-gan", updates=4, more=adversary)
