@@ -20,7 +20,7 @@ class Words:
 
 WORDS: Mapping[str, Words] = {
     "chest-lung": Words(
-        weights={"ct-cnn": "625f14ad1338"},
+        weights={"ct-cnn": "cbe4627f847d"},
         text="Fissures, vessels down to one or two pixels and the bronchial walls are where they were, as "
         "sharp as before, and the background of the lung is calmer. The difference is noise in the soft "
         "tissue and in the lung between the vessels; around vessels, fissure and ribs nearly nothing is "
@@ -28,7 +28,7 @@ WORDS: Mapping[str, Words] = {
         "good enough: beside the large vessels the noise is as strong as before.",
     ),
     "chest-soft": Words(
-        weights={"ct-cnn": "625f14ad1338"},
+        weights={"ct-cnn": "cbe4627f847d"},
         text="Heart, aorta and the hilar vessels gain most: the grain is half as strong and the outline of the "
         "aorta and the low-contrast step to the fat around it are easier to see. What is not good enough: "
         "along the left border of the heart the difference shows a thin double line, an edge that was "
@@ -36,7 +36,7 @@ WORDS: Mapping[str, Words] = {
         "heart are weaker, but remain.",
     ),
     "abdomen": Words(
-        weights={"ct-cnn": "625f14ad1338"},
+        weights={"ct-cnn": "cbe4627f847d"},
         text="The horizontal streaks in the liver are half as strong, vessels in the liver stand out better, "
         "and the borders of aorta, crus and adrenal are kept. The liver keeps a fine grain and does not "
         "look like plastic at this strength. Not good enough: the longest streaks remain as faint bands, "
@@ -44,7 +44,7 @@ WORDS: Mapping[str, Words] = {
         "noise are weaker, too.",
     ),
     "head": Words(
-        weights={"ct-cnn": "625f14ad1338"},
+        weights={"ct-cnn": "cbe4627f847d"},
         text="The large dark area (an old infarct, by its look), the calcified pineal gland and the border of "
         "grey and white matter are clearer, and the difference is noise alone, without a trace of the "
         "ventricles or the gyri. Just inside the skull and at the calcifications nothing is taken, which "
@@ -52,14 +52,14 @@ WORDS: Mapping[str, Words] = {
         "smooth; a reader who is used to grain may want a strength of 0.4 for heads.",
     ),
     "t1": Words(
-        weights={"mr-cnn": "1691d83cc3f3"},
+        weights={"mr-cnn": "f4e44fc4a516"},
         text="Thalamus, capsule and the border of cortex and white matter are kept, and small perivascular "
-        "spaces can still be told. The difference is noise that follows the strength of the coil; there "
-        "is a hint of the outline of the capsule in it at the left. Not good enough: white matter becomes "
-        "flat where its texture was at the level of the noise.",
+        "spaces can still be told. The difference is noise that follows the strength of the coil, without "
+        "outlines. Not good enough: white matter becomes flat where its texture was at the level of the "
+        "noise.",
     ),
     "t2": Words(
-        weights={"mr-cnn": "1691d83cc3f3"},
+        weights={"mr-cnn": "f4e44fc4a516"},
         text="In the deep nuclei, where the coil is weakest, the noise is nearly halved; small vessels and the "
         "fornix are unchanged. Around the bright ventricles, where the engine takes nothing, the "
         "difference holds faint waves that run beside the edges: Gibbs ringing of the interpolated matrix "
@@ -68,9 +68,9 @@ WORDS: Mapping[str, Words] = {
     ),
     "families-ct": Words(
         weights={
-            "ct-cnn": "625f14ad1338",
-            "ct-gan": "d9ca90551999",
-            "ct-autoencoder": "f159da2d099e",
+            "ct-cnn": "cbe4627f847d",
+            "ct-gan": "1ec31950068e",
+            "ct-autoencoder": "839c2410ef66",
             "ct-nlm": "5084ad2121c0",
         },
         text="ct-cnn and ct-gan can hardly be told apart: the critic leaves a little more grain and costs "
@@ -81,9 +81,9 @@ WORDS: Mapping[str, Words] = {
     ),
     "families-mr": Words(
         weights={
-            "mr-cnn": "1691d83cc3f3",
-            "mr-gan": "7dbe3e2ead2f",
-            "mr-autoencoder": "0dfec30e6aeb",
+            "mr-cnn": "f4e44fc4a516",
+            "mr-gan": "381694e0a0be",
+            "mr-autoencoder": "50af26331ab0",
             "mr-nlm": "1cc7240c66af",
         },
         text="mr-cnn is the calmest without loss; mr-gan leaves more grain. mr-nlm takes as much in flat brain "
