@@ -105,7 +105,7 @@ def test_roles_come_back_on_the_last_good_configuration(node: Node, tmp_path: Pa
     better = good.replace("[CT1]", "[CT1, CT2]")
     node.config.write_text(better)
     wait_until(lambda: kept.read_text() == better, 20, "the good edit is kept")
-    wait_until(lambda: logged(node, "config.applied"), 20, "the good edit is applied")
+    wait_until(lambda: logged(node, "config.applied", '"role": "receive"'), 20, "the good edit is applied")
     with node.store() as store:
         assert [h.text for h in store.configs.history()] == [better, good]
         assert store.events.list(name="config.refused")
