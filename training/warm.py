@@ -18,7 +18,7 @@ def recipe_of(folder: Path) -> str:
     if not path.exists():
         return ""
     told = {p.key: p.value for p in onnx.load(path).metadata_props}
-    return told.get("recipe", "")
+    return str(told.get("recipe", ""))
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
