@@ -44,7 +44,7 @@ def answered(answer: bytes) -> Iterator[tuple[Wire, socket.socket]]:
     with near, far:
         far.sendall(answer)
         far.shutdown(socket.SHUT_WR)
-        yield Wire(near, 0.5), far
+        yield Wire(near, 20.0), far
 
 
 def test_only_what_was_proposed_and_accepted_counts() -> None:
