@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from engines.catalog import ZOO
@@ -60,11 +60,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{e.message}\n" + (f"{e.hint}\n" if e.hint else ""))
         return 1
     return status
-
-
-def figures(told: Mapping[str, float]) -> str:
-    """Figures in one line."""
-    return ", ".join(f"{k} {v:.4g}" for k, v in told.items())
 
 
 if __name__ == "__main__":

@@ -120,3 +120,37 @@ def restore_moments(tensors: Mapping[str, Tensor], name: str, optimiser: optim.O
     held = optimiser.state_dict()
     held["state"] = state
     optimiser.load_state_dict(held)
+
+
+def go_on(
+    path: Path,
+    name: str,
+    wanted: tuple[str, str],
+    networks: Mapping[str, nn.Module],
+    optimisers: Mapping[str, optim.Optimizer],
+) -> Progress | None:
+    """Put a checkpoint back into a training; None where there is none.
+
+    Parameters
+    ----------
+    wanted
+        Digests of the recipe and of the split that the training has.
+
+    Raises
+    ------
+    CheckpointError
+        The checkpoint was made with others, is broken, or does not fit.
+    """
+    if not path.exists():
+        return None
+    progress, tensors = read(path)
+    if (progress.recipe, progress.split) != wanted:
+        raise CheckpointError(
+            f"{name}: the checkpoint was made with another recipe or split",
+            hint="give the changed recipe a name of its own, or begin anew with --fresh",
+        )
+    for key, network in networks.items():
+        restore(tensors, key, network)
+    for key, optimiser in optimisers.items():
+        restore_moments(tensors, key, optimiser)
+    return progress

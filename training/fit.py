@@ -135,21 +135,11 @@ class Fit:
         CheckpointError
             The checkpoint was made with another recipe or split.
         """
-        path = self.out / LAST
-        if not path.exists():
-            return False
-        progress, tensors = checkpoint.read(path)
-        if (progress.recipe, progress.split) != (self.recipe.digest, self.recipe.data.split):
-            raise CheckpointError(
-                f"{self.recipe.name}: the checkpoint was made with another recipe or split",
-                hint="give the changed recipe a name of its own, or begin anew with --fresh",
-            )
-        for name, network in self._networks().items():
-            checkpoint.restore(tensors, name, network)
-        for name, optimiser in self.optimisers.items():
-            checkpoint.restore_moments(tensors, name, optimiser)
-        self.progress = progress
-        return True
+        wanted = (self.recipe.digest, self.recipe.data.split)
+        held = (self._networks(), self.optimisers)
+        progress = checkpoint.go_on(self.out / LAST, self.recipe.name, wanted, *held)
+        self.progress = progress or self.progress
+        return progress is not None
 
     def save(self, name: str = LAST) -> None:
         """Write a checkpoint (rank 0 only)."""
@@ -227,7 +217,6 @@ class Fit:
         return {
             "adversary": part.weight * fooled,
             "texture": part.texture * losses.texture(target - r, target),
-            "critic": judged.detach() * 0,
         }
 
     def step(self, b: Batch) -> dict[str, float]:

@@ -26,7 +26,7 @@ from training.checkpoint import Progress
 from training.data import patches
 from training.data.patches import Floats
 from training.data.shards import Shard, Writer, read
-from training.errors import CheckpointError, DataError, TrainingError
+from training.errors import DataError, TrainingError
 from training.networks.generator import Generator, PatchCritic, opened, pressed, steepness
 from training.prepare import CT_SPAN, MR_SPAN
 
@@ -219,20 +219,11 @@ class Gan:
         CheckpointError
             The checkpoint is of another recipe.
         """
-        if not (self.out / LAST).exists():
-            return False
-        progress, tensors = checkpoint.read(self.out / LAST)
-        if progress.recipe != self.recipe.digest:
-            raise CheckpointError(
-                f"{self.recipe.name}: the checkpoint was made with another recipe",
-                hint="give the changed recipe a name of its own, or begin anew with --fresh",
-            )
-        for name, network in self._networks().items():
-            checkpoint.restore(tensors, name, network)
-        for name, optimiser in self.optimisers.items():
-            checkpoint.restore_moments(tensors, name, optimiser)
-        self.progress = progress
-        return True
+        wanted = (self.recipe.digest, self.progress.split)
+        held = (self._networks(), self.optimisers)
+        progress = checkpoint.go_on(self.out / LAST, self.recipe.name, wanted, *held)
+        self.progress = progress or self.progress
+        return progress is not None
 
     def save(self) -> None:
         """Write the checkpoint."""

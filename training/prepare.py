@@ -60,11 +60,8 @@ def ct_truth(wanted: Wanted, say: Say) -> None:
 
 def ct_noise(wanted: Wanted, truth: Path, say: Say) -> None:
     """Noise that went through projections of the first ``n`` truths, kernels from very soft to very sharp."""
-    import torch
-
     from training.simulate.dose import Kernel, noise_stack
 
-    del torch
     writer = Writer(wanted.folder)
     for i, shard in enumerate(shards.read(truth)[: wanted.n]):
         name = f"noise-{wanted.seed}-{i:05d}"

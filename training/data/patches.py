@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -139,19 +140,25 @@ def _with_lesions(
     return clean + added, _inner(weight, inner) if inner else weight
 
 
-def _body(rng: np.random.Generator, shards: Sequence[Shard], size: int) -> tuple[Shard, Floats]:
-    """A patch that is not all air: the most telling of three tries."""
+def _telling(
+    rng: np.random.Generator, shards: Sequence[Shard], size: int, above: float, enough: float
+) -> tuple[Shard, Floats]:
+    """A patch that is not all air: of three tries the one that lies most ``above``, or the first with ``enough``."""
     best: tuple[float, Shard, Floats] | None = None
     for _ in range(3):
         shard = shards[int(rng.integers(len(shards)))]
         values = shard.crop(*place(shard, size, rng))
-        seen = float((values[1, ::8, ::8] > -950).mean())
+        seen = float((values[1, ::8, ::8] > above).mean())
         if best is None or seen > best[0]:
             best = (seen, shard, values)
-        if seen > 0.5:
+        if seen > enough:
             break
     assert best is not None
     return best[1], best[2]
+
+
+_body = partial(_telling, above=-950.0, enough=0.5)
+_signal = partial(_telling, above=0.1, enough=0.4)
 
 
 def ct(truth: Sequence[Shard], draw: Draw) -> Sampler:
@@ -225,20 +232,6 @@ def mr(truth: Sequence[Shard], draw: Draw) -> Sampler:
         return Example(x=x, c=told, target=target, sigma=sigma, weight=weight)
 
     return sample
-
-
-def _signal(rng: np.random.Generator, shards: Sequence[Shard], size: int) -> tuple[Shard, Floats]:
-    best: tuple[float, Shard, Floats] | None = None
-    for _ in range(3):
-        shard = shards[int(rng.integers(len(shards)))]
-        values = shard.crop(*place(shard, size, rng))
-        seen = float((values[1, ::8, ::8] > 0.1).mean())
-        if best is None or seen > best[0]:
-            best = (seen, shard, values)
-        if seen > 0.4:
-            break
-    assert best is not None
-    return best[1], best[2]
 
 
 def detail(truth: Sequence[Shard], draw: Draw, *, unit: str) -> Sampler:

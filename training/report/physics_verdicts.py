@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,29 @@ class Page:
     verdicts: list[Verdict]
 
 
+Say = Callable[[str, str, bool], None]
+
+
+def _grain(say: Say, reduced: Sequence[Grain], grains: Sequence[Grain], bar: str) -> None:
+    """How much noise is taken (of ``reduced``), and what is left of its grain (of all)."""
+    less = [1 - g.nmr for g in reduced]
+    mean = sum(less) / len(less)
+    say(
+        bar,
+        f"{100 * mean:.0f} % ({100 * min(less):.0f} to {100 * max(less):.0f} %)",
+        REDUCTION[0] <= mean <= REDUCTION[1],
+    )
+    for name, values in (
+        ("radial mean of TG-233", [g.cfr for g in grains]),
+        ("mean of the power in the plane", [g.plane_cfr for g in grains]),
+    ):
+        say(
+            f"CFR at least {LEAST_CFR:.2f} in every case, {name}",
+            f"{min(values):.3f} to {max(values):.3f}, {sum(v >= LEAST_CFR for v in values)} of {len(values)} cases",
+            min(values) >= LEAST_CFR,
+        )
+
+
 def ct(
     engine: str,
     grains: Sequence[Grain],
@@ -57,22 +80,7 @@ def ct(
         out.append(Verdict(engine=engine, bar=bar, measured=measured, holds=holds))
 
     anatomy = [g for g in grains if g.ground.startswith("drawn")]
-    less = [1 - g.nmr for g in anatomy]
-    mean = sum(less) / len(less)
-    say(
-        "noise 40 to 50 % less in anatomy (mean over anatomy, kernels and doses)",
-        f"{100 * mean:.0f} % ({100 * min(less):.0f} to {100 * max(less):.0f} %)",
-        REDUCTION[0] <= mean <= REDUCTION[1],
-    )
-    for name, values in (
-        ("radial mean of TG-233", [g.cfr for g in grains]),
-        ("mean of the power in the plane", [g.plane_cfr for g in grains]),
-    ):
-        say(
-            f"CFR at least {LEAST_CFR:.2f} in every case, {name}",
-            f"{min(values):.3f} to {max(values):.3f}, {sum(v >= LEAST_CFR for v in values)} of {len(values)} cases",
-            min(values) >= LEAST_CFR,
-        )
+    _grain(say, anatomy, grains, "noise 40 to 50 % less in anatomy (mean over anatomy, kernels and doses)")
     for sigma in sorted({e.sigma for e in edges}):
         ratios = [e.f50_ratio for e in edges if abs(e.contrast) >= HU_BAR_FROM and e.sigma == sigma]
         say(
@@ -162,22 +170,7 @@ def mr(
     def say(bar: str, measured: str, holds: bool) -> None:
         out.append(Verdict(engine=engine, bar=bar, measured=measured, holds=holds))
 
-    less = [1 - g.nmr for g in grains]
-    mean = sum(less) / len(less)
-    say(
-        "noise 40 to 50 % less (mean over heads, zero filling and doses)",
-        f"{100 * mean:.0f} % ({100 * min(less):.0f} to {100 * max(less):.0f} %)",
-        REDUCTION[0] <= mean <= REDUCTION[1],
-    )
-    for name, values in (
-        ("radial mean of TG-233", [g.cfr for g in grains]),
-        ("mean of the power in the plane", [g.plane_cfr for g in grains]),
-    ):
-        say(
-            f"CFR at least {LEAST_CFR:.2f} in every case, {name}",
-            f"{min(values):.3f} to {max(values):.3f}, {sum(v >= LEAST_CFR for v in values)} of {len(values)} cases",
-            min(values) >= LEAST_CFR,
-        )
+    _grain(say, grains, grains, "noise 40 to 50 % less (mean over heads, zero filling and doses)")
     for sigma in sorted({e.sigma for e in edges}):
         ratios = [e.f50_ratio for e in edges if e.sigma == sigma]
         say(
