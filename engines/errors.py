@@ -6,6 +6,8 @@
     ├── CardInvalid        the engine's folder is wrong: mend or remove it
     ├── WeightsMismatch    the weights' digest is not the card's: refuse, alarm
     ├── RuntimeUnavailable the next runtime may take over
+    │   └── PlanMismatch   a compiled plan is not what it says, or not what the network says: refuse it, rebuild
+    ├── DeviceLost         the accelerator is in an unknown state: end the process, never use it again in this one
     ├── OutOfMemory        retry with smaller slabs
     ├── VolumeUnsuitable   permanent: this engine cannot take this volume
     └── OutputImplausible  permanent: a guard broke; nothing may be derived
@@ -32,6 +34,14 @@ class WeightsMismatch(EngineError):
 
 
 class RuntimeUnavailable(EngineError):
+    pass
+
+
+class PlanMismatch(RuntimeUnavailable):
+    pass
+
+
+class DeviceLost(EngineError):
     pass
 
 

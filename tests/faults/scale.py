@@ -1,0 +1,16 @@
+"""How much of a fault test runs: a part in ``make test``, all of it in ``make faults``."""
+
+from __future__ import annotations
+
+import os
+
+FULL = os.environ.get("LUMINODE_FAULTS", "") == "full"
+"""Whether this is ``make faults``."""
+
+SEED = int(os.environ.get("LUMINODE_FAULTS_SEED", "20261128"))
+"""Printed with every result; another seed is another run."""
+
+
+def count(part: int, full: int) -> int:
+    """Return how many cases to run: ``part`` in ``make test``, ``full`` in ``make faults``."""
+    return full if FULL else part
