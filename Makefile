@@ -5,9 +5,10 @@ BIN    := $(VENV)/bin
 SERIES ?=
 TESTS  ?= tests
 WORKERS ?= 2
+FAULTS  ?= $(shell grep -rl --include='test_*.py' 'tests.faults' tests)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench serve pacs clean
+.PHONY: help demo test check faults format bench serve pacs clean
 
 help:  ## This list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -39,6 +40,14 @@ check: $(VENV)/dev.stamp  ## ruff, mypy --strict, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+faults: $(VENV)/dev.stamp  ## The fault tests with full counts, their mutations, docs/reliability.md (up to 2 hours)
+	rm -f var/faults/results.jsonl var/faults/mutations.jsonl
+	@status=0; \
+	LUMINODE_FAULTS=full $(BIN)/python -m pytest $(FAULTS) -n $(WORKERS) --dist loadscope -q || status=1; \
+	$(BIN)/python -m tests.faults.mutate || status=1; \
+	$(BIN)/python -m tests.faults.report || status=1; \
+	exit $$status
 
 format: $(VENV)/dev.stamp  ## Format and sort imports
 	$(BIN)/ruff check --fix .
