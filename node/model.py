@@ -325,14 +325,16 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """One derived series on its way to one destination.
+    """One derived series, or the originals of one received series, on its way to one destination.
 
-    ``settings`` is the destination's configuration as it was when the series was routed (its kind
-    included): queued work keeps its destination whatever happens to config.yaml.
+    One of ``derived_id`` and ``series_id`` (of originals) is set. ``settings`` is the destination's configuration
+    as it was when the series was routed, or its first instance received (its kind included): queued work
+    keeps its destination whatever happens to config.yaml.
     """
 
     id: int
-    derived_id: int
+    derived_id: int | None
+    series_id: int | None = None
     destination: str
     settings: Mapping[str, Any]
     state: DeliveryState

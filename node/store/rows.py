@@ -151,6 +151,7 @@ def delivery(row: AnyRow) -> Delivery:
     return Delivery(
         id=row.id,
         derived_id=row.derived_id,
+        series_id=row.series_id,
         destination=row.destination,
         settings=row.settings,
         state=DeliveryState(row.state),

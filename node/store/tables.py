@@ -276,11 +276,14 @@ class DerivedInstanceRow(Base):
 
 
 class DeliveryRow(Base):
-    """The outbox: written in the transaction that makes the derived series."""
+    """The outbox: written in the transaction that makes the derived series, or, for the originals of a
+    received series (``series_id`` instead of ``derived_id``), in the one that records its first instance.
+    ``wakes``: the next instance of that series makes it due at once."""
 
     __tablename__ = "delivery"
     id: Mapped[int] = mapped_column(Big, primary_key=True, autoincrement=True)
-    derived_id: Mapped[int] = mapped_column(Big, ForeignKey("derived.id"))
+    derived_id: Mapped[int | None] = mapped_column(Big, ForeignKey("derived.id"))
+    series_id: Mapped[int | None] = mapped_column(Big, ForeignKey("series.id"))
     destination: Mapped[str] = mapped_column(String(128))
     settings: Mapped[dict[str, Any]]
     state: Mapped[str] = mapped_column(String(16))
@@ -292,8 +295,10 @@ class DeliveryRow(Base):
     lease_owner: Mapped[str] = mapped_column(String(128), server_default="")
     lease_until: Mapped[datetime | None]
     failure: Mapped[str] = mapped_column(Text, server_default="")
+    wakes: Mapped[bool] = mapped_column(server_default="0")
     __table_args__ = (
         UniqueConstraint("derived_id", "destination", name="uq_delivery_destination"),
+        UniqueConstraint("series_id", "destination", name="uq_delivery_originals"),
         Index("ix_delivery_due", "state", "not_before", "id"),
         Index("ix_delivery_destination", "destination", "state"),
     )
@@ -302,7 +307,7 @@ class DeliveryRow(Base):
 class OutcomeRow(Base):
     __tablename__ = "outcome"
     delivery_id: Mapped[int] = mapped_column(Big, ForeignKey("delivery.id"), primary_key=True)
-    instance_id: Mapped[int] = mapped_column(Big, primary_key=True)  # of derived_instance
+    instance_id: Mapped[int] = mapped_column(Big, primary_key=True)  # of derived_instance, or of instance
     status: Mapped[int]
     done: Mapped[bool]
     retryable: Mapped[bool]
