@@ -205,6 +205,12 @@ def check_capability(name: str, capability: str, *, of: str = "") -> None:
     raise RuntimeUnavailable(f"{row.title} does not run on {subject}", hint=hint)
 
 
+def options(name: str) -> str:
+    """The builder's flags in one word, for the key of a plan."""
+    row = flavour(name)
+    return ",".join([*(f"+{one}" for one in row.flags_on), *(f"-{one}" for one in row.flags_off)])
+
+
 def strongly_typed(module: Any) -> int:
     """The flags of a network whose types are those of the ONNX file.
 
