@@ -17,6 +17,7 @@ from node.deliver.parcel import Parcel
 from node.deliver.recorder import Recorder
 from node.deliver.verdict import Attempt, Health, Next, Patience, Tries, Verdict, judge, statuses
 from node.errors import AssociationRejected, DeliveryError, NodeError, StoreError
+from node.failpoints import failpoint
 from node.log import get_logger
 from node.model import Delivery, DerivedSeries, Outcome
 from node.store import Store
@@ -131,6 +132,7 @@ class Lane:
         delivery = store.deliveries.claim(self._owner, self._lease_s, clock.now(), destination=self.name)
         if delivery is None:
             return False
+        failpoint("deliver.claimed")
         try:
             settings = settings_of(delivery.settings)
             where = destination(settings, self._calling_ae)
@@ -172,6 +174,7 @@ class Lane:
         recorder = Recorder(self._store, delivery, self._owner, lease_s=self._lease_s, now=self._clock.now)
 
         def on_outcome(outcome: Outcome) -> None:
+            failpoint("deliver.answered")
             outcomes[outcome.sop_instance_uid] = outcome
             reported.add(outcome.sop_instance_uid)
             recorder.add(outcome)
@@ -224,7 +227,9 @@ class Lane:
         about = {"delivery": it.id, "derived": it.derived_id, "destination": self.name}
         if verdict.next is Next.SENT:
             warned = [o for o in attempt.known.values() if o.status >= 0xB000]
+            failpoint("deliver.all_answered")
             store.finish(it.id, self._owner, it.attempt, now, told)
+            failpoint("deliver.finished")
             log.info("delivery.sent", **about, instances=told["instances"], seconds=told["seconds"])
             if warned:
                 log.warning("delivery.stored_with_warnings", **about, statuses=statuses(warned))

@@ -19,12 +19,14 @@ from node.dicom.headers import merge
 from node.dicom.read import read_header
 from node.dicom.stacks import regular
 from node.errors import NodeError, StoreError
+from node.failpoints import failpoint
 from node.gather.complete import Carried, Judgement, Ladder, SeriesView, judge
 from node.gather.decide import decide_series
 from node.gather.plan import plan
 from node.log import get_logger
 from node.model import Action, Association, Decision, Instance, InstanceHeader, Series
 from node.store import Store
+from node.store.clock import Watch
 
 log = get_logger()
 
@@ -88,12 +90,17 @@ class Gatherer:
     def run(self, stop: threading.Event) -> None:
         """Gather until ``stop`` is set. A database that is away is waited for."""
         ticker = self._store.changes.ticker()
+        clock = Watch()
         wait_s = 0.0
         try:
             while not stop.is_set():
                 try:
                     ticker.wait(wait_s)
-                    wait_s = self.step(datetime.now(UTC))
+                    now = datetime.now(UTC)
+                    if clock.look():  # stepped: silence counts from here, as after a start
+                        self._awake_since = now
+                        self._heard.clear()
+                    wait_s = self.step(now)
                     stop.wait(_BREATH_S)  # a receiver at work commits all the time
                 except StoreError as e:
                     log.error("gather.store_failed", because=type(e).__name__, told=e.message)
@@ -117,6 +124,7 @@ class Gatherer:
                 continue
             if told.close:
                 if self._store.series.close(series.id, told.because, now, count=series.count):
+                    failpoint("gather.closed")
                     self._growing.pop(series.id, None)
                     log.info(
                         "series.closed", series=series.id, generation=series.generation,
@@ -161,6 +169,7 @@ class Gatherer:
                 growing.note(instance)
         if read:
             self._store.series.index(read)
+            failpoint("gather.indexed")
         return bool(read) and len(waiting) == _AT_ONCE
 
     def _known(self, series: Series) -> _Growing | None:
@@ -292,6 +301,7 @@ class Gatherer:
         if headers:
             self._store.series.index((), {series.id: merge(headers)})
         ids = self._store.series.route(series.id, decision, jobs, config.digest, now)
+        failpoint("gather.routed")
         log.info(
             "series.routed", series=series.id, action=str(decision.action), rule=decision.rule,
             because=decision.reason, jobs=ids,

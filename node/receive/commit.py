@@ -19,6 +19,7 @@ from datetime import datetime
 from typing import Final
 
 from node.errors import StoreError
+from node.failpoints import failpoint
 from node.log import get_logger
 from node.model import Association, AssociationEnd, Instance
 from node.store.reception import Duplicates, Ended, Reception, Recorded
@@ -176,9 +177,12 @@ class GroupCommit:
                 ticket.error = _as_store_error(error)
         if not named:
             return
+        failpoint("receive.named")
         self._spool.sync_dirs([each.instance.path for each in named if each.instance is not None])
+        failpoint("receive.names_durable")
         with self._writing:
             self._record_all(named)
+        failpoint("receive.recorded")
 
     def _record_all(self, named: Sequence[_Ticket]) -> None:
         notes = self._take_notes()

@@ -16,6 +16,7 @@ from typing import Final
 from node.dicom.scan import Ids, NeedMore, scan_file, scan_uids
 from node.dicom.status import Status
 from node.errors import HeaderFault, OutOfSpace, ReceiveError, StoreError
+from node.failpoints import failpoint
 from node.model import Association
 from node.receive import part10
 from node.receive.commands import Command
@@ -198,7 +199,9 @@ class Intake:
                     self._identify_whole(self._writer)
                 if self._ids is None:
                     raise Refusal(*UNREADABLE)
+                failpoint("receive.written")
                 self._writer.sync()
+                failpoint("receive.bytes_durable")
         except Exception as error:
             self._refuse(error)
         if self.refused is not None or self._writer is None or self._ids is None:

@@ -8,6 +8,7 @@ from typing import Final, TypeAlias
 
 from node.dicom.status import Status
 from node.errors import StoreError
+from node.failpoints import failpoint
 from node.log import get_logger
 from node.model import Association
 from node.receive.commands import N_EVENT_REPORT_RQ, Command, answer, as_pdus
@@ -207,7 +208,9 @@ class Messages:
                 because=wrong.message,
             )
             response = answer(command, wrong.status, wrong.message)
+        failpoint("receive.before_answer")
         self._send(as_pdus(context_id, response, self._largest_pdu))
+        failpoint("receive.answered")
 
 
 def fragment(context_id: int, data: bytes, *, last: bool) -> bytes:

@@ -23,6 +23,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from node.errors import OutOfSpace, StoreError
+from node.failpoints import failpoint
 from node.store.disk import make_folders, refuse_network_filesystem
 
 BUSY_TIMEOUT_S = 30.0
@@ -93,6 +94,8 @@ class Database:
                 yield connection
                 if self.kind == "postgresql":
                     connection.execute(_NOTIFY)
+                failpoint("store.before_commit")
+            failpoint("store.committed")
 
     def transact(self, work: Callable[[Connection], T]) -> T:
         """Run ``work`` in a write transaction, again if another got in its way."""
