@@ -100,7 +100,9 @@ class NodeSettings(Section):
         description="Associations served at once; more are rejected as transient: peers retry.",
     )
     max_associations_per_address: Annotated[Whole, Field(ge=1, le=4096)] = Field(
-        default=64, description="Of these, how many from one IP address, half-open connections included."
+        default=64,
+        description="Of these, how many from one IP address. Connections that never become an association are "
+        "not counted: they are cut off in time, and sooner where a newcomer needs the room.",
     )
     max_pdu: Annotated[Size, Field(ge=4096, le=4 * 1024 * 1024)] = Field(
         default=131072,

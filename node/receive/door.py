@@ -119,7 +119,8 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
         sockets.prepare(self._sock, timeouts.network)
         if self._house.tls is not None:
             try:
-                self._sock = sockets.handshake(self._sock, self._house.tls, min(timeouts.acse, 10.0))
+                self._sock = sockets.secured(self._sock, self._house.tls)
+                sockets.handshake(self._sock, min(timeouts.acse, 10.0))
             except (OSError, ValueError) as error:
                 self._house.alarm.tell(
                     "tls.refused", event=True, address=self.address, error=type(error).__name__
@@ -372,7 +373,6 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
         log.debug("assoc.accepted", assoc=self.identity.id, calling_ae=calling, address=self.address)
 
     def _admit(self, terms: Terms, calling: str, called: str, context: str) -> Rejection | None:
-        gate = self._house.gate
         if self._house.stop_at is not None:
             return STOPPING
         rejection = admit(
@@ -380,9 +380,12 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
         )
         if rejection is not None:
             return rejection
-        if gate.from_address(self.address) > terms.node.max_associations_per_address:
-            return BUSY_ADDRESS
-        return None if gate.establish(self, terms.node.max_associations) else BUSY
+        full = self._house.gate.establish(
+            self,
+            per_address=terms.node.max_associations_per_address,
+            in_all=terms.node.max_associations,
+        )
+        return {"address": BUSY_ADDRESS, "all": BUSY}.get(full)
 
     def _released(self) -> None:
         """A-RELEASE indication: agree. Evidence that the peer had no more, unless something was cut off."""

@@ -2,6 +2,9 @@
 
 Mends what pynetdicom's server leaves open: a listen backlog of 5, half-open connections counted as
 associations, TLS handshakes on the accept thread, a copy of every context for every connection.
+
+A connection that has not become an association holds a thread, and nothing else: where there is no room for a
+newcomer, one of them makes room. Whoever idles or drips thus never keeps out a peer that speaks.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import errno
 import os
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final, Protocol
@@ -28,6 +32,9 @@ BACKLOG: Final = 512
 COURTESY: Final = 16
 """Connections over an address's limit that are still read, to be rejected by the book (2/3/2)."""
 
+PATIENCE_S: Final = 1.0
+"""How long a connection may take to become an association before it has to make room for a newcomer."""
+
 _OUT_OF_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _PAUSE_S: Final = 0.1
 
@@ -42,48 +49,83 @@ class Visitor(Protocol):
 
     address: str
 
+    def cut(self) -> None:
+        """Break the connection."""
+
 
 class Gate:
-    """Counts connections and established associations. Thread-safe."""
+    """Counts connections and established associations. Thread-safe.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    seconds
+        Monotonic seconds.
+    """
+
+    def __init__(self, seconds: Callable[[], float] = time.monotonic) -> None:
+        self._seconds = seconds
         self._lock = threading.Lock()
-        self._inside: dict[Visitor, None] = {}
+        self._inside: dict[Visitor, float] = {}
         self._by_address: Counter[str] = Counter()
-        self._established: set[Visitor] = set()
+        self._established: dict[Visitor, str] = {}
 
     def may_enter(self, address: str, *, per_address: int, in_all: int) -> bool:
         """Whether one more connection from here is worth a thread."""
         with self._lock:
             return self._by_address[address] < per_address + COURTESY and len(self._inside) < in_all
 
+    def idler(self, address: str, *, per_address: int) -> Visitor | None:
+        """Who has to make room for one more connection from here, None if nobody has to.
+
+        Only a connection that is no association yet. If this address is crowded: its own oldest, if that should
+        be an association by now. Else the oldest of the address that has most of them, if that has more than
+        this one would have; else the oldest of all that should be an association by now.
+        """
+        with self._lock:
+            idle = {
+                v: since for v, since in self._inside.items() if v not in self._established
+            }  # oldest first
+            latest = self._seconds() - PATIENCE_S
+            late = (v for v, since in idle.items() if since <= latest)
+            if self._by_address[address] >= per_address + COURTESY:
+                return next((v for v in late if v.address == address), None)
+            shares = Counter(v.address for v in idle)
+            greedy, share = shares.most_common(1)[0] if shares else ("", 0)
+            if share > shares[address] + 1:
+                return next(v for v in idle if v.address == greedy)
+            return next(late, None)
+
     def enter(self, visitor: Visitor) -> None:
         with self._lock:
-            self._inside[visitor] = None
+            self._inside[visitor] = self._seconds()
             self._by_address[visitor.address] += 1
 
     def leave(self, visitor: Visitor) -> None:
         """Harmless when called twice."""
         with self._lock:
-            self._established.discard(visitor)
+            self._established.pop(visitor, None)
             if visitor in self._inside:
                 del self._inside[visitor]
                 self._by_address[visitor.address] -= 1
                 if self._by_address[visitor.address] <= 0:
                     del self._by_address[visitor.address]
 
-    def from_address(self, address: str) -> int:
-        """Connections from an IP address, half-open ones included."""
-        with self._lock:
-            return self._by_address[address]
+    def establish(self, visitor: Visitor, *, per_address: int, in_all: int) -> str:
+        """Count an association as established; says where there are as many already, "" if nowhere.
 
-    def establish(self, visitor: Visitor, most: int) -> bool:
-        """Count an association as established, unless there are ``most`` already."""
+        Returns
+        -------
+        str
+            ``"address"``, ``"all"`` or ``""``.
+        """
         with self._lock:
-            if len(self._established) >= most:
-                return False
-            self._established.add(visitor)
-            return True
+            if list(self._established.values()).count(visitor.address) >= per_address:
+                return "address"
+            if len(self._established) >= in_all:
+                return "all"
+            if visitor in self._inside:  # it may just have had to make room
+                self._established[visitor] = visitor.address
+            return ""
 
     @property
     def n_connections(self) -> int:
@@ -133,6 +175,7 @@ class Guard(AssociationServer):  # type: ignore[misc]
         self._welcome = welcome
         self._tired = threading.Event()
         self._thread: threading.Thread | None = None
+        self.seen_at = time.monotonic()
         super().__init__(ae, address, ae.ae_title, [])
 
     @property
@@ -172,8 +215,14 @@ class Guard(AssociationServer):  # type: ignore[misc]
         address = plain(client_address[0])
         if self._gate.may_enter(address, per_address=per_address, in_all=in_all):
             return True
-        self._alarm.tell("connection.refused", address=address)
-        return False
+        idler = self._gate.idler(address, per_address=per_address)
+        if idler is None:
+            self._alarm.tell("connection.refused", address=address)
+            return False
+        self._alarm.tell("connection.made_room", address=idler.address)
+        self._gate.leave(idler)
+        idler.cut()
+        return True
 
     def process_request(self, request: Any, client_address: Any) -> None:
         self._welcome(request, client_address)
@@ -183,7 +232,8 @@ class Guard(AssociationServer):  # type: ignore[misc]
         log.error("door.failed", address=client_address[0], threads=threading.active_count(), pid=os.getpid())
 
     def service_actions(self) -> None:
-        """Nothing: pynetdicom collects garbage here, every minute or so, while everybody waits."""
+        """A sign of life; pynetdicom collects garbage here, every minute or so, while everybody waits."""
+        self.seen_at = time.monotonic()
 
     def _bind_defaults(self) -> None:
         """No handlers: pynetdicom's write messages, with what is in them, to the log."""

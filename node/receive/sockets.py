@@ -34,12 +34,15 @@ def prepare(sock: socket.socket, unheard_s: float) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, int(unheard_s * 1000))
 
 
-def handshake(sock: socket.socket, context: ssl.SSLContext, within_s: float) -> ssl.SSLSocket:
+def secured(sock: socket.socket, context: ssl.SSLContext) -> ssl.SSLSocket:
+    """The socket as a TLS server's, which :meth:`handshake` has to follow; the old one is used up."""
+    return context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+
+
+def handshake(sock: ssl.SSLSocket, within_s: float) -> None:
     """Make a TLS server's handshake; raises OSError (ssl.SSLError, TimeoutError) if it fails or is slow."""
     sock.settimeout(within_s)  # ssl takes this as the deadline of the whole handshake
-    secure = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-    secure.do_handshake()
-    return secure
+    sock.do_handshake()
 
 
 class DoorSocket(AssociationSocket):  # type: ignore[misc]
@@ -127,7 +130,8 @@ class DoorSocket(AssociationSocket):  # type: ignore[misc]
 def cut(sock: socket.socket) -> None:
     """End a connection in both directions; whoever waits for it wakes up."""
     with contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)
+        # Not ssl's own, which takes its state away from under the thread that reads.
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 def close(sock: socket.socket) -> None:

@@ -13,7 +13,7 @@ from node.dicom.scan import Ids
 from node.errors import HeaderFault, OutOfSpace, StoreError
 from node.receive.alarm import AGAIN_S, MOST, Alarm
 from node.receive.commands import parse
-from node.receive.guard import COURTESY, Gate
+from node.receive.guard import COURTESY, PATIENCE_S, Gate
 from node.receive.intake import Refusal, as_refusal, refuse_command, refuse_ids
 from node.receive.pace import FLOOR, Pace
 from node.receive.terms import APPLICATION_CONTEXT, admit, terms
@@ -123,6 +123,9 @@ class Visitor:
     def __init__(self, address: str) -> None:
         self.address = address
 
+    def cut(self) -> None:
+        raise AssertionError("the gate only counts")
+
 
 def test_the_gate_counts_connections_by_address_and_established_ones_apart() -> None:
     gate = Gate()
@@ -133,14 +136,53 @@ def test_the_gate_counts_connections_by_address_and_established_ones_apart() -> 
     assert not gate.may_enter("10.0.0.1", per_address=4, in_all=1000)
     assert gate.may_enter("10.0.0.2", per_address=4, in_all=1000)
     assert not gate.may_enter("10.0.0.2", per_address=4, in_all=4 + COURTESY)
-    assert [gate.establish(one, 2) for one in crowd[:3]] == [True, True, False]
+    most = {"per_address": 2, "in_all": 3}
+    assert [gate.establish(one, **most) for one in crowd[:3]] == ["", "", "address"]
+    for address in ("10.0.0.3", "10.0.0.4"):
+        crowd.append(Visitor(address))
+        gate.enter(crowd[-1])
+    assert [gate.establish(one, **most) for one in crowd[-2:]] == ["", "all"]
     gate.leave(crowd[0])
     gate.leave(crowd[0])
-    assert gate.establish(crowd[2], 2)
-    assert gate.n_established == 2
+    assert gate.establish(crowd[2], **most) == ""
+    assert gate.n_established == 3
     for one in crowd:
         gate.leave(one)
-    assert (gate.n_connections, gate.n_established, gate.from_address("10.0.0.1")) == (0, 0, 0)
+    assert (gate.n_connections, gate.n_established) == (0, 0)
+    assert gate.may_enter("10.0.0.1", per_address=4, in_all=1)
+
+
+def test_the_oldest_idle_connection_makes_room_and_an_association_never_does() -> None:
+    now = [0.0]
+    gate = Gate(lambda: now[0])
+    here = [Visitor("10.0.0.1") for _ in range(1 + COURTESY)]
+    there = Visitor("10.0.0.2")
+    for one in (there, *here):
+        gate.enter(one)
+    assert gate.establish(here[0], per_address=1, in_all=9) == ""
+    assert gate.idler("10.0.0.1", per_address=1) is None
+    now[0] = PATIENCE_S + 0.1
+    assert gate.idler("10.0.0.1", per_address=1) is here[1]
+    assert gate.idler("10.0.0.3", per_address=1) is here[1]  # of the address that has most
+    for one in here[2:]:
+        gate.leave(one)
+    assert gate.idler("10.0.0.3", per_address=1) is there  # of all
+    for one in (there, here[1]):
+        gate.leave(one)
+    assert gate.idler("10.0.0.3", per_address=1) is None
+
+
+def test_a_storm_of_newcomers_does_not_take_the_seats_of_those_who_come_alone() -> None:
+    gate = Gate(lambda: 0.0)
+    storm = [Visitor("10.0.0.1") for _ in range(8)] + [Visitor("10.0.0.2") for _ in range(7)]
+    for one in storm:
+        gate.enter(one)
+    alone = Visitor("10.0.0.3")
+    assert gate.idler(alone.address, per_address=9) is storm[0]
+    gate.leave(storm[0])
+    gate.enter(alone)
+    assert gate.idler("10.0.0.1", per_address=9) is None
+    assert gate.idler("10.0.0.2", per_address=9) is None
 
 
 # --- statuses (R4) --------------------------------------------------------------------------------------
