@@ -33,6 +33,9 @@ class CardFile(BaseModel):
         Learned engines: the ONNX fp32 file in the same folder.
     weights_sha256
         Digest of ``model``, or of ``core`` and ``parameters`` (:func:`digest`).
+    model_fp16, model_fp16_sha256
+        Learned engines: the typed fp16 form of ``model``, for GPUs, and its digest. There is none for a network
+        that carries the image itself.
     scale
         2 for super-resolution: the network returns detail of twice the matrix (engines/learned.py).
     parameters
@@ -53,6 +56,8 @@ class CardFile(BaseModel):
     core: Literal["nlm", "tv", "wavelet"] | None = None
     model: FileName | None = None
     weights_sha256: Digest
+    model_fp16: FileName | None = None
+    model_fp16_sha256: Digest | None = None
     sigma_range: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=2, max_length=2)]
     receptive_field: Annotated[int, Field(ge=0, le=512)]
     alignment: Annotated[int, Field(ge=1, le=64)] = 1
@@ -75,6 +80,10 @@ class CardFile(BaseModel):
             raise ValueError("core is for the family classical, and only for it")
         if (self.model is not None) != learned:
             raise ValueError("model is for learned families, and only for them")
+        if (self.model_fp16 is None) != (self.model_fp16_sha256 is None):
+            raise ValueError("model_fp16 and model_fp16_sha256 go together")
+        if self.model_fp16 is not None and (not learned or self.model_fp16 == self.model):
+            raise ValueError("model_fp16 is for learned families, a file beside model")
         if self.scale != 1 and self.family not in ("cnn", "gan"):
             raise ValueError("scale 2 is for the families cnn and gan")
         limit = self.parameters.get("ood_limit")

@@ -117,6 +117,21 @@ class Catalog:
         """
         return self._entry(name).card
 
+    def models(self, name: str) -> Mapping[str, tuple[Path, str]]:
+        """The network files of an engine and their digests, by precision: fp32, and fp16 if it has one.
+
+        Raises
+        ------
+        CardInvalid
+        """
+        entry = self._entry(name)
+        file, found = entry.file, {}
+        if file.model is not None:
+            found["fp32"] = (entry.folder / file.model, file.weights_sha256)
+        if file.model_fp16 is not None and file.model_fp16_sha256 is not None:
+            found["fp16"] = (entry.folder / file.model_fp16, file.model_fp16_sha256)
+        return found
+
     def load(self, name: str, runtime: str = "auto", threads: int = 0) -> Enhancer:
         """Verify and load an engine.
 

@@ -44,6 +44,8 @@ class Flavour:
     flags_on, flags_off
         Builder flags. TF32 is on by default and would round HU / 1000 to 11 bits: to 0.5 HU at 1000 HU.
         TensorRT for RTX cannot be captured in a CUDA graph if it allocates memory of its own.
+    workspace
+        Bytes that a kernel may ask for beside its tensors; 0 leaves it to the library.
     """
 
     name: Name
@@ -59,6 +61,7 @@ class Flavour:
     runtime_cache: bool
     flags_on: tuple[str, ...]
     flags_off: tuple[str, ...]
+    workspace: int
 
 
 FLAVOURS: Mapping[str, Flavour] = {
@@ -76,6 +79,7 @@ FLAVOURS: Mapping[str, Flavour] = {
         runtime_cache=False,
         flags_on=(),
         flags_off=("TF32",),
+        workspace=1 << 30,
     ),
     "tensorrt_rtx": Flavour(
         name="tensorrt_rtx",
@@ -92,6 +96,7 @@ FLAVOURS: Mapping[str, Flavour] = {
         runtime_cache=True,
         flags_on=("REQUIRE_USER_ALLOCATION",),
         flags_off=("TF32",),
+        workspace=0,
     ),
 }
 
@@ -206,9 +211,10 @@ def check_capability(name: str, capability: str, *, of: str = "") -> None:
 
 
 def options(name: str) -> str:
-    """The builder's flags in one word, for the key of a plan."""
+    """What the builder is told, in one word, for the key of a plan."""
     row = flavour(name)
-    return ",".join([*(f"+{one}" for one in row.flags_on), *(f"-{one}" for one in row.flags_off)])
+    flags = [*(f"+{one}" for one in row.flags_on), *(f"-{one}" for one in row.flags_off)]
+    return ",".join([*flags, f"workspace={row.workspace}"])
 
 
 def strongly_typed(module: Any) -> int:
@@ -248,18 +254,22 @@ def logger(name: str) -> tuple[Any, Words]:
     module = bindings(name)
     told, words = logging.getLogger(f"engines.{name}"), Words()
     severity = module.ILogger.Severity
+    # Its INFO is what others call debugging; its VERBOSE is thousands of lines for one build.
     levels: Mapping[Any, int] = {
         severity.INTERNAL_ERROR: logging.ERROR,
         severity.ERROR: logging.ERROR,
         severity.WARNING: logging.WARNING,
+        severity.INFO: logging.DEBUG,
     }
 
-    class Adapter(module.ILogger):  # type: ignore[misc, name-defined]
+    class Adapter(module.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             module.ILogger.__init__(self)
 
         def log(self, severity: Any, message: str) -> None:
-            level = levels.get(severity, logging.DEBUG)
+            level = levels.get(severity, logging.NOTSET + 1)
+            if not told.isEnabledFor(level) and level != logging.ERROR:
+                return
             line = plain(message)
             if level == logging.ERROR:
                 words.add(line)

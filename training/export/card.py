@@ -64,6 +64,12 @@ def write_card(
     ExportError
         The node would refuse this card; nothing is left of it.
     """
+    half: dict[str, Any] = {}
+    if exported.fp16 is not None:
+        half = {
+            "model_fp16": exported.fp16.name,
+            "model_fp16_sha256": exported.sha256[exported.fp16.name],
+        }
     told: dict[str, Any] = {
         "name": exported.name,
         "version": version,
@@ -73,6 +79,7 @@ def write_card(
         "unit": exported.unit,
         "model": exported.fp32.name,
         "weights_sha256": exported.sha256[exported.fp32.name],
+        **half,
         "sigma_range": [float(s) for s in exported.sigma_range],
         "receptive_field": exported.receptive_field,
         "alignment": exported.alignment,
