@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -117,6 +117,11 @@ class Catalog:
         """
         return self._entry(name).card
 
+    @staticmethod
+    def accelerated() -> frozenset[str]:
+        """Names of the runtimes that need an accelerator: what to avoid while it is not to be trusted."""
+        return frozenset(KNOWN_RUNTIMES) - {"auto", "onnx"}
+
     def models(self, name: str) -> Mapping[str, tuple[Path, str]]:
         """The network files of an engine and their digests, by precision: fp32, and fp16 if it has one.
 
@@ -132,7 +137,9 @@ class Catalog:
             found["fp16"] = (entry.folder / file.model_fp16, file.model_fp16_sha256)
         return found
 
-    def load(self, name: str, runtime: str = "auto", threads: int = 0) -> Enhancer:
+    def load(
+        self, name: str, runtime: str = "auto", threads: int = 0, avoid: Collection[str] = frozenset()
+    ) -> Enhancer:
         """Verify and load an engine.
 
         Parameters
@@ -142,6 +149,8 @@ class Catalog:
             choose: they take ``auto`` only.
         threads
             How many the engine may use; 0 means one per processor. No bit of the result depends on it.
+        avoid
+            Runtimes that are not to be used now, whatever ``runtime`` says; unknown names are none.
 
         Raises
         ------
@@ -158,7 +167,9 @@ class Catalog:
         from engines.front import Enhancer
         from engines.learned import Learned
 
-        network = _first(entry.folder / entry.file.model, entry.card.weights_sha256, runtime, n_threads)
+        network = _first(
+            entry.folder / entry.file.model, entry.card.weights_sha256, runtime, n_threads, avoid
+        )
         calls = min(n_threads, MOST_CALLS) if network.device == "cpu" else 1
         return Enhancer(entry.card, Learned(entry.card, network, calls), n_threads)
 
@@ -202,8 +213,12 @@ class Catalog:
         )
 
 
-def _first(path: Path, sha256: str, runtime: str, threads: int) -> Network:
+def _first(path: Path, sha256: str, runtime: str, threads: int, avoid: Collection[str] = ()) -> Network:
     """The named runtime, or the first that is there."""
+    if runtime in avoid:
+        raise RuntimeUnavailable(
+            f"the runtime {runtime} is not to be used now", hint="say `runtime: auto`, or see to the GPU"
+        )
     if runtime != "auto":
         if runtime not in RUNTIMES:
             raise RuntimeUnavailable(
@@ -211,13 +226,14 @@ def _first(path: Path, sha256: str, runtime: str, threads: int) -> Network:
             )
         return RUNTIMES[runtime](path, sha256, threads)
     last: RuntimeUnavailable | None = None
-    for build in RUNTIMES.values():
+    for name, build in RUNTIMES.items():
+        if name in avoid:
+            continue
         try:
             return build(path, sha256, threads)
         except RuntimeUnavailable as e:
             last = e
-    assert last is not None
-    raise last
+    raise last or RuntimeUnavailable("no runtime is left that may be used now", hint="see to the GPU")
 
 
 def processors() -> int:

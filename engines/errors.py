@@ -6,7 +6,8 @@
     ├── CardInvalid        the engine's folder is wrong: mend or remove it
     ├── WeightsMismatch    the weights' digest is not the card's: refuse, alarm
     ├── RuntimeUnavailable the next runtime may take over
-    │   └── PlanMismatch   a compiled plan is not what it says, or not what the network says: refuse it, rebuild
+    │   ├── PlanMismatch   a compiled plan is not what it says, or not what the network says: refuse it, rebuild
+    │   └── CanaryRefused  it answered a question of known answer wrongly: this runtime is not to be used here
     ├── DeviceLost         the accelerator is in an unknown state: end the process, never use it again in this one
     ├── OutOfMemory        retry with smaller slabs
     ├── VolumeUnsuitable   permanent: this engine cannot take this volume
@@ -38,6 +39,10 @@ class RuntimeUnavailable(EngineError):
 
 
 class PlanMismatch(RuntimeUnavailable):
+    pass
+
+
+class CanaryRefused(RuntimeUnavailable):
     pass
 
 
