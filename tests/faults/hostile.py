@@ -183,11 +183,12 @@ class Node:
             return int(connection.execute("select count(*) from event where name = ?", (name,)).fetchone()[0])
 
     def spooled(self) -> int:
-        """Bytes of files in the spool, those being written included."""
+        """Bytes of instances in the spool, those being written included."""
         total = 0
-        for path in self.inside(self.spool).rglob("*"):
-            with contextlib.suppress(FileNotFoundError):
-                total += path.stat().st_size if path.is_file() else 0
+        for pattern in ("tmp/*", "[0-9a-f][0-9a-f]/*"):
+            for path in self.inside(self.spool).glob(pattern):
+                with contextlib.suppress(FileNotFoundError):
+                    total += path.stat().st_size
         return total
 
     def tmp(self) -> list[Path]:
