@@ -135,13 +135,20 @@ class Bound(Protocol):
 
     def bind(self, *, x: int, c: int, r: int, scratch: int) -> None: ...
 
-    def enqueue(self, stream: int) -> None: ...
+    def enqueue(self, stream: int, *, captured: bool = False) -> None:
+        """Run it. While a capture is on, a refusal is CaptureFailed."""
+        ...
 
     def close(self) -> None: ...
 
 
 class Program(Protocol):
     """A compiled network on a device."""
+
+    @property
+    def factor(self) -> int:
+        """Pixels along an axis that come out for one that goes in: 1 or 2."""
+        ...
 
     def open(self, n_slices: int, rows: int, columns: int, stream: int) -> Bound:
         """The network for inputs x [n, 3, rows, columns] and c [n, 1, rows, columns]."""

@@ -37,9 +37,11 @@ ITEM = np.dtype(
         ("mask", np.int32),
         ("c", np.float32),
         ("largest", np.float32),
+        ("unit_x", np.float32),
+        ("unit_r", np.float32),
     ]
 )
-"""``struct Item``: slots of slices; the slot of its mask, -1 if all is valid."""
+"""``struct Item``: slots of slices; the slot of its mask, -1 if all is valid; bound; units."""
 
 SAID = np.dtype([("broken", np.int32), ("worst", np.float32)])
 """``struct Said``: what the kernels found in a slice."""
@@ -52,7 +54,7 @@ STRIP = 8
 NAMES = ("gather", "first", "sums", "lock", "regions")
 
 SOURCE = r"""
-struct Item { int below, self, above, mask; float c, largest; };
+struct Item { int below, self, above, mask; float c, largest, unit_x, unit_r; };
 struct Said { int broken; float worst; };
 
 #define STRIP 8
@@ -78,7 +80,7 @@ static __device__ bool valid_at(const unsigned char* masks, int slot, long long 
 
 /* x [n, 3, padded] and c [n, 1, padded] of slices that are on the device; clears what was said. */
 extern "C" __global__ void gather(const float* slices, const Item* items, Said* said, float* x, float* c,
-                                  int rows, int columns, int padded_rows, int padded_columns, float unit) {
+                                  int rows, int columns, int padded_rows, int padded_columns) {
     int px = PIXEL_X, py = PIXEL_Y, n = blockIdx.z;
     if (px >= padded_columns || py >= padded_rows) return;
     Item item = items[n];
@@ -89,21 +91,21 @@ extern "C" __global__ void gather(const float* slices, const Item* items, Said* 
     long long pixels = (long long)rows * columns, plane = (long long)padded_rows * padded_columns;
     long long from = (long long)mirrored(py, rows) * columns + mirrored(px, columns);
     long long to = (long long)py * padded_columns + px;
-    x[(3LL * n) * plane + to] = slices[item.below * pixels + from] * unit;
-    x[(3LL * n + 1) * plane + to] = slices[item.self * pixels + from] * unit;
-    x[(3LL * n + 2) * plane + to] = slices[item.above * pixels + from] * unit;
+    x[(3LL * n) * plane + to] = slices[item.below * pixels + from] * item.unit_x;
+    x[(3LL * n + 1) * plane + to] = slices[item.self * pixels + from] * item.unit_x;
+    x[(3LL * n + 2) * plane + to] = slices[item.above * pixels + from] * item.unit_x;
     c[n * plane + to] = item.c;
 }
 
 /* The residual in the unit of the volume, cropped; G8 told, and if guarded, G2 and G4 kept. */
 extern "C" __global__ void first(const float* r, const Item* items, const unsigned char* masks, Said* said,
                                  float* out, int rows, int columns, int padded_rows, int padded_columns,
-                                 float unit, int guarded) {
+                                 int guarded) {
     int px = PIXEL_X, py = PIXEL_Y, n = blockIdx.z;
     if (px >= columns || py >= rows) return;
     Item item = items[n];
     long long at = (long long)py * columns + px, pixels = (long long)rows * columns;
-    float v = r[((long long)n * padded_rows + py) * padded_columns + px] * unit;
+    float v = r[((long long)n * padded_rows + py) * padded_columns + px] * item.unit_r;
     if (!(v <= 3.402823466e38f && v >= -3.402823466e38f)) said[n].broken = 1;
     if (guarded) {
         v = clipped(v, item.largest);

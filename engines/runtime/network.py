@@ -80,7 +80,7 @@ class Slab:
     slices
         float32 (y, x) each, padding replaced.
     valid
-        Of each slice that is run; None where all of it is valid. Read only where ``region`` is given.
+        Of each item; None where all of it is valid. Read only where ``region`` is given.
     unit_x
         x = slice * unit_x.
     unit_r
