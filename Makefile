@@ -25,8 +25,8 @@ $(VENV)/run.stamp: pyproject.toml $(VENV)/pip.stamp
 	@touch $@
 
 $(VENV)/dev.stamp: pyproject.toml $(VENV)/pip.stamp
-	@echo "Installing Luminode with its development tools and torch into $(VENV) (once, a few minutes)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,training]'
+	@echo "Installing Luminode with its development tools, torch and TensorRT for RTX into $(VENV) (once, a few minutes)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,training,tensorrt]'
 	@touch $@ $(VENV)/run.stamp
 
 demo: $(VENV)/run.stamp  ## The main job, from a simulated scanner to a small PACS (SERIES=folder sends yours)

@@ -1,8 +1,10 @@
 """``python -m engines VERB [ENGINE ...] [--json] [--zoo FOLDER]``: what engines there are, whether they work.
 
-``list`` tells what the cards say. ``verify`` checks every card and digest, loads every engine and lets it
-enhance a small phantom twice. ``bench`` measures how long they take (engines/bench.py). ``noise`` tells how
-well the noise estimate finds noise that is known (engines/known.py). Exit status 1 if anything is wrong.
+``list`` tells what the cards say, and which plans of TensorRT there are. ``build`` compiles them, for the GPUs
+of this machine or for others (engines/compile.py). ``verify`` checks every card and digest, loads every engine
+and lets it enhance a small phantom twice. ``bench`` measures how long they take (engines/bench.py). ``noise``
+tells how well the noise estimate finds noise that is known (engines/known.py). Exit status 1 if anything is
+wrong.
 """
 
 from __future__ import annotations
@@ -13,16 +15,19 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from engines import bench, known
+from engines import bench, known, verbs
 from engines.base import Params, Volume
-from engines.catalog import Catalog
+from engines.catalog import KNOWN_RUNTIMES, Catalog
 from engines.classical import phantoms
+from engines.compile import PlanState
 from engines.errors import EngineError
+from engines.runtime.onnx import read_verified
+from engines.runtime.plans import Plans
 
 KNOWN_SEED = 3
 
@@ -44,6 +49,7 @@ class Finding:
     seconds: float = 0.0
     fault: str = ""
     hint: str = ""
+    plans: tuple[PlanState, ...] = ()
 
 
 def sample(modality: str) -> Volume:
@@ -76,13 +82,15 @@ def listed(catalog: Catalog, name: str) -> Finding:
     )
 
 
-def verified(catalog: Catalog, name: str) -> Finding:
+def verified(catalog: Catalog, name: str, runtime: str = "auto") -> Finding:
     """Load an engine, try it, and tell what came of it."""
     began = time.perf_counter()
     told = listed(catalog, name)
     fields = asdict(told)
     try:
-        engine = catalog.load(name)
+        for path, sha256 in catalog.models(name).values():
+            read_verified(path, sha256)
+        engine = catalog.load(name, runtime)
         given = sample(told.modalities[0])
         strength = Params(strength=engine.card.default_strength)
         first, second = (engine.enhance(given, strength) for _ in range(2))
@@ -111,15 +119,15 @@ def _line(f: Finding) -> str:
     if f.output:
         ratio = "" if f.noise_ratio is None else f", noise x {f.noise_ratio:.2f}"
         text += f"\n{'':14} works: {f.seconds:.2f} s{ratio}, output {f.output[:12]}"
-    return text
+    return text + "".join(f"\n{'':14} {verbs.plan_line(p)}" for p in f.plans)
 
 
-def _benched(catalog: Catalog, names: Sequence[str], repeat: int, as_json: bool) -> int:
+def _benched(catalog: Catalog, names: Sequence[str], repeat: int, runtime: str, as_json: bool) -> int:
     """Time engines, one line each as it is known."""
     told, failed = [], False
     for name in names:
         try:
-            one = bench.timed(catalog, name, repeat=repeat)
+            one = bench.timed(catalog, name, repeat=repeat, runtime=runtime)
         except EngineError as e:
             failed = True
             sys.stderr.write(f"{name}: {e.message}\n")
@@ -147,11 +155,18 @@ def _known(as_json: bool) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m engines", description="Engines of the catalogue.")
-    parser.add_argument("verb", choices=["list", "verify", "bench", "noise"])
+    parser.add_argument("verb", choices=["list", "build", "verify", "bench", "noise"])
     parser.add_argument("engines", nargs="*", help="names; none means all")
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.add_argument("--zoo", action="append", type=Path, default=[], help="another folder of engines")
     parser.add_argument("--repeat", type=int, default=5, help="runs of bench; its figures are medians")
+    parser.add_argument(
+        "--runtime",
+        choices=KNOWN_RUNTIMES,
+        default="auto",
+        help="of verify and bench, for engines with a network",
+    )
+    verbs.arguments(parser)
     asked = parser.parse_args(arguments)
     if asked.verb == "noise":
         return _known(asked.json)
@@ -162,10 +177,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             catalog.card(name)
         except EngineError as e:
             parser.error(f"{e.message}; {e.hint}" if e.hint else e.message)
+    if asked.runtime != "auto" and not asked.engines:
+        names = tuple(n for n in names if catalog.models(n))
+    if asked.verb == "build":
+        return verbs.build(catalog, names, asked)
     if asked.verb == "bench":
-        return _benched(catalog, names, max(1, asked.repeat), asked.json)
-    look = verified if asked.verb == "verify" else listed
-    findings = [look(catalog, name) for name in names] + ([] if asked.engines else broken(catalog))
+        return _benched(catalog, names, max(1, asked.repeat), asked.runtime, asked.json)
+    if asked.verb == "verify":
+        findings = [verified(catalog, name, asked.runtime) for name in names]
+    else:
+        plans = Plans(asked.plans)
+        findings = [
+            replace(listed(catalog, name), plans=verbs.planned(catalog, name, plans)) for name in names
+        ]
+    findings += [] if asked.engines else broken(catalog)
     if asked.json:
         sys.stdout.write(json.dumps([asdict(f) for f in findings], indent=2) + "\n")
     else:

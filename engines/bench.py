@@ -84,7 +84,9 @@ def stack(modality: str, side: int, n_slices: int = SLICES) -> Volume:
     )
 
 
-def timed(catalog: Catalog, name: str, *, repeat: int = 5, threads: int = 0, side: int = 0) -> Timing:
+def timed(
+    catalog: Catalog, name: str, *, repeat: int = 5, threads: int = 0, side: int = 0, runtime: str = "auto"
+) -> Timing:
     """Measure one engine.
 
     Parameters
@@ -95,6 +97,8 @@ def timed(catalog: Catalog, name: str, *, repeat: int = 5, threads: int = 0, sid
         0 means one per processor.
     side
         Rows and columns; 0 means what is typical.
+    runtime
+        See :meth:`engines.catalog.Catalog.load`.
 
     Raises
     ------
@@ -102,7 +106,7 @@ def timed(catalog: Catalog, name: str, *, repeat: int = 5, threads: int = 0, sid
         It cannot be loaded or fails.
     """
     n_threads = threads or processors()
-    engine = catalog.load(name, threads=n_threads)
+    engine = catalog.load(name, runtime, threads=n_threads)
     modality = engine.card.modalities[0]
     given = stack(modality, side or SIDE[modality])
     full = Params(strength=engine.card.default_strength)

@@ -6,6 +6,7 @@ choose. TensorRT for RTX needs no GPU for this, TensorRT times its kernels on th
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ def build(
     profile: Profile,
     *,
     targets: Sequence[str] | None = None,
+    device: int | None = None,
     timing_cache: bytes | None = None,
     progress: Progress | None = None,
 ) -> Built:
@@ -60,7 +62,9 @@ def build(
     name
         Flavour.
     targets
-        Compute capabilities such as ``("86", "120")``; None for the GPU of this process.
+        Compute capabilities such as ``("86", "120")``; None for a GPU of this process.
+    device
+        Its ordinal; None for the one that is current.
     timing_cache
         Of an earlier build.
 
@@ -86,6 +90,8 @@ def build(
             raise RuntimeUnavailable("no compute capability to build for", hint="such as 86,89")
         for one in targets:
             check_capability(name, one)
+    elif device is not None:
+        _use(device)
     heard, words = logger(name)
     words.take()
     began = time.monotonic()
@@ -113,6 +119,19 @@ def build(
         timing_cache=None if timings is None else bytes(timings.serialize()),
         seconds=time.monotonic() - began,
     )
+
+
+def _use(device: int) -> None:
+    """Make a GPU the current one of this thread: TensorRT builds for that one."""
+    try:
+        cudart = importlib.import_module("cuda.bindings.runtime")
+        failed = int(cudart.cudaSetDevice(device)[0])
+    except (ImportError, RuntimeError, OSError) as e:
+        raise RuntimeUnavailable(
+            "there is no CUDA driver here", hint="see the driver, or the CPU serves"
+        ) from e
+    if failed:
+        raise RuntimeUnavailable(f"GPU {device} cannot be used: CUDA error {failed}", hint="see nvidia-smi")
 
 
 def _parse(module: Any, row: Flavour, network: Any, heard: Any, onnx: bytes) -> None:

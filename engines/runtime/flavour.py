@@ -252,6 +252,7 @@ def logger(name: str) -> tuple[Any, Words]:
     layers and memory, never of pixels or headers: it is given none.
     """
     module = bindings(name)
+    base: Any = module.ILogger
     told, words = logging.getLogger(f"engines.{name}"), Words()
     severity = module.ILogger.Severity
     # Its INFO is what others call debugging; its VERBOSE is thousands of lines for one build.
@@ -262,9 +263,9 @@ def logger(name: str) -> tuple[Any, Words]:
         severity.INFO: logging.DEBUG,
     }
 
-    class Adapter(module.ILogger):  # type: ignore[misc]
+    class Adapter(base):  # type: ignore[misc]
         def __init__(self) -> None:
-            module.ILogger.__init__(self)
+            base.__init__(self)
 
         def log(self, severity: Any, message: str) -> None:
             level = levels.get(severity, logging.NOTSET + 1)

@@ -8,11 +8,12 @@ What makes a file trustworthy is engines/runtime/vault.py.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -185,6 +186,19 @@ class Plans:
         label, content = found
         _same("plan", key, label)
         return content
+
+    @contextlib.contextmanager
+    def lock(self, key: PlanKey, wait_s: float = 900.0) -> Iterator[None]:
+        """Be the only process that builds this plan.
+
+        Raises
+        ------
+        PlanMismatch
+        RuntimeUnavailable
+            Another has been building it for all of ``wait_s``.
+        """
+        with self.vault.lock(_name("plan", key), wait_s):
+            yield
 
     def find(self, onnx_sha256: str, name: str, version: str, gpu: Gpu, profile: str) -> PlanKey:
         """The key under which a plan for a GPU is, or would be: built for it, or ahead of time for its like."""
