@@ -1,15 +1,21 @@
 """Housekeeping by the clock (APScheduler): what must happen now and then, and never the work queue itself.
 
-Every task is idempotent and may be skipped: a task that fails is logged once and runs again at its next time.
+Every task is idempotent and may be skipped: a task that fails is logged once and runs again at its next time. Of
+several nodes on one database, one runs what is to happen once in its period (`Store.turns`, R54). A step of the
+wall clock moves all times of the scheduler along (R53).
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor as Threads
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
@@ -17,15 +23,22 @@ from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
 from node.config.schema import Config
+from node.deliver.destination import Echo
 from node.deliver.files import echo
 from node.dicom.scan import scan_file
 from node.errors import NodeError
 from node.log import get_logger
 from node.model import DeliveryState, Instance, JobState, SeriesState
-from node.store import Store
+from node.store import Store, owners
+from node.store.clock import WATCH, Watch
 
 log = get_logger()
 
+TICK_S = 2.0
+"""The scheduler shows that it runs this often."""
+
+_ECHO_S = 10.0
+_ANSWER_S = 5.0
 _GRACE_S = 300.0
 _FOREVER = timedelta(days=365 * 200)
 RECOVERED = "RECOVERED"
@@ -44,42 +57,99 @@ class Housekeeper:
     """
 
     def __init__(
-        self, store: Store, config: Callable[[], Config], *, alive_since: datetime | None = None
+        self,
+        store: Store,
+        config: Callable[[], Config],
+        *,
+        alive_since: datetime | None = None,
+        owner: str = "",
     ) -> None:
         self._store = store
         self._alive_since = alive_since or _now()
+        self._owner = owner or owners.me("housekeep")
         self._config = config
-        self._up: dict[str, bool] = {}
+        self._answers: dict[str, Echo] = {}
+        self._clock = Watch()
+        self._stopping = threading.Event()
+        self._clock_thread = threading.Thread(target=self._watch_clock, name="clock-watch", daemon=True)
+        self.seen_at = time.monotonic()
         self._scheduler = BackgroundScheduler(
             timezone=UTC,
-            executors={"default": ThreadPoolExecutor(2)},
+            executors={"default": ThreadPoolExecutor(8)},  # a long task keeps none of the others waiting
             # The library's default skips a task that is a second late (reliability: R54).
             job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1},
         )
-        every, daily = IntervalTrigger, CronTrigger
-        tasks: tuple[tuple[Callable[[], None], object], ...] = (
-            (self.leases, every(seconds=15, timezone=UTC)),
-            (self.destinations, every(seconds=60, timezone=UTC)),
-            (self.retention, every(minutes=10, timezone=UTC)),
-            (self.reconcile, daily(hour=3, minute=17, timezone=UTC)),
-            (self.report, daily(hour=6, minute=0, timezone=UTC)),
-        )
-        for task, trigger in tasks:
-            self._scheduler.add_job(_guarded(task), trigger, id=task.__name__)
-        for task in (self.reconcile, self.destinations):
-            self._scheduler.add_job(_guarded(task), id=f"{task.__name__}-at-start")
+        self._tasks: Mapping[str, tuple[Callable[[], None], Callable[[], object]]] = {
+            "tick": (self.tick, _every(TICK_S)),
+            "leases": (self.leases, _every(15.0)),
+            "destinations": (self.destinations, _every(_ECHO_S)),
+            "reserve": (self.reserve, _every(60.0)),
+            "retention": (self._once("retention", self.retention, 570.0), _every(600.0)),
+            "reconcile": (self._once("reconcile", self.reconcile, 43200.0), _daily(3, 17)),
+            "report": (self._once("report", self.report, 43200.0), _daily(6, 0)),
+        }
+        for name, (task, trigger) in self._tasks.items():
+            self._scheduler.add_job(_guarded(name, task), trigger(), id=name)
+        for task in (self.reserve, self.reconcile, self.destinations):
+            name = f"{task.__name__}-at-start"
+            self._scheduler.add_job(_guarded(name, task), id=name)
 
     def start(self) -> None:
         """Begin; the spool is reconciled and destinations are asked at once."""
         self._scheduler.start()
+        self._clock_thread.start()
 
     def stop(self) -> None:
         """End; a task under way is waited for."""
+        self._stopping.set()
+        if self._clock_thread.is_alive():
+            self._clock_thread.join()
         self._scheduler.shutdown(wait=True)
 
+    @property
+    def quiet_s(self) -> float:
+        """Seconds since the scheduler last ran anything; it does so every :data:`TICK_S`."""
+        return time.monotonic() - self.seen_at
+
+    @property
+    def answers(self) -> Mapping[str, Echo]:
+        """What each destination said when it was last asked, by name."""
+        return dict(self._answers)
+
+    def _once(self, name: str, task: Callable[[], None], every_s: float) -> Callable[[], None]:
+        """The task, where it is this node's turn: on one of those that share a database, and never two at once."""
+
+        def run() -> None:
+            if self._store.turns.take(name, self._owner, _now(), every_s=every_s):
+                try:
+                    task()
+                finally:
+                    self._store.turns.done(name, self._owner, _now())
+
+        return run
+
+    def _watch_clock(self) -> None:
+        while not self._stopping.wait(TICK_S):
+            step = self._clock.look()
+            if not step:
+                continue
+            log.warning("clock.stepped", by_s=round(step), hint="keep the host's time by NTP")
+            for name, (_, trigger) in self._tasks.items():
+                self._scheduler.reschedule_job(name, trigger=trigger())
+            try:
+                self._store.events.add("warning", "clock.stepped", {"by_s": round(step)}, _now())
+            except NodeError as e:
+                log.error("event.unrecorded", because=type(e).__name__)
+
     # tasks ----------------------------------------------------------------------------------------
+    def tick(self) -> None:
+        """Show that the scheduler runs what it is to run."""
+        self.seen_at = time.monotonic()
+
     def leases(self) -> None:
         """Put back work whose lease ran out, so that lists tell the truth while nobody claims."""
+        if not WATCH.settled:
+            return  # holders that live have yet to beat by the new time
         now = _now()
         jobs, deliveries = self._store.jobs.requeue_expired(now), self._store.deliveries.requeue_expired(now)
         if jobs or deliveries:
@@ -88,20 +158,32 @@ class Housekeeper:
     def destinations(self) -> None:
         """Ask every destination whether it is there; tell when that changed."""
         config = self._config()
-        for name, settings in config.destinations.items():
-            answer = echo(settings, calling_ae=config.node.ae_title)
-            if self._up.get(name) == answer.ok:
+        with Threads(max(1, min(8, len(config.destinations)))) as pool:
+            answers = dict(
+                zip(
+                    config.destinations,
+                    pool.map(lambda d: _ask(d, config.node.ae_title), config.destinations.values()),
+                    strict=True,
+                )
+            )
+        before, self._answers = self._answers, answers
+        for name, answer in answers.items():
+            if name in before and before[name].ok == answer.ok:
                 continue
-            first = name not in self._up
-            self._up[name] = answer.ok
             if answer.ok:
                 log.info("destination.up", destination=name)
             else:
                 log.warning("destination.down", destination=name, why=answer.text, hint=answer.hint)
-            if not (first and answer.ok):
+            if name in before or not answer.ok:
                 kind = "destination.up" if answer.ok else "destination.down"
                 body = {"destination": name, "why": answer.text}
                 self._store.events.add("info" if answer.ok else "warning", kind, body, _now())
+
+    def reserve(self) -> None:
+        """Keep room for the database, should the disk be full one day."""
+        reserve = self._store.database.reserve
+        if reserve is not None and self._store.spool.free_bytes() >= self._config().store.refuse_below:
+            reserve.keep()
 
     def retention(self) -> None:
         """Remove what is done and older than ``store.keep``; what is not done stays, however old."""
@@ -119,7 +201,11 @@ class Housekeeper:
         now = _now()
         alive_s = (now - self._alive_since).total_seconds()
         # What is older than this node cannot be on its way to its record: everybody who could write it is dead.
-        found = self._store.reconcile.scan(read_orphan, now, grace_s=max(0.0, min(_GRACE_S, alive_s)))
+        found = self._store.reconcile.scan(
+            read_orphan,
+            now,
+            grace_s=max(0.0, min(_GRACE_S, alive_s)),
+        )
         log.info(
             "spool.reconciled", files=found.n_files, adopted=len(found.adopted), swept=found.swept,
             missing=len(found.missing), unreadable=len(found.unreadable),
@@ -147,15 +233,30 @@ class Housekeeper:
         self._store.events.add("info", "report.daily", body, _now())
 
 
-def _guarded(task: Callable[[], None]) -> Callable[[], None]:
+def _every(seconds: float) -> Callable[[], object]:
+    return lambda: IntervalTrigger(seconds=seconds, timezone=UTC)
+
+
+def _daily(hour: int, minute: int) -> Callable[[], object]:
+    return lambda: CronTrigger(hour=hour, minute=minute, timezone=UTC)
+
+
+def _ask(settings: Any, calling_ae: str) -> Echo:
+    """C-ECHO with less patience than a delivery has: who asks every few seconds wants to know now."""
+    if getattr(settings, "timeout", 0.0) > _ANSWER_S:
+        settings = settings.model_copy(update={"timeout": _ANSWER_S})
+    return echo(settings, calling_ae=calling_ae)
+
+
+def _guarded(name: str, task: Callable[[], None]) -> Callable[[], None]:
     def run() -> None:
         try:
             task()
         except NodeError as e:
             why, told, hint = type(e).__name__, e.message, e.hint
-            log.error("housekeeping.failed", task=task.__name__, because=why, told=told, hint=hint)
+            log.error("housekeeping.failed", task=name, because=why, told=told, hint=hint)
         except Exception as e:
-            log.error("housekeeping.failed", task=task.__name__, because=type(e).__name__)
+            log.error("housekeeping.failed", task=name, because=type(e).__name__)
 
     return run
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -21,6 +22,19 @@ def die_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:  # it died before we asked
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def tell_systemd(state: str) -> bool:
+    """Tell systemd (sd_notify(3)), if it started this process; returns whether it was told."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as one:
+        try:
+            one.sendto(state.encode(), address.replace("@", "\0", 1))
+        except OSError:
+            return False
+    return True
 
 
 def stop_on_signals(stop: threading.Event, reload: Callable[[], None] | None = None) -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from node.app.engines import cards, threads
+from node.app.health import Loop, Pulse, late
 from node.app.settings import Settings
 from node.app.supervise import ROLES, STARTED
 from node.log import get_logger
 from node.process import die_with_parent, stop_on_signals
-from node.store import Store
+from node.store import Store, owners
+
+if TYPE_CHECKING:
+    from node.enhance.guardian import Guardian
 
 log = get_logger()
 
@@ -36,7 +41,7 @@ def run_role(role: str, config: Path, *, last_good: Path | None = None) -> int:
         The exit status.
     """
     die_with_parent()
-    stop = threading.Event()
+    stop = Loop()
     settings = Settings(config, role, fallback=last_good)
     stop_on_signals(stop, settings.reload)
     with settings, settings.open_store() as store:
@@ -44,7 +49,7 @@ def run_role(role: str, config: Path, *, last_good: Path | None = None) -> int:
     return 0
 
 
-def _receive(settings: Settings, store: Store, stop: threading.Event) -> None:
+def _receive(settings: Settings, store: Store, stop: Loop) -> None:
     from node.receive.server import Receiver
 
     receiver = Receiver(settings.started, store, _now)
@@ -52,12 +57,17 @@ def _receive(settings: Settings, store: Store, stop: threading.Event) -> None:
     try:
         settings.on_change(receiver.apply)
         receiver.apply(settings.config)  # an edit may have come while this process started
-        stop.wait()
+        with Pulse(
+            store.spool.root, "receive",
+            vital={"door": lambda: late(receiver.quiet_s, "it has not looked for connections")},
+            probes={"spool": lambda: _spool(store, settings)},
+        ):  # fmt: skip
+            stop.wait()
     finally:
         receiver.stop()
 
 
-def _gather(settings: Settings, store: Store, stop: threading.Event) -> None:
+def _gather(settings: Settings, store: Store, stop: Loop) -> None:
     from node.gather.gatherer import Gatherer, InForce
     from node.housekeep import Housekeeper
 
@@ -73,12 +83,21 @@ def _gather(settings: Settings, store: Store, stop: threading.Event) -> None:
     )
     keeper.start()
     try:
-        gatherer.run(stop)
+        with Pulse(
+            store.spool.root, "gather",
+            vital={"loop": stop.late, "scheduler": lambda: late(keeper.quiet_s)},
+            probes={"database": lambda: _database(store), "configuration": lambda: settings.refused},
+            groups=lambda: {
+                f"destination {name}": "" if answer.ok else answer.text
+                for name, answer in keeper.answers.items()
+            },
+        ):  # fmt: skip
+            gatherer.run(stop)
     finally:
         keeper.stop()
 
 
-def _enhance(settings: Settings, store: Store, stop: threading.Event) -> None:
+def _enhance(settings: Settings, store: Store, stop: Loop) -> None:
     from node.enhance.guardian import Guardian
     from node.enhance.worker import take_back, worker_main
 
@@ -98,22 +117,54 @@ def _enhance(settings: Settings, store: Store, stop: threading.Event) -> None:
         ),
         store.jobs,
     )
-    guardian.run(stop)
+    with Pulse(
+        store.spool.root, "enhance", vital={"loop": stop.late, "worker": lambda: _worker(guardian)}
+    ):  # fmt: skip
+        guardian.run(stop)
 
 
-def _deliver(settings: Settings, store: Store, stop: threading.Event) -> None:
+def _deliver(settings: Settings, store: Store, stop: Loop) -> None:
     from node.deliver.deliverer import Deliverer
 
-    Deliverer(store, calling_ae=settings.config.node.ae_title).run(stop)
+    with Pulse(store.spool.root, "deliver", vital={"loop": stop.late}):
+        Deliverer(store, calling_ae=settings.config.node.ae_title).run(stop)
 
 
-_ROLES: Mapping[str, Callable[[Settings, Store, threading.Event], None]] = {
+_ROLES: Mapping[str, Callable[[Settings, Store, Loop], None]] = {
     "receive": _receive,
     "gather": _gather,
     "enhance": _enhance,
     "deliver": _deliver,
 }
 assert set(_ROLES) == set(ROLES)
+
+
+def _spool(store: Store, settings: Settings) -> str:
+    """Whether an instance would be taken: there is room, and a file can be made durable."""
+    with store.spool.create() as writer:
+        writer.write(b"\0" * 4096)
+        writer.sync()
+    free, least = store.spool.free_bytes(), settings.config.store.refuse_below
+    return f"C-STORE is refused: {free / 1e9:.1f} GB free of {least / 1e9:.1f} GB" if free < least else ""
+
+
+def _database(store: Store) -> str:
+    """Whether the database takes a transaction."""
+    store.turns.take("health", owners.me("health"), _now(), every_s=0.0)
+    return ""
+
+
+def _worker(guardian: Guardian) -> str:
+    """Whether the engine's worker lives and gets on."""
+    pid = guardian.pid
+    if pid is None:
+        return "it is being started again"
+    with contextlib.suppress(OSError):
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][:1]
+        if state in "TtZX":
+            return "its process is stopped"
+    # A job's steps may take their time, and the guardian knows how long.
+    return "" if guardian.job else late(guardian.quiet_s, "it has shown nothing")
 
 
 def _now() -> datetime:

@@ -55,7 +55,7 @@ class Settings:
             fallback=kept(fallback),
         )
         self._at_start = self.loaded
-        configure(self.config.log.level, fmt=self.config.log.format)
+        configure(self.config.log.level, fmt=self.config.log.format, waits=False)
         if self._live.refusal is not None:
             for fault in self._live.refusal.faults:
                 log.error("config.refused", told=str(fault), role=role)
@@ -75,6 +75,12 @@ class Settings:
     def started(self) -> Config:
         """The settings that this process started with: what waits for a restart is taken from here."""
         return self._at_start.config
+
+    @property
+    def refused(self) -> str:
+        """What is wrong with the file where it is not what is in force, "" if nothing is."""
+        faults = self._live.refused
+        return f"config.yaml is refused, the last good one is in force: {faults[0]}" if faults else ""
 
     def open_store(self) -> Store:
         """The store of this configuration; the supervisor has brought its schema up to date."""
@@ -123,7 +129,7 @@ class Settings:
 
     def _applied(self, new: LoadedConfig, diff: str) -> None:
         if new.config.log != self.config.log:
-            configure(new.config.log.level, fmt=new.config.log.format)
+            configure(new.config.log.level, fmt=new.config.log.format, waits=False)
         if self._store is not None:
             self._store.configs.applied(new.digest, new.text, diff, datetime.now(UTC))
             log.info("config.applied", digest=new.digest[:12])

@@ -12,12 +12,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from node.app.health import EVERY_S, NODE, Pulse, health
 from node.log import get_logger
-from node.process import stop_on_signals
+from node.process import stop_on_signals, tell_systemd
 
 log = get_logger()
 
@@ -30,6 +31,8 @@ STARTED = "LUMINODE_STARTED"
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 30.0
 _STEADY_S = 60.0
+_FIRST_LOOK_S = 20.0
+"""Roles need some time until they can tell of themselves."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -73,11 +76,23 @@ class Supervisor:
         self._environment = {**os.environ, STARTED: str(time.time())}
         self.stop = threading.Event()
         self._reload = threading.Event()
+        self._ill: Set[str] = frozenset()
 
     def run(self) -> int:
         """Supervise until SIGTERM or SIGINT. Returns the exit status."""
         stop_on_signals(self.stop, self._reload.set)
         log.info("node.started", roles=[c.role for c in self._children], pid=os.getpid())
+        with Pulse(
+            self._last_good.parent, NODE,
+            vital={"roles": self._dead}, body=lambda: {"roles": [c.role for c in self._children]},
+        ):  # fmt: skip
+            self._supervise()
+        self._end()
+        log.info("node.stopped")
+        return 0
+
+    def _supervise(self) -> None:
+        look_at = time.monotonic() + _FIRST_LOOK_S
         while not self.stop.is_set():
             now = time.monotonic()
             for child in self._children:
@@ -85,10 +100,27 @@ class Supervisor:
             if self._reload.is_set():
                 self._reload.clear()
                 self._signal(signal.SIGHUP)
+            if now >= look_at:
+                look_at = now + EVERY_S
+                self._look_at_health()
             self.stop.wait(0.1)
-        self._end()
-        log.info("node.stopped")
-        return 0
+
+    def _dead(self) -> str:
+        dead = [c.role for c in self._children if c.process is None or c.process.poll() is not None]
+        return f"not running: {', '.join(dead)}" if dead else ""
+
+    def _look_at_health(self) -> None:
+        """Tell what changed, and systemd that the node works: not that it lives, but that it gets on."""
+        parts = health(self._last_good.parent)
+        ill = {f"{p.role} {p.name}": p.told for p in parts if not p.ok}
+        if ill.keys() != self._ill:
+            self._ill = ill.keys()
+            if ill:
+                log.error("health.lost", **{what.replace(" ", "_"): told for what, told in ill.items()})
+            else:
+                log.info("health.regained")
+        if all(p.ok for p in parts if p.vital):
+            tell_systemd("WATCHDOG=1")
 
     def _look_after(self, child: _Child, now: float) -> None:
         if child.process is not None:

@@ -8,7 +8,7 @@ import sys
 import typer
 
 from engines.errors import EngineError
-from node.cli import admin, records, server, tools
+from node.cli import admin, backup, health, records, server, tools
 from node.cli.common import tell_error
 from node.errors import ConfigError, NodeError
 from node.log import configure
@@ -25,6 +25,8 @@ server.register(app)
 tools.register(app)
 records.register(app)
 admin.register(app)
+health.register(app)
+backup.register(app)
 
 EX_CONFIG = ConfigError.exit_status
 EX_FAILED = 1

@@ -9,8 +9,10 @@ from typing import Annotated
 
 import typer
 
+from node.cli.backup import db_rebuild
 from node.cli.common import ConfigOption, JsonOption, loaded, opened, out, print_json, visible
 from node.config.explain import explain, json_schema, markdown
+from node.config.snapshot import forwarding
 from node.config.values import Refused
 from node.housekeep import read_orphan
 
@@ -33,6 +35,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(config, name="config")
     db = typer.Typer(help="The database.", no_args_is_help=True)
     db.command("upgrade")(db_upgrade)
+    db.command("rebuild")(db_rebuild)
     app.add_typer(db, name="db")
     spool = typer.Typer(help="The spool.", no_args_is_help=True)
     spool.command("fsck")(spool_fsck)
@@ -90,7 +93,8 @@ def spool_fsck(
 ) -> None:
     """Compare the spool with the database; changes nothing without --adopt."""
     with opened(config) as store:
-        done = store.reconcile.scan(read_orphan, datetime.now(UTC)) if adopt else None
+        forward = forwarding(loaded(config).config) if adopt else {}
+        done = store.reconcile.scan(read_orphan, datetime.now(UTC), forward=forward) if adopt else None
         found = store.reconcile.fsck(verify=verify)
     if done is not None:
         found = replace(found, adopted=done.adopted, removed=done.removed, swept=done.swept)

@@ -111,6 +111,7 @@ class LiveConfig:
         self._refused = ""
         self._told = ""
         self._pending: _Seen | None = None
+        self._faults: tuple[ConfigFault, ...] = ()
         self.refusal: ConfigError | None = None
         seen, last = self._look(), self._last_good(fallback)
         try:
@@ -119,10 +120,16 @@ class LiveConfig:
             if last is None:
                 raise
             self.refusal, self._refused, self._told = error, seen.sha256, seen.sha256
+            self._faults = error.faults
             self._current, self._in_force = last, _sha256(last.raw)
         else:
             if last is not None and restart_needed(last, self._current):
                 self._current, self._in_force = last, _sha256(last.raw)
+
+    @property
+    def refused(self) -> tuple[ConfigFault, ...]:
+        """What is wrong with the file as it is now; empty where it is in force or was not judged yet."""
+        return self._faults if self._refused else ()
 
     @property
     def current(self) -> LoadedConfig:
@@ -213,7 +220,7 @@ class LiveConfig:
             new = self._good(seen)
         except ConfigError as error:
             self._tell(seen, error)
-            self._refused = seen.sha256
+            self._refused, self._faults = seen.sha256, error.faults
             return False
         try:
             self._on_applied(new, diff(self._current, new))

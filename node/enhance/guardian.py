@@ -132,6 +132,16 @@ class Guardian:
         return self._process.pid if self._process is not None else None
 
     @property
+    def quiet_s(self) -> float:
+        """Seconds since the worker's last sign of life; a worker without a job gives one every 0.5 s."""
+        return time.monotonic() - float(self._shared[PROGRESS])
+
+    @property
+    def job(self) -> int:
+        """Id of the job at hand, 0 for none."""
+        return int(self._shared[JOB])
+
+    @property
     def wait_s(self) -> float:
         """How long the next dead worker would wait for its successor."""
         return self._wait_s

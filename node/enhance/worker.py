@@ -70,7 +70,7 @@ def worker_main(
     faulthandler.enable()  # a crash in native code tells where: files and lines, no values
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(_FIRST_TO_GO))
-    configure(level, fmt=fmt)
+    configure(level, fmt=fmt, waits=False)
     try:
         with Store.open(database, Path(spool), create=False) as store:
             workshop = Workshop(store=store, threads=threads)

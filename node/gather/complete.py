@@ -96,7 +96,7 @@ def judge(view: SeriesView, now: datetime, ladder: Ladder, regular: Regular) -> 
     if now >= give_up_at:
         waited = f"open for {ladder.give_up_after_s:.0f} s, and something still came now and then"
         return Judgement(close=True, because="give_up", detail=waited)
-    quiet_at = _last_sign(view) + timedelta(seconds=ladder.quiet_after_s)
+    quiet_at = _last_sign(view, now) + timedelta(seconds=ladder.quiet_after_s)
     if view.n_unread:
         return Judgement(close=False, because="", detail=f"{view.n_unread} headers unread", at=None)
     promised, why = promise(view.headers)
@@ -120,14 +120,18 @@ def judge(view: SeriesView, now: datetime, ladder: Ladder, regular: Regular) -> 
     return Judgement(close=False, because="", detail=waiting, at=at)
 
 
-def _last_sign(view: SeriesView) -> datetime:
+_AHEAD = timedelta(seconds=60)
+"""A sign further in the future was given before the clock was put back: it tells nothing of silence (R53)."""
+
+
+def _last_sign(view: SeriesView, now: datetime) -> datetime:
     """The last moment at which the sender showed that it was still at work on this series.
 
     An association that interleaves several series keeps all of them awake while it is open.
     """
     signs = [view.last_received_at, *([view.awake_since] if view.awake_since is not None else [])]
     signs += [c.last_received_at for c in view.carried if c.association.end is AssociationEnd.OPEN]
-    return max(signs)
+    return max((s for s in signs if s <= now + _AHEAD), default=view.opened_at)
 
 
 def _why_not_released(view: SeriesView, promised: int, regular: Regular) -> str:

@@ -81,6 +81,11 @@ class Receiver:
         return self._guard.port if self._guard is not None else 0
 
     @property
+    def quiet_s(self) -> float:
+        """Seconds since the thread that accepts connections showed a sign of life; it does so every 0.2 s."""
+        return time.monotonic() - self._guard.seen_at if self._guard is not None else 0.0
+
+    @property
     def load(self) -> Load:
         gate = self._house.gate
         return Load(connections=gate.n_connections, associations=gate.n_established)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from node.errors import StoreError
 from node.store.db import Database
+from node.store.migrate import current
 
 
 def backup_sqlite(database: Database, target: Path) -> None:
@@ -38,6 +39,18 @@ def backup_sqlite(database: Database, target: Path) -> None:
     except (OSError, sqlite3.Error) as error:
         partial.unlink(missing_ok=True)
         raise StoreError(f"the backup could not be written: {type(error).__name__}") from None
+
+
+def sound(database: Database) -> bool:
+    """Whether a SQLite database can be read whole (``PRAGMA quick_check``) and has its schema."""
+    try:
+        with database.read() as connection:
+            told = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
+            return told == "ok" and bool(current(connection))
+    except StoreError as error:
+        if error.retryable:
+            raise
+        return False
 
 
 def _sync(path: Path) -> None:

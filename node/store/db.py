@@ -25,6 +25,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from node.errors import OutOfSpace, StoreError
 from node.failpoints import failpoint
 from node.store.disk import make_folders, refuse_network_filesystem
+from node.store.reserve import Reserve
 
 BUSY_TIMEOUT_S = 30.0
 CHANNEL = "luminode"
@@ -67,8 +68,10 @@ class Database:
             raise StoreError(
                 "the database's address cannot be read", hint=_ADDRESSES, retryable=False
             ) from None
+        self.reserve: Reserve | None = None
         kind = self.url.get_backend_name()
         if kind == "sqlite":
+            self.reserve = Reserve(Path(f"{self.url.database}.reserve"))
             self.kind: Literal["sqlite", "postgresql"] = "sqlite"
             self.engine = _sqlite(self.url, busy_timeout_s)
         elif kind == "postgresql":
@@ -80,7 +83,7 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A transaction that only reads, on one snapshot."""
-        with _typed(), self.engine.connect() as raw:
+        with self._typed(), self.engine.connect() as raw:
             connection = raw.execution_options(**_SNAPSHOT[self.kind])
             with connection.begin():
                 yield connection
@@ -88,7 +91,7 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction that writes; committed durably when the block ends without an exception."""
-        with _typed(), self.engine.connect() as raw:
+        with self._typed(), self.engine.connect() as raw:
             connection = raw.execution_options(luminode_write=True)
             with connection.begin():
                 yield connection
@@ -107,6 +110,16 @@ class Database:
                 if again == _AGAIN - 1 or getattr(error, "code", "") not in _RETRY:
                     raise
         raise AssertionError("unreachable")
+
+    @contextmanager
+    def _typed(self) -> Iterator[None]:
+        try:
+            with _typed():
+                yield
+        except OutOfSpace:
+            if self.reserve is not None:
+                self.reserve.release()  # this one is refused; the next, which may be about it, finds room
+            raise
 
     def breath(self) -> Breath:
         """Pauses for a long task of many transactions, where this database needs them."""
@@ -237,8 +250,8 @@ def _full(told: str) -> StoreError:
 
 def _damaged(told: str) -> StoreError:
     hint = (
-        "the database is damaged: restore a backup, or move it away and start anew; "
-        "what is in the spool is then adopted again"
+        "the database is damaged: restore a backup, or run `luminode db rebuild`, which sets it aside and "
+        "records anew what is in the spool"
     )
     return StoreError(told, hint=hint, retryable=False)
 

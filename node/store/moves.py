@@ -16,6 +16,7 @@ from sqlalchemy import Connection, and_, or_, select, update
 
 from node.errors import TransitionRefused
 from node.model import DELIVERY_EDGES, JOB_EDGES, SERIES_EDGES, DeliveryState, JobState, SeriesState
+from node.store.clock import WATCH
 from node.store.rows import AnyRow
 from node.store.tables import DeliveryRow, JobRow, SeriesRow
 
@@ -89,11 +90,15 @@ _FAR = timedelta(days=1)
 
 def due(table: Leased, waiting: StrEnum, working: StrEnum, now: datetime) -> Any:
     """Condition: waiting and due, or being worked on under a lease that ran out (R53: or set by a clock that
-    was ahead, and was put right since)."""
-    return or_(
-        and_(table.state == waiting.value, or_(table.not_before <= now, table.not_before > now + _FAR)),
-        and_(table.state == working.value, or_(table.lease_until <= now, table.lease_until > now + _FAR)),
-    )
+    was ahead, and was put right since).
+
+    Right after a step of the clock no lease counts as run out: its holder may just not have beaten since.
+    """
+    waits = and_(table.state == waiting.value, or_(table.not_before <= now, table.not_before > now + _FAR))
+    if not WATCH.settled:
+        return waits
+    ran_out = or_(table.lease_until <= now, table.lease_until > now + _FAR)
+    return or_(waits, and_(table.state == working.value, ran_out))
 
 
 def claim(

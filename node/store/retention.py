@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, not_, or_, select, update
 from sqlalchemy.orm import aliased
 
 from node.model import DeliveryState, JobState, SeriesState
@@ -41,6 +41,7 @@ from node.store.tables import (
 _SENT = (DeliveryState.SENT.value, DeliveryState.COMMITTED.value, DeliveryState.CANCELLED.value)
 _WORKED = (JobState.DONE.value, JobState.CANCELLED.value)
 _UNDECIDED = (SeriesState.OPEN.value, SeriesState.CLOSED.value)
+_FOREVER = datetime(9999, 1, 1, tzinfo=UTC)
 _BATCH = 50
 """Files removed under one lock: a receiver waits no longer than that takes."""
 
@@ -106,6 +107,16 @@ class Retention:
         self._forget_associations(received_before)
         files = self.empty_trash()
         return Purged(n_series=n_series, n_derived=n_derived, n_files=files.n_files, n_bytes=files.n_bytes)
+
+    def forget_done(self, at: datetime) -> int:
+        """Remove all that is done, however young; returns how many series (a restored backup has no files
+        of them)."""
+        n = 0
+        while True:
+            done = self.purge(received_before=_FOREVER, derived_before=_FOREVER, at=at)
+            if not done.n_series and not done.n_derived:
+                return n
+            n += done.n_series + done.n_derived
 
     def empty_trash(self) -> Purged:
         """Remove files that no row needs any more (`purge` does it too; at start, after a crash)."""
@@ -231,6 +242,18 @@ def _derived_done(before: datetime) -> ColumnElement[bool]:
     working = exists().where(JobRow.id == DerivedRow.job_id, JobRow.state.not_in(_WORKED))
     unsent = exists().where(DeliveryRow.derived_id == DerivedRow.id, DeliveryRow.state.not_in(_SENT))
     return and_(DerivedRow.purged_at.is_(None), DerivedRow.created_at < before, ~working, ~unsent)
+
+
+def unfinished(connection: Connection) -> set[str]:
+    """Files of the spool that something needs which is not done: what a backup must hold."""
+    series = select(SeriesRow.id).where(SeriesRow.purged_at.is_(None), not_(_series_done(_FOREVER)))
+    derived = select(DerivedRow.id).where(DerivedRow.purged_at.is_(None), not_(_derived_done(_FOREVER)))
+    wanted = (
+        select(InstanceRow.path).where(InstanceRow.series_id.in_(series)),
+        select(ConflictRow.path).where(ConflictRow.series_id.in_(series)),
+        select(DerivedInstanceRow.path).where(DerivedInstanceRow.derived_id.in_(derived)),
+    )
+    return {path for statement in wanted for path in connection.execute(statement).scalars()}
 
 
 def _ids(
