@@ -23,6 +23,7 @@ from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
 from node.config.schema import Config
+from node.config.snapshot import forwarding
 from node.deliver.destination import Echo
 from node.deliver.files import echo
 from node.dicom.scan import scan_file
@@ -205,6 +206,7 @@ class Housekeeper:
             read_orphan,
             now,
             grace_s=max(0.0, min(_GRACE_S, alive_s)),
+            forward=forwarding(self._config()),
         )
         log.info(
             "spool.reconciled", files=found.n_files, adopted=len(found.adopted), swept=found.swept,

@@ -12,6 +12,7 @@ import typer
 from node.cli.backup import db_rebuild
 from node.cli.common import ConfigOption, JsonOption, loaded, opened, out, print_json, visible
 from node.config.explain import explain, json_schema, markdown
+from node.config.snapshot import forwarding
 from node.config.values import Refused
 from node.housekeep import read_orphan
 
@@ -92,7 +93,8 @@ def spool_fsck(
 ) -> None:
     """Compare the spool with the database; changes nothing without --adopt."""
     with opened(config) as store:
-        done = store.reconcile.scan(read_orphan, datetime.now(UTC)) if adopt else None
+        forward = forwarding(loaded(config).config) if adopt else {}
+        done = store.reconcile.scan(read_orphan, datetime.now(UTC), forward=forward) if adopt else None
         found = store.reconcile.fsck(verify=verify)
     if done is not None:
         found = replace(found, adopted=done.adopted, removed=done.removed, swept=done.swept)

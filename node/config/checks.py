@@ -145,6 +145,8 @@ def cross(
         (destinations, used_destinations, "destinations"),
     ):
         for name, node in names.items():
+            if _is_true(node.get("forward_originals")):
+                continue
             if name not in used and root.get("rules") is not None:
                 yield Finding(node.line, node.column, f"{section}.{name}", "no rule uses this", "", True)
     if not _rules(root):

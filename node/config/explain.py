@@ -67,7 +67,7 @@ _SIZES = (("GB", 10**9), ("MiB", 1024**2), ("MB", 10**6), ("KiB", 1024))
 def _written(value: Any, kind: str) -> str:
     """A default as one would write it in the file."""
     if value is None or value is PydanticUndefined:
-        return ""
+        return "forever" if value is None and "forever" in kind else ""
     if isinstance(value, bool):
         return str(value).lower()
     if "duration" in kind:

@@ -250,7 +250,12 @@ class EngineSettings(Section):
 class Retry(Section):
     """How a delivery is tried again."""
 
-    for_: Duration = Field(default=3 * 86400.0, alias="for", description="Give up after this long.")
+    for_: KeptFor = Field(
+        default=None,
+        alias="for",
+        description="Give up after this long, or `forever`: a PACS that is away is waited for, with alarms "
+        "after a minute, an hour and a day.",
+    )
     first: Annotated[Duration, Field(gt=0)] = Field(default=5.0, description="Pause after the first failure.")
     at_most: Annotated[Duration, Field(gt=0)] = Field(
         default=900.0, description="Longest pause; pauses double up to it, with full jitter."
@@ -261,6 +266,12 @@ class Retry(Section):
         if self.first > self.at_most:
             raise Refused("`first` is longer than `at_most`", "make `first` the shorter one")
         return self
+
+
+FORWARD_ORIGINALS = (
+    "`true` where this node is the only way from the scanner: everything received goes there as it came, at once and "
+    "whatever the rules say. `false` where the scanner sends there itself."
+)
 
 
 class DimseDestination(Section):
@@ -285,9 +296,7 @@ class DimseDestination(Section):
         "the scanner as contributing equipment; `retain` keeps the scanner's, for a PACS that sorts by it.",
     )
     tls: ClientTLS | None = Field(default=None, description="Use TLS with these files. Left out: plain TCP.")
-    forward_originals: Annotated[Truth, BeforeValidator(not_yet("forwarding originals"))] = Field(
-        default=False, description="Not built yet: only `false`. The scanner sends originals to PACS itself."
-    )
+    forward_originals: Truth = Field(default=False, description=FORWARD_ORIGINALS)
     commit: Annotated[Truth, BeforeValidator(not_yet("storage commitment"))] = Field(
         default=False, description="Not built yet: only `false`. Ask the PACS to commit to what it stored."
     )
@@ -310,6 +319,7 @@ class FolderDestination(Section):
     equipment: Literal["standard", "retain"] = Field(
         default="standard", description="General Equipment of derived objects, as for `dimse`."
     )
+    forward_originals: Truth = Field(default=False, description="As for `dimse`.")
 
 
 KINDS = ("dimse", "folder")
@@ -393,7 +403,9 @@ class Config(Section):
         default={}, description="Ways to enhance, each under a name that rules use."
     )
     destinations: dict[Name, Destination] = Field(
-        default={}, description="Where derived series go, each under a name that rules use."
+        default={},
+        description="Where derived series go, each under a name that rules use; and originals, see "
+        "`forward_originals`.",
     )
     rules: tuple[Rule, ...] = Field(
         default=(),

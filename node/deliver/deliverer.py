@@ -1,4 +1,4 @@
-"""The deliverer: a lane for each destination, so that one's trouble is not another's.
+"""The deliverer: two lanes for each destination, one of them for originals, so that one's trouble is not another's.
 
 It holds no state that matters: what waits, what is done and what is leased is in the database. Killed at any
 moment, it starts again with what was not recorded as done, and sending an instance twice does no harm.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import threading
 import time
 
-from node.deliver.lane import Clock, Lane
+from node.deliver.health import Clock, Watchers
+from node.deliver.lane import Lane
 from node.errors import StoreError
 from node.log import get_logger
 from node.model import DeliveryState
@@ -24,7 +25,7 @@ _ORPHANS_S = 10.0
 
 
 class Deliverer:
-    """Deliver derived series to their destinations.
+    """Deliver derived series, and originals, to their destinations.
 
     Parameters
     ----------
@@ -51,7 +52,8 @@ class Deliverer:
         self._lease_s = lease_s
         self._clock = clock or Clock()
         self._stop = threading.Event()
-        self._lanes: dict[str, Lane] = {}
+        self._lanes: dict[tuple[str, bool], Lane] = {}
+        self._watchers: dict[str, Watchers] = {}
 
     def run(self, stop: threading.Event, *, drain_s: float = 10.0) -> None:
         """Deliver until ``stop`` is set; then end what is under way within ``drain_s`` seconds."""
@@ -86,17 +88,19 @@ class Deliverer:
 
     def _wake_lanes(self) -> None:
         try:
-            names = self._store.deliveries.due_destinations(self._clock.now())
+            queues = self._store.deliveries.due_queues(self._clock.now())
         except StoreError as error:
             log.error("delivery.store_failed", why=error.message)
             self._stop.wait(1.0)
             return
-        for name in names:
-            lane = self._lanes.get(name)
+        for queue in queues:
+            lane = self._lanes.get(queue)
             if lane is None:
-                lane = self._lanes[name] = Lane(
+                name, originals = queue
+                watchers = self._watchers.setdefault(name, Watchers(self._store, name, self._clock))
+                lane = self._lanes[queue] = Lane(
                     self._store, name, owner=self._owner, calling_ae=self._calling_ae, stop=self._stop,
-                    lease_s=self._lease_s, clock=self._clock,
+                    lease_s=self._lease_s, clock=self._clock, originals=originals, watchers=watchers,
                 )  # fmt: skip
                 lane.start()
             lane.wake()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from node.deliver.parcel import Parcel
 from node.dicom.status import NO_ANSWER, Status
@@ -65,6 +65,46 @@ class Destination(Protocol):
 
     def echo(self) -> Echo:
         """Ask whether it is there and would take something; never raises a DeliveryError."""
+
+
+class Line(Protocol):
+    """A way to a destination that stays open between sends."""
+
+    def send(
+        self,
+        parcels: Sequence[Parcel],
+        *,
+        on_outcome: OnOutcome,
+        done: Set[str] = frozenset(),
+        stop: Stop = lambda: False,
+    ) -> None:
+        """As :meth:`Destination.send`; it stays usable whatever is raised."""
+
+    def close(self) -> None:
+        """Let go of whatever is open; sending opens it again."""
+
+
+@runtime_checkable
+class Keeps(Protocol):
+    """A kind of destination for which it is worth while to stay connected."""
+
+    def line(self) -> Line:
+        """A line, not connected yet."""
+
+
+class _Loose:
+    """The line of a kind that has nothing to keep open."""
+
+    def __init__(self, where: Destination) -> None:
+        self.send = where.send
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
+def line_to(where: Destination) -> Line:
+    """A line to a destination of any kind."""
+    return where.line() if isinstance(where, Keeps) else _Loose(where)
 
 
 def no_answer(sop_instance_uid: str, why: str) -> Outcome:

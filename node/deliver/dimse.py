@@ -1,4 +1,5 @@
-"""A PACS that takes C-STORE: one association for a derived series, one outcome for each instance.
+"""A PACS that takes C-STORE: one association for a derived series, one that is kept for originals, and one
+outcome for each instance.
 
 Each SOP class is proposed once for each transfer syntax that we could send it in: as stored, Explicit VR
 Little Endian, and Implicit VR Little Endian, which every DICOM peer must take (PS3.5 10.1). What a peer
@@ -151,18 +152,13 @@ class Dimse:
         InstanceRefused
             If the peer said several times on end that it is out of resources.
         """
-        missing = [p for p in parcels if p.sop_instance_uid not in done]
-        peer = peer_of(self._settings, self._calling_ae)
-        for contexts, group in associations(missing):
-            if stop():
-                return
-            sender = associate(peer, contexts)
-            try:
-                send_over(sender, group, on_outcome, stop)
-            except BaseException:
-                sender.abort()
-                raise
-            sender.release()
+        line = self.line()
+        line.send(parcels, on_outcome=on_outcome, done=done, stop=stop)
+        line.close()
+
+    def line(self) -> DimseLine:
+        """The same over an association that stays open between sends."""
+        return DimseLine(self._settings, self._calling_ae)
 
     def echo(self) -> Echo:
         """Ask by C-ECHO (PS3.7 9.1.5) whether it is there; never raises a DeliveryError."""
@@ -186,6 +182,58 @@ class Dimse:
         else:
             hint = ""
         return Echo(ok=ok, seconds=time.monotonic() - start, text=text, hint=hint, parts=tuple(parts))
+
+
+class DimseLine:
+    """An association that is used again as long as it offers what is needed, and nothing went wrong on it.
+
+    Parameters
+    ----------
+    settings, calling_ae
+        As for :class:`Dimse`.
+    """
+
+    def __init__(self, settings: DimseDestination, calling_ae: str) -> None:
+        self._settings = settings
+        self._calling_ae = calling_ae
+        self._sender: Sender | None = None
+        self._offered: frozenset[Context] = frozenset()
+
+    def send(
+        self,
+        parcels: Sequence[Parcel],
+        *,
+        on_outcome: OnOutcome,
+        done: Set[str] = frozenset(),
+        stop: Stop = lambda: False,
+    ) -> None:
+        """As :meth:`Dimse.send`. After trouble nothing of the association is used again (R30)."""
+        missing = [p for p in parcels if p.sop_instance_uid not in done]
+        for contexts, group in associations(missing):
+            if stop():
+                return
+            sender = self._associated(contexts)
+            try:
+                send_over(sender, group, on_outcome, stop)
+            except BaseException:
+                self._sender = None
+                sender.abort()
+                raise
+
+    def close(self) -> None:
+        """Release the association, if there is one."""
+        sender, self._sender = self._sender, None
+        if sender is not None:
+            sender.release()
+
+    def _associated(self, contexts: Sequence[Context]) -> Sender:
+        if self._sender is not None:
+            if self._sender.is_idle and self._offered.issuperset(contexts):
+                return self._sender
+            self.close()
+        sender = associate(peer_of(self._settings, self._calling_ae), contexts)
+        self._sender, self._offered = sender, frozenset(contexts)
+        return sender
 
 
 def send_over(

@@ -1,34 +1,40 @@
-"""One destination's deliveries, one after the other, oldest first, in a thread of its own."""
+"""One queue of one destination, one delivery after the other, oldest first, in a thread of its own.
+
+Derived series and originals are queues of their own: neither waits behind the other. Originals go out as they come,
+over an association that is kept for a moment; series that grow at the same time take turns.
+"""
 
 from __future__ import annotations
 
+import math
 import random
 import threading
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
-from node.deliver.breaker import Breaker, Circuit
-from node.deliver.destination import Destination
+from node.deliver.destination import Destination, Line, line_to
+from node.deliver.health import Clock, Known, Watchers
 from node.deliver.kinds import UnknownDestination, destination, settings_of
 from node.deliver.parcel import Parcel
 from node.deliver.recorder import Recorder
 from node.deliver.verdict import Attempt, Health, Next, Patience, Tries, Verdict, judge, statuses
-from node.errors import AssociationRejected, DeliveryError, NodeError, StoreError
+from node.errors import DeliveryError, NodeError, StoreError
 from node.failpoints import failpoint
 from node.log import get_logger
-from node.model import Delivery, DerivedSeries, Outcome
+from node.model import Delivery, DerivedInstance, Instance, Outcome
 from node.store import Store
+from node.store.clock import WATCH
+from node.store.originals import Cargo
+
+__all__ = ["Clock", "Lane", "parcels"]
 
 log = get_logger()
 
-ALARMS: tuple[tuple[float, Any], ...] = ((60.0, "warning"), (3600.0, "error"), (86400.0, "critical"))
-"""A destination that is down for this many seconds becomes an operator's event of this level."""
-
-_DOUBTS = 2
-"""So many deliveries in a row that were cut off without progress mean the destination, not an instance."""
+KEPT_S = 2.0
+"""How long an association for originals stays open when nothing is to be sent: PACS count theirs, and many look at
+what they got only when it ends."""
 
 _TROUBLE_S = 1.0
 _LONGEST_PAUSE_S = 43200.0
@@ -36,27 +42,12 @@ _LONGEST_PAUSE_S = 43200.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Clock:
-    """The two clocks: wall time for what is written down, monotonic time for how long something took."""
+class _Way:
+    """Where a delivery goes: its destination, what is known of it, and how long it is tried."""
 
-    now: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
-    monotonic: Callable[[], float] = time.monotonic
-
-
-@dataclass(slots=True, kw_only=True)
-class _Known:
-    """What a lane knows of one endpoint."""
-
-    breaker: Breaker
-    alarms: int = 0
-    rejected: bool = False
-    doubts: set[int] = field(default_factory=set)
-
-    def reopens(self, clock: Clock) -> datetime:
-        """The breaker's time on the wall clock, by which what waits is claimed. Asked anew each time: that
-        clock may have been set since."""
-        left_s = max(0.0, self.breaker.retry_at - clock.monotonic())
-        return clock.now() + timedelta(seconds=left_s)
+    where: Destination
+    known: Known
+    patience: Patience
 
 
 class Lane:
@@ -72,6 +63,10 @@ class Lane:
         Our AE title where a destination names none.
     stop
         Set when the process is to end; what is being sent ends after its current instance.
+    originals
+        Whether this is the queue of the originals.
+    watchers
+        What is known of the destination, shared with its other queue.
     """
 
     def __init__(
@@ -84,6 +79,8 @@ class Lane:
         stop: threading.Event,
         lease_s: float = 60.0,
         clock: Clock | None = None,
+        originals: bool = False,
+        watchers: Watchers | None = None,
     ) -> None:
         self.name = name
         self._store = store
@@ -92,11 +89,15 @@ class Lane:
         self._stop = stop
         self._lease_s = lease_s
         self._clock = clock or Clock()
-        self._known: dict[str, _Known] = {}
+        self._originals = originals
+        self._watchers = watchers or Watchers(store, name, self._clock)
         self._tries: dict[tuple[int, datetime], Tries] = {}
         self._wake = threading.Event()
+        self._last = 0
+        self._line: tuple[Any, Line] | None = None
         self.current: Delivery | None = None
-        self.thread = threading.Thread(target=self._run, name=f"lane-{name}", daemon=True)
+        what = "originals" if originals else "lane"
+        self.thread = threading.Thread(target=self._run, name=f"{what}-{name}", daemon=True)
 
     def start(self) -> None:
         self.thread.start()
@@ -112,9 +113,18 @@ class Lane:
             self._store.deliveries.release(delivery.id, self._owner, delivery.attempt, self._clock.now())
             log.info("delivery.put_back", delivery=delivery.id, destination=self.name)
 
+    def close(self) -> None:
+        """End an association that was kept."""
+        if self._line is not None:
+            _, line = self._line
+            self._line = None
+            line.close()
+
     def _run(self) -> None:
         while not self._stop.is_set():
-            self._wake.wait()
+            if not self._wake.wait(KEPT_S if self._line is not None else None):
+                self.close()
+                continue
             self._wake.clear()
             try:
                 while not self._stop.is_set() and self.step():
@@ -125,11 +135,15 @@ class Lane:
             except Exception as error:  # the boundary of this thread: a defect of ours must not end the lane
                 log.error("delivery.broke", destination=self.name, why=repr(type(error)), exc_info=True)
                 self._stop.wait(_TROUBLE_S)
+        self.close()
 
     def step(self) -> bool:
         """Claim and try one delivery; False if none is due."""
         store, clock = self._store, self._clock
-        delivery = store.deliveries.claim(self._owner, self._lease_s, clock.now(), destination=self.name)
+        delivery = store.deliveries.claim(
+            self._owner, self._lease_s, clock.now(), destination=self.name,
+            originals=self._originals, after=self._last,
+        )  # fmt: skip
         if delivery is None:
             return False
         failpoint("deliver.claimed")
@@ -142,31 +156,33 @@ class Lane:
             return True
         retry = settings.retry
         patience = Patience(
-            for_s=retry.for_, first_s=retry.first, at_most_s=min(retry.at_most, _LONGEST_PAUSE_S)
+            for_s=math.inf if retry.for_ is None else retry.for_,
+            first_s=retry.first,
+            at_most_s=min(retry.at_most, _LONGEST_PAUSE_S),
         )
-        known = self._known.get(where.endpoint)
-        if known is None:
-            breaker = Breaker(first_s=patience.first_s, at_most_s=patience.at_most_s)
-            known = self._known[where.endpoint] = _Known(breaker=breaker)
-        if known.breaker.circuit(clock.monotonic()) is Circuit.OPEN:
+        known = self._watchers.of(where.endpoint, patience)
+        if not self._watchers.admits(known):
             # Not a try: it waits with the others until the breaker lets one through.
-            store.deliveries.release(delivery.id, self._owner, delivery.attempt, known.reopens(clock))
+            store.deliveries.release(delivery.id, self._owner, delivery.attempt, known.looks_again(clock))
             return True
         self.current = delivery
         try:
-            self._try(delivery, where, known, patience)
+            self._try(delivery, _Way(where=where, known=known, patience=patience))
         finally:
             self.current = None
+            self._watchers.tried(known)
+        # Those that grow at the same time take turns; after trouble the oldest is first again.
+        self._last = delivery.id if self._originals and not known.breaker.failures else 0
         return True
 
-    def _try(self, delivery: Delivery, where: Destination, known: _Known, patience: Patience) -> None:
-        derived = self._store.deliveries.derived(delivery.derived_id)
-        if derived is None:
+    def _try(self, delivery: Delivery, way: _Way) -> None:
+        cargo = self._store.deliveries.cargo(delivery)
+        if cargo is None:
             why = "the derived series of this delivery is no longer on record"
             self._store.deliveries.fail(delivery.id, self._owner, delivery.attempt, why, self._clock.now())
             log.error("delivery.failed", delivery=delivery.id, destination=self.name, why=why)
             return
-        outcomes = self._store.deliveries.outcomes(delivery.id)
+        outcomes = dict(cargo.known)
         started = self._clock.monotonic()
         before = sum(o.done for o in outcomes.values())
         reported: set[str] = set()
@@ -185,8 +201,8 @@ class Lane:
         done = frozenset(uid for uid, o in outcomes.items() if o.done)
         with recorder:
             try:
-                where.send(
-                    parcels(self._store, derived, outcomes), on_outcome=on_outcome, done=done, stop=enough
+                self._to(delivery, way.where).send(
+                    parcels(self._store, cargo, outcomes), on_outcome=on_outcome, done=done, stop=enough
                 )
             except NodeError as failed:
                 error = failed
@@ -199,38 +215,55 @@ class Lane:
             log.warning("delivery.lost", delivery=delivery.id, destination=self.name)
             return
         attempt = Attempt(
-            n_instances=len(derived.instances),
+            n_instances=cargo.n_instances,
             known=outcomes,
             reported=len(reported),
             newly_done=sum(o.done for o in outcomes.values()) - before,
+            done_before=cargo.n_done,
             error=error,
             stopped=self._stop.is_set(),
+            settled=self._originals and error is None and _settled(cargo, outcomes),
         )
-        age_s = (self._clock.now() - delivery.created_at).total_seconds()
-        verdict = judge(attempt, tries, patience, age_s=age_s, chance=random.random())
+        age_s = WATCH.age_s(delivery.created_at, self._clock.now())
+        verdict = judge(attempt, tries, way.patience, age_s=age_s, chance=random.random())
         if verdict.next in (Next.RETRY, Next.RELEASE):
             self._tries[key] = verdict.tries
-        self._heed(verdict.health, where.endpoint, known, delivery, error)
-        self._write(delivery, where, known, verdict, attempt, self._clock.monotonic() - started)
+        self._watchers.heed(verdict.health, way.where.endpoint, way.known, delivery, error)
+        self._write(delivery, way, verdict, attempt, self._clock.monotonic() - started)
+
+    def _to(self, delivery: Delivery, where: Destination) -> Destination | Line:
+        """Originals come one by one: their association is kept. It is never shared by two settings."""
+        if not self._originals:
+            return where
+        key = dict(delivery.settings)
+        if self._line is None or self._line[0] != key:
+            self.close()
+            self._line = key, line_to(where)
+        return self._line[1]
 
     def _write(
-        self,
-        delivery: Delivery,
-        where: Destination,
-        known: _Known,
-        verdict: Verdict,
-        attempt: Attempt,
-        took_s: float,
+        self, delivery: Delivery, way: _Way, verdict: Verdict, attempt: Attempt, took_s: float
     ) -> None:
         store, it, now = self._store.deliveries, delivery, self._clock.now()
-        told = {"endpoint": where.endpoint, "seconds": round(took_s, 3), "instances": attempt.n_instances}
-        about = {"delivery": it.id, "derived": it.derived_id, "destination": self.name}
+        told = {
+            "endpoint": way.where.endpoint,
+            "seconds": round(took_s, 3),
+            "instances": attempt.n_instances,
+        }
+        what = {"derived": it.derived_id} if it.series_id is None else {"originals_of": it.series_id}
+        about = {"delivery": it.id, **what, "destination": self.name}
         if verdict.next is Next.SENT:
             warned = [o for o in attempt.known.values() if o.status >= 0xB000]
             failpoint("deliver.all_answered")
-            store.finish(it.id, self._owner, it.attempt, now, told)
+            if self._originals:
+                told.pop("seconds")  # of the last try alone
+                now_it = store.settle(it.id, self._owner, it.attempt, now, told, failure=verdict.failure)
+            else:
+                now_it = "sent"
+                store.finish(it.id, self._owner, it.attempt, now, told)
             failpoint("deliver.finished")
-            log.info("delivery.sent", **about, instances=told["instances"], seconds=told["seconds"])
+            if now_it == "sent":
+                log.info("delivery.sent", **about, instances=attempt.n_instances, seconds=round(took_s, 3))
             if warned:
                 log.warning("delivery.stored_with_warnings", **about, statuses=statuses(warned))
         elif verdict.next is Next.RELEASE:
@@ -241,56 +274,35 @@ class Lane:
             log.error("delivery.failed", **about, why=verdict.failure)
         else:
             not_before = now + timedelta(seconds=verdict.pause_s)
-            if known.breaker.failures:
-                reopens = known.reopens(self._clock)
+            if way.known.breaker.failures:
+                reopens = way.known.reopens(self._clock)
                 not_before = reopens if verdict.health is Health.DOWN else max(not_before, reopens)
-            store.retry_later(it.id, self._owner, it.attempt, not_before, verdict.failure)
+            # Where the destination is well, what comes next does not wait for what gave trouble.
+            wakes = self._originals and not way.known.breaker.failures
+            store.retry_later(it.id, self._owner, it.attempt, not_before, verdict.failure, wakes=wakes)
             log.warning(
                 "delivery.delayed", **about, attempt=it.attempt, why=verdict.failure,
                 pause_s=round((not_before - now).total_seconds(), 1),
             )  # fmt: skip
 
-    def _heed(
-        self, health: Health, endpoint: str, known: _Known, delivery: Delivery, error: NodeError | None
-    ) -> None:
-        """Draw the conclusions about the destination from one try, and raise the alarm when it is time."""
-        now = self._clock.monotonic()
-        if health is Health.DOUBTFUL:
-            known.doubts.add(delivery.id)
-            if len(known.doubts) >= _DOUBTS:
-                health = Health.DOWN
-        if health is Health.UP:
-            if known.alarms:
-                self._event("info", "destination.up", endpoint, after_s=round(known.breaker.down_for(now)))
-            known.breaker, known.alarms, known.rejected = known.breaker.succeeded(), 0, False
-            known.doubts.clear()
-        if health is not Health.DOWN:
-            return
-        known.breaker = known.breaker.failed(now)
-        # What waits knows it over restarts, too: the oldest is tried first.
-        waited = (self._clock.now() - delivery.created_at).total_seconds()
-        down_for, because = max(known.breaker.down_for(now), waited), error.message if error else ""
-        if isinstance(error, AssociationRejected) and not error.retryable and not known.rejected:
-            known.rejected = True
-            self._event("error", "destination.rejects", endpoint, because=because, hint=error.hint)
-        while known.alarms < len(ALARMS) and down_for >= ALARMS[known.alarms][0]:
-            level = ALARMS[known.alarms][1]
-            known.alarms += 1
-            self._event(level, "destination.down", endpoint, for_s=round(down_for), because=because)
 
-    def _event(self, level: Any, name: str, endpoint: str, **body: Any) -> None:
-        told = {"destination": self.name, "endpoint": endpoint, **body}
-        self._store.events.add(level, name, told, self._clock.now())
-        getattr(log, level)(name, **told)
+def _settled(cargo: Cargo, outcomes: dict[str, Outcome]) -> bool:
+    """Whether nothing of it is to be tried now: of a series that grows, what is refused waits for its end."""
+    last = [outcomes.get(i.sop_instance_uid) for i in cargo.instances]
+    return all(o is not None and (o.done or (cargo.growing and not o.retryable)) for o in last)
 
 
-def parcels(store: Store, derived: DerivedSeries, known: dict[str, Outcome]) -> list[Parcel]:
-    """A derived series' instances, those first that gave no trouble yet.
+def parcels(store: Store, cargo: Cargo, known: dict[str, Outcome]) -> list[Parcel]:
+    """A delivery's instances, those first that gave no trouble yet; of a series that grows those alone, as
+    long as there are any.
 
     An instance on which the destination broke off would otherwise be the first of every try, and the rest
     would never be reached.
     """
-    order = sorted(derived.instances, key=lambda i: _trouble(known.get(i.sop_instance_uid)))
+    instances: Sequence[DerivedInstance | Instance] = cargo.instances
+    if cargo.growing:
+        instances = [i for i in instances if i.sop_instance_uid not in known] or instances
+    order = sorted(instances, key=lambda i: _trouble(known.get(i.sop_instance_uid)))
     return [
         Parcel(
             sop_class_uid=i.sop_class_uid,
@@ -300,7 +312,7 @@ def parcels(store: Store, derived: DerivedSeries, known: dict[str, Outcome]) -> 
             offset=i.offset,
             size=i.size,
             sha256=i.sha256,
-            series_uid=derived.series_uid,
+            series_uid=cargo.series_uid,
         )
         for i in order
     ]

@@ -96,6 +96,11 @@ class Sender:
         """False after release, abort, or any answer that did not come."""
         return self._is_open
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether it is open and the peer has said nothing since its last answer, such as that it goes."""
+        return self._is_open and self._wire.is_quiet()
+
     def echo(self) -> int:
         """C-ECHO. Returns the status.
 

@@ -61,15 +61,18 @@ class Attempt:
     """What came of one try.
 
     ``known`` holds the last outcome of each instance, earlier tries included; ``reported`` the UIDs that
-    got an outcome in this try, ``newly_done`` how many of these are done. ``stopped``: ended by us.
+    got an outcome in this try, ``newly_done`` how many of these are done. ``done_before``: done, and not in ``known``.
+    ``stopped``: ended by us. ``settled``: what is not done waits for the end of its series (originals).
     """
 
     n_instances: int
     known: Mapping[str, Outcome]
     reported: int
     newly_done: int
+    done_before: int = 0
     error: NodeError | None = None
     stopped: bool = False
+    settled: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,13 +98,19 @@ def judge(attempt: Attempt, tries: Tries, patience: Patience, *, age_s: float, c
     chance
         A random number in [0, 1), for the jitter.
     """
-    n_done = sum(o.done for o in attempt.known.values())
+    n_done = attempt.done_before + sum(o.done for o in attempt.known.values())
     health = _health(attempt)
     if n_done >= attempt.n_instances:
-        return Verdict(next=Next.SENT, health=Health.UP)
+        # With nothing sent it is not known whether the destination is there.
+        return Verdict(next=Next.SENT, health=Health.UP if attempt.reported else health)
     if attempt.stopped and attempt.error is None:
         return Verdict(next=Next.RELEASE, health=health, tries=tries)
     refused = [o for o in attempt.known.values() if not o.done and not o.retryable]
+    if attempt.settled:
+        waits = (
+            f"{len(refused)} instances refused: {statuses(refused)}; tried again when the series has ended"
+        )
+        return Verdict(next=Next.SENT, health=health, failure=waits if refused else "")
     only_refused = n_done + len(refused) >= attempt.n_instances
     refusals = tries.refusals + 1 if only_refused and attempt.error is None else tries.refusals
     failures = 1 if attempt.newly_done else tries.failures + 1

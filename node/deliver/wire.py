@@ -8,6 +8,7 @@ for as long as its kernel has room; pynetdicom's sender was seen to wait for eve
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import ssl
 import struct
@@ -88,6 +89,12 @@ class Wire:
         if length > LARGEST_PDU:
             raise PeerUnreachable("the peer announced an answer of impossible length")
         return kind, self.receive(length, deadline)
+
+    def is_quiet(self) -> bool:
+        """Whether there is nothing to read: neither bytes nor the end of the connection."""
+        look = select.poll()
+        look.register(self._sock, select.POLLIN)
+        return not look.poll(0)
 
     def close(self, *, drop: bool = False) -> None:
         """Close; never raises and never waits for the peer.

@@ -13,6 +13,7 @@ from typing import Any
 
 from engines.base import Card
 from node.config.schema import Config, Destination, EngineSettings
+from node.config.snapshot import snapshot
 from node.dicom.uids import derivation_key
 from node.model import Action, Decision, Series
 from node.store.jobs import NewJob
@@ -109,7 +110,7 @@ def _job(
             "serial": config.node.ae_title,
             "utc_offset_minutes": utc_offset_minutes,
         },
-        destinations={name: _snapshot(d, config) for name, d in destinations.items()},
+        destinations={name: snapshot(d, config) for name, d in destinations.items()},
         derivation_key=_queue_key(key, revision, series.generation if append else 0),
         only_after_generation=series.generation - 1 if append else 0,
         revision=revision,
@@ -119,10 +120,3 @@ def _job(
 def _queue_key(key: str, revision: int, generation: int) -> str:
     """One job per derivation, revision and, where instances are appended, generation."""
     return hashlib.sha256(f"{key} {revision} {generation}".encode("ascii")).hexdigest()
-
-
-def _snapshot(destination: Destination, config: Config) -> dict[str, Any]:
-    told = destination.model_dump(mode="json", by_alias=True)
-    if destination.kind == "dimse" and not told.get("calling_ae"):
-        told["calling_ae"] = config.node.ae_title
-    return told

@@ -22,6 +22,7 @@ from node.errors import StoreError
 from node.failpoints import failpoint
 from node.log import get_logger
 from node.model import Association, AssociationEnd, Instance
+from node.store.originals import Forward
 from node.store.reception import Duplicates, Ended, Reception, Recorded
 from node.store.spool import Spool, SpoolWriter
 
@@ -102,15 +103,24 @@ class GroupCommit:
         Name of this receiver in the association table.
     duplicates
         Returns the policy that holds now.
+    forward
+        Returns the destinations that get originals now: name -> settings.
     """
 
     def __init__(
-        self, reception: Reception, spool: Spool, *, receiver: str, duplicates: Callable[[], Duplicates]
+        self,
+        reception: Reception,
+        spool: Spool,
+        *,
+        receiver: str,
+        duplicates: Callable[[], Duplicates],
+        forward: Callable[[], Forward] = dict,
     ) -> None:
         self._reception = reception
         self._spool = spool
         self._receiver = receiver
         self._duplicates = duplicates
+        self._forward = forward
         self._lock = threading.Lock()
         self._waiting: list[_Ticket] = []
         self._led = False
@@ -211,7 +221,12 @@ class GroupCommit:
     ) -> None:
         instances = [each.instance for each in tickets if each.instance is not None]
         results = self._reception.record(
-            instances, duplicates=self._duplicates(), opened=opened, ended=ended, receiver=self._receiver
+            instances,
+            duplicates=self._duplicates(),
+            opened=opened,
+            ended=ended,
+            receiver=self._receiver,
+            forward=self._forward(),
         )
         if len(results) != len(tickets):
             raise StoreError("the store answered for another number of instances")

@@ -63,7 +63,11 @@ class Receiver:
         self._ae.maximum_associations = 2**31  # the gate counts, and not the half-open ones
         self.name = f"{socket.gethostname()}:{config.node.listen.port}"[:128]
         commit = GroupCommit(
-            store.reception, store.spool, receiver=self.name, duplicates=lambda: self._house.terms.duplicates
+            store.reception,
+            store.spool,
+            receiver=self.name,
+            duplicates=lambda: self._house.terms.duplicates,
+            forward=lambda: self._house.terms.forward,
         )
         self._house = House(
             terms=terms(config),

@@ -10,20 +10,23 @@ from dataclasses import dataclass
 from typing import Literal
 
 from node.config.schema import Config, NodeSettings
+from node.config.snapshot import forwarding
 from node.receive.contexts import Contexts
+from node.store.originals import Forward
 
 APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """``refuse_below`` and ``max_instance`` are bytes."""
+    """``refuse_below`` and ``max_instance`` are bytes; ``forward`` names the destinations that get originals."""
 
     node: NodeSettings
     contexts: Contexts
     refuse_below: int
     max_instance: int
     duplicates: Literal["keep_first", "replace"]
+    forward: Forward
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +57,7 @@ def terms(config: Config, contexts: Contexts | None = None) -> Terms:
         refuse_below=config.store.refuse_below,
         max_instance=node.max_instance,
         duplicates=config.store.duplicates,
+        forward=forwarding(config),
     )
 
 

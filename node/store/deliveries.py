@@ -1,4 +1,4 @@
-"""The outbox: derived series on their way to destinations, with one outcome per instance."""
+"""The outbox: derived series, and originals, on their way to destinations, with one outcome per instance."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import builtins
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Connection, func, select, update
 
 from node.errors import StoreError, TransitionRefused
 from node.model import Delivery, DeliveryState, DerivedSeries, Outcome
-from node.store import moves, rows
+from node.store import moves, originals, rows
 from node.store.db import Database
 from node.store.derived import read_derived
 from node.store.dialect import hold_files
+from node.store.originals import Cargo
 from node.store.outcomes import progress, read_outcomes, tell_delivery, write_outcomes
 from node.store.tables import DeliveryRow, DerivedRow, JobRow, OutcomeRow, SeriesRow
+
+Settled = Literal["sent", "more", "waits"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,9 +48,22 @@ class Deliveries:
         *,
         destination: str | None = None,
         destinations_paused: Collection[str] = (),
+        originals: bool = False,
+        after: int = 0,
     ) -> Delivery | None:
-        """Take the oldest delivery that is due, of one destination or of all that are not paused."""
+        """Take the oldest delivery that is due, of one destination or of all that are not paused.
+
+        Parameters
+        ----------
+        originals
+            Deliveries of originals, which are a queue of their own, instead of those of derived series.
+        after
+            Look behind this delivery first: series that grow at the same time take turns.
+        """
         condition = moves.due(DeliveryRow, DeliveryState.PENDING, DeliveryState.SENDING, now)
+        condition = condition & (
+            DeliveryRow.series_id.is_not(None) if originals else DeliveryRow.derived_id.is_not(None)
+        )
         if destination is not None:
             condition = condition & (DeliveryRow.destination == destination)
         if destinations_paused:
@@ -56,8 +72,11 @@ class Deliveries:
             if connection.execute(select(DeliveryRow.id).where(condition).limit(1)).first() is None:
                 return None
         with self._db.write() as connection:
-            row = moves.claim(connection, DeliveryRow, condition, DeliveryState.SENDING, owner, lease_s, now)
-            return rows.delivery(row) if row is not None else None
+            for which in (condition & (DeliveryRow.id > after), condition)[0 if after else 1 :]:
+                row = moves.claim(connection, DeliveryRow, which, DeliveryState.SENDING, owner, lease_s, now)
+                if row is not None:
+                    return rows.delivery(row)
+            return None
 
     def heartbeat(self, delivery_id: int, owner: str, attempt: int, until: datetime) -> bool:
         """Extend the lease; False if the delivery is no longer this owner's."""
@@ -121,15 +140,79 @@ class Deliveries:
 
         self._db.transact(work)
 
+    def settle(
+        self,
+        delivery_id: int,
+        owner: str,
+        attempt: int,
+        at: datetime,
+        body: Mapping[str, Any] | None = None,
+        *,
+        failure: str = "",
+    ) -> Settled:
+        """End a try at originals that left nothing to try now: SENDING -> SENT with a provenance record if
+        the series has ended and every instance of it is done, else PENDING, and the try does not count.
+
+        Parameters
+        ----------
+        failure
+            What keeps instances of an open series from being done, for people.
+
+        Returns
+        -------
+        str
+            ``sent``; ``more`` if instances came meanwhile; ``waits`` for the next instance or the series' end.
+
+        Raises
+        ------
+        TransitionRefused
+            The delivery is no longer this owner's.
+        """
+
+        def work(connection: Connection) -> Settled:
+            held = moves.extend(  # first the lock, then the look: who records an instance waits
+                connection, DeliveryRow, delivery_id, DeliveryState.SENDING, owner, attempt, {"failure": ""}
+            )
+            if not held and _is_sent(connection, delivery_id, attempt):
+                return "sent"  # repeated after a commit whose outcome was unknown
+            moves.must(held, f"delivery {delivery_id}")
+            of = select(DeliveryRow.series_id).where(DeliveryRow.id == delivery_id)
+            series_id = connection.execute(of).scalar_one()
+            if series_id is None:
+                raise StoreError("a delivery of a derived series is finished, not settled", retryable=False)
+            waits = originals.settle(connection, delivery_id, series_id, at)
+            to = DeliveryState.SENT if waits is None else DeliveryState.PENDING
+            values = (
+                {"finished_at": at, "wakes": False} if waits is None else {**waits, "attempt": attempt - 1}
+            )
+            moves.move(
+                connection, DeliveryRow, delivery_id, to,
+                fence=(owner, attempt), values={**values, "failure": rows.clean(failure) if waits else ""},
+            )  # fmt: skip
+            if waits is not None:
+                return "more" if waits["not_before"] <= at else "waits"
+            tell_delivery(connection, delivery_id, "originals.delivered", body or {}, at)
+            return "sent"
+
+        return self._db.transact(work)
+
     def retry_later(
-        self, delivery_id: int, owner: str, attempt: int, not_before: datetime, failure: str
+        self,
+        delivery_id: int,
+        owner: str,
+        attempt: int,
+        not_before: datetime,
+        failure: str,
+        *,
+        wakes: bool = False,
     ) -> bool:
-        """SENDING -> PENDING until ``not_before``; False if the delivery is no longer this owner's."""
+        """SENDING -> PENDING until ``not_before``, or, where it ``wakes``, until the next instance of its
+        series comes; False if the delivery is no longer this owner's."""
         with self._db.write() as connection:
             return moves.move(
                 connection, DeliveryRow, delivery_id, DeliveryState.PENDING,
                 fence=(owner, attempt), only_from=(DeliveryState.SENDING,),
-                values={"not_before": not_before, "failure": rows.clean(failure)},
+                values={"not_before": not_before, "failure": rows.clean(failure), "wakes": wakes},
             )  # fmt: skip
 
     def fail(
@@ -158,7 +241,7 @@ class Deliveries:
             return moves.move(
                 connection, DeliveryRow, delivery_id, DeliveryState.PENDING,
                 fence=(owner, attempt), only_from=(DeliveryState.SENDING,),
-                values={"attempt": attempt - 1, "not_before": at},
+                values={"attempt": attempt - 1, "not_before": at, "wakes": False},
             )  # fmt: skip
 
     def requeue_expired(self, now: datetime) -> builtins.list[int]:
@@ -180,17 +263,19 @@ class Deliveries:
         Raises
         ------
         TransitionRefused
-            Also where retention has removed the derived instances.
+            Also where retention has removed the instances.
         """
         with self._db.write() as connection:
             hold_files(connection)
             purged = connection.execute(
-                select(DerivedRow.purged_at)
-                .join(DeliveryRow, DeliveryRow.derived_id == DerivedRow.id)
+                select(func.coalesce(DerivedRow.purged_at, SeriesRow.purged_at))
+                .select_from(DeliveryRow)
+                .outerjoin(DerivedRow, DeliveryRow.derived_id == DerivedRow.id)
+                .outerjoin(SeriesRow, DeliveryRow.series_id == SeriesRow.id)
                 .where(DeliveryRow.id == delivery_id)
             ).scalar_one_or_none()
             if purged is not None:
-                told = f"delivery {delivery_id}: its derived instances were removed by retention"
+                told = f"delivery {delivery_id}: its instances were removed by retention"
                 raise TransitionRefused(told, hint="retry its job, or send the series again")
             if _is_sent(connection, delivery_id, None):
                 connection.execute(
@@ -246,10 +331,11 @@ class Deliveries:
         *,
         destination: str | None = None,
         derived_id: int | None = None,
+        series_id: int | None = None,
         limit: int = 100,
         before_id: int | None = None,
     ) -> builtins.list[Delivery]:
-        """The newest first; ``before_id`` pages on."""
+        """The newest first; ``before_id`` pages on. ``series_id``: of originals of this received series."""
         statement = rows.whole(DeliveryRow).order_by(DeliveryRow.id.desc()).limit(limit)
         if states:
             statement = statement.where(DeliveryRow.state.in_([s.value for s in states]))
@@ -257,6 +343,8 @@ class Deliveries:
             statement = statement.where(DeliveryRow.destination == destination)
         if derived_id is not None:
             statement = statement.where(DeliveryRow.derived_id == derived_id)
+        if series_id is not None:
+            statement = statement.where(DeliveryRow.series_id == series_id)
         if before_id is not None:
             statement = statement.where(DeliveryRow.id < before_id)
         with self._db.read() as connection:
@@ -274,18 +362,38 @@ class Deliveries:
 
     def due_destinations(self, now: datetime) -> builtins.list[str]:
         """Destinations that have something to send now, the one that waits longest first."""
+        return list(dict.fromkeys(name for name, _ in self.due_queues(now)))
+
+    def due_queues(self, now: datetime) -> builtins.list[tuple[str, bool]]:
+        """The queues that have something to send now, the one that waits longest first: a destination's
+        name, and whether it is that of the originals."""
         condition = moves.due(DeliveryRow, DeliveryState.PENDING, DeliveryState.SENDING, now)
+        of_originals = DeliveryRow.series_id.is_not(None).label("originals")
         with self._db.read() as connection:
-            return list(
-                connection.execute(
-                    select(DeliveryRow.destination)
-                    .where(condition)
-                    .group_by(DeliveryRow.destination)
-                    .order_by(func.min(DeliveryRow.not_before), DeliveryRow.destination)
-                ).scalars()
+            found = connection.execute(
+                select(DeliveryRow.destination, of_originals)
+                .where(condition)
+                .group_by(DeliveryRow.destination, of_originals)
+                .order_by(func.min(DeliveryRow.not_before), DeliveryRow.destination, of_originals)
+            )
+            return [(name, bool(originals)) for name, originals in found]
+
+    def cargo(self, delivery: Delivery) -> Cargo | None:
+        """What is to be sent of a delivery; None if its series is no longer on record."""
+        with self._db.read() as connection:
+            if delivery.series_id is not None:
+                return originals.cargo(connection, delivery.id, delivery.series_id)
+            made = read_derived(connection, DerivedRow.id == delivery.derived_id)
+            if not made:
+                return None
+            return Cargo(
+                series_uid=made[0].series_uid,
+                instances=made[0].instances,
+                known=read_outcomes(connection, delivery.id),
+                n_instances=len(made[0].instances),
             )
 
-    def derived(self, derived_id: int) -> DerivedSeries | None:
+    def derived(self, derived_id: int | None) -> DerivedSeries | None:
         """A derived series with its instances, in the order in which they were derived."""
         return next(iter(self._derived(DerivedRow.id == derived_id)), None)
 

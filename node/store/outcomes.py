@@ -6,24 +6,33 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import ColumnElement, Connection, func, select
 
 from node.model import Outcome
 from node.store import events, provenance, rows
 from node.store.dialect import upsert
-from node.store.tables import DeliveryRow, DerivedInstanceRow, DerivedRow, JobRow, OutcomeRow, SeriesRow
+from node.store.tables import (
+    DeliveryRow,
+    DerivedInstanceRow,
+    DerivedRow,
+    InstanceRow,
+    JobRow,
+    OutcomeRow,
+    SeriesRow,
+)
 
 
 def read_outcomes(connection: Connection, delivery_id: int) -> dict[str, Outcome]:
+    table, _ = _instances(connection, delivery_id)
     found = connection.execute(
         select(
-            DerivedInstanceRow.sop_instance_uid,
+            table.sop_instance_uid,
             OutcomeRow.status,
             OutcomeRow.done,
             OutcomeRow.retryable,
             OutcomeRow.comment,
         )
-        .join(DerivedInstanceRow, DerivedInstanceRow.id == OutcomeRow.instance_id)
+        .join(table, table.id == OutcomeRow.instance_id)
         .where(OutcomeRow.delivery_id == delivery_id)
         .order_by(OutcomeRow.instance_id)
     )
@@ -31,13 +40,12 @@ def read_outcomes(connection: Connection, delivery_id: int) -> dict[str, Outcome
 
 
 def write_outcomes(connection: Connection, delivery_id: int, outcomes: Sequence[Outcome]) -> None:
-    ids = rows.pairs(
-        connection.execute(
-            select(DerivedInstanceRow.sop_instance_uid, DerivedInstanceRow.id)
-            .join(DeliveryRow, DeliveryRow.derived_id == DerivedInstanceRow.derived_id)
-            .where(DeliveryRow.id == delivery_id)
-        ).all()
-    )
+    table, mine = _instances(connection, delivery_id)
+    ids: dict[str, int] = {}
+    for start in range(0, len(outcomes), 500):
+        uids = [one.sop_instance_uid for one in outcomes[start : start + 500]]
+        found = select(table.sop_instance_uid, table.id).where(mine, table.sop_instance_uid.in_(uids))
+        ids |= rows.pairs(connection.execute(found).all())
     known = [one for one in outcomes if one.sop_instance_uid in ids]
     if not known:
         return
@@ -63,56 +71,86 @@ def write_outcomes(connection: Connection, delivery_id: int, outcomes: Sequence[
 
 
 def progress(connection: Connection, delivery_id: int) -> tuple[int, int]:
-    n_instances = connection.execute(
-        select(func.count())
-        .select_from(DerivedInstanceRow)
-        .join(DeliveryRow, DeliveryRow.derived_id == DerivedInstanceRow.derived_id)
-        .where(DeliveryRow.id == delivery_id)
-    ).scalar_one()
+    table, mine = _instances(connection, delivery_id)
+    n_instances = connection.execute(select(func.count()).select_from(table).where(mine)).scalar_one()
     n_done = connection.execute(
         select(func.count())
         .select_from(OutcomeRow)
-        .where(OutcomeRow.delivery_id == delivery_id, OutcomeRow.done)
+        .join(table, table.id == OutcomeRow.instance_id)
+        .where(OutcomeRow.delivery_id == delivery_id, OutcomeRow.done, mine)
     ).scalar_one()
     return n_instances, n_done
+
+
+def _instances(connection: Connection, delivery_id: int) -> tuple[Any, ColumnElement[bool]]:
+    """The table that a delivery's instances are in, and which of them."""
+    of = connection.execute(
+        select(DeliveryRow.derived_id, DeliveryRow.series_id).where(DeliveryRow.id == delivery_id)
+    ).first()
+    if of is not None and of.series_id is not None:
+        return InstanceRow, InstanceRow.series_id == of.series_id
+    return DerivedInstanceRow, DerivedInstanceRow.derived_id == (of.derived_id if of is not None else -1)
 
 
 def tell_delivery(
     connection: Connection, delivery_id: int, kind: str, body: Mapping[str, Any], at: datetime
 ) -> None:
     """Compact: how many instances got which status, and by name only those that did not get 0000H. Which
-    instances these were is in the record of the derivation."""
+    instances these were is in the record of the derivation; of originals, in the rows of their series."""
+    one = connection.execute(
+        select(
+            DeliveryRow.destination, DeliveryRow.attempt, DeliveryRow.derived_id, DeliveryRow.series_id
+        ).where(DeliveryRow.id == delivery_id)
+    ).one()
+    outcomes = read_outcomes(connection, delivery_id)
+    statuses: dict[str, int] = {}
+    for outcome in outcomes.values():
+        name = "none" if outcome.status < 0 else f"{outcome.status:04X}H"
+        statuses[name] = statuses.get(name, 0) + 1
+    if one.series_id is None:
+        what, subjects, series_id = _of_derived(connection, one.derived_id)
+    else:
+        what, subjects, series_id = _of_originals(connection, one.series_id)
+    document = {
+        **body,
+        **what,
+        "delivery": delivery_id,
+        "destination": one.destination,
+        "attempt": one.attempt,
+        "statuses": dict(sorted(statuses.items())),
+        "exceptions": [[uid, o.status] for uid, o in outcomes.items() if o.status != 0][:100],
+    }
+    provenance.append(connection, kind, subjects, document, at)
+    if kind == "delivery.failed":
+        told = {"delivery": delivery_id, "destination": one.destination, "failure": body.get("failure", "")}
+        events.add(connection, "error", kind, told, at, series_id=series_id)
+
+
+def _of_derived(connection: Connection, derived_id: int) -> tuple[dict[str, Any], tuple[str, ...], int]:
     row = connection.execute(
         select(
-            DeliveryRow.destination,
-            DeliveryRow.attempt,
-            DerivedRow.id,
             DerivedRow.study_uid,
             DerivedRow.series_uid,
             SeriesRow.series_uid.label("source_series"),
             SeriesRow.id.label("series_id"),
         )
-        .join(DerivedRow, DerivedRow.id == DeliveryRow.derived_id)
         .join(JobRow, JobRow.id == DerivedRow.job_id)
         .join(SeriesRow, SeriesRow.id == JobRow.series_id)
-        .where(DeliveryRow.id == delivery_id)
+        .where(DerivedRow.id == derived_id)
     ).one()
-    outcomes = read_outcomes(connection, delivery_id)
-    statuses: dict[str, int] = {}
-    for one in outcomes.values():
-        name = "none" if one.status < 0 else f"{one.status:04X}H"
-        statuses[name] = statuses.get(name, 0) + 1
-    document = {
-        **body,
-        "delivery": delivery_id,
-        "derived": row.id,
-        "destination": row.destination,
-        "attempt": row.attempt,
-        "derived_series": row.series_uid,
-        "statuses": dict(sorted(statuses.items())),
-        "exceptions": [[uid, one.status] for uid, one in outcomes.items() if one.status != 0][:100],
+    what = {"derived": derived_id, "derived_series": row.series_uid}
+    return what, (row.study_uid, row.source_series, row.series_uid), row.series_id
+
+
+def _of_originals(connection: Connection, series_id: int) -> tuple[dict[str, Any], tuple[str, ...], int]:
+    row = connection.execute(
+        select(SeriesRow.study_uid, SeriesRow.series_uid, SeriesRow.generation).where(
+            SeriesRow.id == series_id
+        )
+    ).one()
+    what = {
+        "originals_of": series_id,
+        "generation": row.generation,
+        "source_series": row.series_uid,
     }
-    provenance.append(connection, kind, (row.study_uid, row.source_series, row.series_uid), document, at)
-    if kind == "delivery.failed":
-        told = {"delivery": delivery_id, "destination": row.destination, "failure": body.get("failure", "")}
-        events.add(connection, "error", kind, told, at, series_id=row.series_id)
+    return what, (row.study_uid, row.series_uid), series_id

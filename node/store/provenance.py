@@ -246,7 +246,11 @@ def _story(connection: Connection, uid: str) -> Story:
     derived = read_derived(connection, DerivedRow.job_id.in_([j.id for j in jobs]))
     deliveries = connection.execute(
         rows.whole(DeliveryRow)
-        .where(DeliveryRow.derived_id.in_([d.id for d in derived]))
+        .where(
+            or_(
+                DeliveryRow.derived_id.in_([d.id for d in derived]), DeliveryRow.series_id.in_(series_ids)
+            )
+        )
         .order_by(DeliveryRow.id)
     )
     which = rows.INSTANCE_WITH_KEY.where(InstanceRow.series_id.in_(series_ids)).order_by(InstanceRow.id)

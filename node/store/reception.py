@@ -11,10 +11,11 @@ from sqlalchemy import Connection, delete, select, update
 
 from node.errors import StoreError
 from node.model import Association, AssociationEnd, Instance, SeriesState
-from node.store import arrivals, conflicts, express, rows
+from node.store import arrivals, conflicts, express, originals, rows
 from node.store.arrivals import Known, OpenSeries
 from node.store.db import Database
 from node.store.dialect import hold_files, upsert
+from node.store.originals import Forward
 from node.store.spool import Spool
 from node.store.tables import (
     AssociationRow,
@@ -93,10 +94,12 @@ class Reception:
         opened: Sequence[Association] = (),
         ended: Sequence[Ended] = (),
         receiver: str = "",
+        forward: Forward | None = None,
     ) -> list[Recorded]:
         """Write a batch in one durable transaction; one answer for each instance, in order.
 
-        What `note_associations` would write may ride along.
+        What `note_associations` would write may ride along. What is new of the batch is queued for the
+        destinations that ``forward`` names, in the same transaction.
 
         The files must be published and their folders synced before. Calling it again with the same batch
         is harmless and is what to do when the outcome of a commit is unknown: those come back "same".
@@ -109,11 +112,19 @@ class Reception:
 
         def work(connection: Connection) -> list[Recorded]:
             _note(connection, opened, ended, receiver)
-            return self._record(connection, batch, duplicates)
+            told = self._record(connection, batch, duplicates)
+            if forward:
+                took = [
+                    (what.series_id, one)
+                    for one, what in zip(batch, told, strict=True)
+                    if what.kind in ("new", "replaced")
+                ]
+                originals.queue(connection, took, forward)
+            return told
 
         return self._db.transact(work) if batch or opened or ended else []
 
-    def adopt(self, instance: Instance) -> Recorded:
+    def adopt(self, instance: Instance, *, forward: Forward | None = None) -> Recorded:
         """Record a file that was found in the spool without a row. It never displaces another.
 
         Its sender went with its row: where the rest of its series is known, it joins that, so that a
@@ -128,7 +139,7 @@ class Reception:
             ).first()
         if known is not None:
             instance = replace(instance, calling_ae=known.calling_ae, called_ae=known.called_ae)
-        return self.record([instance], duplicates="keep_first")[0]
+        return self.record([instance], duplicates="keep_first", forward=forward)[0]
 
     def known_path(self, relative: str) -> bool:
         """Whether any row (received, derived, kept aside, to be removed) speaks of this file."""

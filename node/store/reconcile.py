@@ -20,6 +20,7 @@ from node.model import Instance
 from node.store import events
 from node.store.db import Database
 from node.store.dialect import own_files
+from node.store.originals import Forward
 from node.store.reception import Reception, is_known
 from node.store.retention import Retention
 from node.store.spool import Spool, SpoolFile, spool_path
@@ -73,7 +74,13 @@ class Reconcile:
         self._retention = retention
 
     def scan(
-        self, reader: Reader, now: datetime, *, grace_s: float = 300.0, derived_grace_s: float = 86400.0
+        self,
+        reader: Reader,
+        now: datetime,
+        *,
+        grace_s: float = 300.0,
+        derived_grace_s: float = 86400.0,
+        forward: Forward | None = None,
     ) -> Findings:
         """Sweep what dead writers left, adopt files without a row, look for rows without a file.
 
@@ -88,6 +95,8 @@ class Reconcile:
             the start of a node whose receiver does not run yet).
         derived_grace_s
             The same for derived files, whose row comes only when the whole series is done.
+        forward
+            Destinations that get originals: what is adopted is queued for them, as if it were just received.
         """
         swept = self._spool.sweep_tmp(now)
         self._retention.empty_trash()
@@ -105,7 +114,7 @@ class Reconcile:
                     if age_s >= derived_grace_s and self._remove(file.path):
                         removed.append(file.path)
                 elif age_s >= grace_s:
-                    (adopted if self._adopt(reader, file.path) else unreadable).append(file.path)
+                    (adopted if self._adopt(reader, file.path, forward) else unreadable).append(file.path)
         n_rows, missing, _ = self._check_rows(verify=False)
         found = Findings(
             n_files=n_files,
@@ -146,14 +155,14 @@ class Reconcile:
             )
         return [f for f in files if f.path not in known]
 
-    def _adopt(self, reader: Reader, relative: str) -> bool:
+    def _adopt(self, reader: Reader, relative: str, forward: Forward | None) -> bool:
         found = reader(self._spool.path(relative), relative)
         if found is None or found.path != relative:
             return False
         if spool_path(found.series_uid, found.sop_instance_uid, found.sha256) != relative:
             return False
         self._spool.sync_dirs([relative])  # its writer died; perhaps before it had done so
-        self._reception.adopt(found)
+        self._reception.adopt(found, forward=forward)
         return True
 
     def _remove(self, relative: str) -> bool:

@@ -1,7 +1,8 @@
 """Removing what is done and old. What is not done is never removed, however full the disk is (R58).
 
 Done means, for a received series: every generation of it has a decision, every job of it is DONE or was
-cancelled by a person, and everything made of it was sent wherever it was to go (or that was cancelled).
+cancelled by a person, and everything made of it, and its originals where they are forwarded, was sent wherever
+it was to go (or that was cancelled).
 Failed and held work is not done: a person may retry it, and needs the bytes.
 
 Rows go first, their paths into the trash, in one transaction; files follow, in another in which nobody
@@ -20,7 +21,7 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, no
 from sqlalchemy.orm import aliased
 
 from node.model import DeliveryState, JobState, SeriesState
-from node.store import provenance
+from node.store import originals, provenance
 from node.store.db import Database
 from node.store.dialect import own_files, upsert
 from node.store.spool import Spool
@@ -157,6 +158,8 @@ class Retention:
             for table in (InstanceRow, ConflictRow):
                 _trash(connection, table.path, table.series_id == series_id, at)
                 connection.execute(delete(table).where(table.series_id == series_id))
+            forwarded = select(DeliveryRow.id).where(DeliveryRow.series_id == series_id)
+            connection.execute(delete(OutcomeRow).where(OutcomeRow.delivery_id.in_(forwarded)))
             connection.execute(delete(CarriedRow).where(CarriedRow.series_id == series_id))
             body = {
                 "series": series_id,
@@ -225,7 +228,12 @@ def _series_done(before: datetime) -> ColumnElement[bool]:
         .where(
             any_generation.series_uid == SeriesRow.series_uid,
             any_generation.study_uid == SeriesRow.study_uid,
-            or_(any_generation.state.in_(_UNDECIDED), any_generation.last_received_at >= before, unworked),
+            or_(
+                any_generation.state.in_(_UNDECIDED),
+                any_generation.last_received_at >= before,
+                unworked,
+                originals.unsent(any_generation.id, _SENT),
+            ),
         )
         .correlate(SeriesRow)
     )

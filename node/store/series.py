@@ -21,7 +21,7 @@ from node.model import (
     SeriesHeader,
     SeriesState,
 )
-from node.store import codec, events, moves, provenance, rows
+from node.store import codec, events, moves, originals, provenance, rows
 from node.store.db import Database
 from node.store.jobs import NewJob, insert_job, supersede_jobs
 from node.store.tables import AssociationRow, CarriedRow, InstanceRow, SeriesRow
@@ -290,10 +290,13 @@ class SeriesStore:
             # First the lock, then the look: PostgreSQL's UPDATE would wait for a receiver that is at work on
             # the series, and then judge by the instances from before the wait.
             connection.execute(select(SeriesRow.id).where(SeriesRow.id == series_id).with_for_update())
-            return moves.move_series(
+            closed = moves.move_series(
                 connection, series_id, SeriesState.CLOSED, SeriesRow.state == SeriesState.OPEN.value, *extra,
                 closed_at=at, closed_because=rows.clean(because),
             )  # fmt: skip
+            if closed:
+                originals.wake(connection, series_id, at)
+            return closed
 
     def route(
         self,

@@ -52,7 +52,7 @@ def test_a_whole_configuration() -> None:
     assert config.series.quiet_after == 30
     pacs = config.destinations["pacs"]
     assert isinstance(pacs, DimseDestination)
-    assert (pacs.host, pacs.port, pacs.retry.for_) == ("pacs", 104, 3 * 86400)
+    assert (pacs.host, pacs.port, pacs.retry.for_) == ("pacs", 104, None)
     assert isinstance(config.destinations["out"], FolderDestination)
     assert config.rules[0].send_to == ("pacs", "out")
     assert config.rules[0].when["SliceThickness"].holds((1.25,))
