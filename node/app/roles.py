@@ -99,12 +99,16 @@ def _gather(settings: Settings, store: Store, stop: Loop) -> None:
 
 def _enhance(settings: Settings, store: Store, stop: Loop) -> None:
     from node.enhance.guardian import Guardian
+    from node.enhance.health import Health, mark_path
+    from node.enhance.prove import check_main
+    from node.enhance.signs import Watch
     from node.enhance.worker import take_back, worker_main
 
     n = take_back(store, _now())
     if n:
         log.warning("jobs.taken_back", n=n)
     c = settings.started
+    warm = tuple(dict.fromkeys((e.engine, e.runtime) for e in c.engines.values()))
     guardian = Guardian(
         worker_main,
         (
@@ -113,9 +117,13 @@ def _enhance(settings: Settings, store: Store, stop: Loop) -> None:
             c.log.level,
             c.log.format,
             threads(),
-            tuple(dict.fromkeys((e.engine, e.runtime) for e in c.engines.values())),
+            warm,
         ),
         store.jobs,
+        health=Health(mark_path(store.spool.root), store.events.tell),
+        check=check_main,
+        check_arguments=(warm, threads(), c.log.level, c.log.format),
+        watch=Watch(),
     )
     with Pulse(
         store.spool.root, "enhance", vital={"loop": stop.late, "worker": lambda: _worker(guardian)}

@@ -28,7 +28,7 @@ Emit: TypeAlias = Callable[[Item, Source, Stored, "Ran"], None]
 Tell: TypeAlias = Callable[[str, float], None]
 
 SLAB = 16
-_SLAB_PIXELS = 1 << 22
+SLAB_PIXELS = 1 << 22
 """A slab of large matrices has fewer slices: what it takes, in memory and in time, is the same for all."""
 _BEHIND_BYTES = 8 << 20
 """Pixels that may wait to be derived while the engine goes on."""
@@ -164,7 +164,7 @@ class _Work:
 
     def _slabs(self, stack: Stack) -> Iterator[tuple[int, int]]:
         n_pixels = stack.rows * stack.columns * self.engine.card.scale**2
-        step = max(1, min(self.slab, _SLAB_PIXELS // max(1, n_pixels)))
+        step = max(1, min(self.slab, SLAB_PIXELS // max(1, n_pixels)))
         for first in range(0, len(stack), step):
             yield first, min(first + step, len(stack))
 

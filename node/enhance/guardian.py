@@ -6,6 +6,9 @@ guardian puts the job back, and a job that brought down two fresh workers is HEL
 goes on.
 
 The two share nothing but a few numbers without a lock: a lock would stay locked when its holder is killed.
+
+With a :class:`~node.enhance.health.Health` the guardian also judges the GPU: what failed on it, and what its driver
+says. While it is unfit workers are started without it, and now and then a process of its own tries it.
 """
 
 from __future__ import annotations
@@ -19,15 +22,27 @@ from datetime import UTC, datetime
 from multiprocessing.context import SpawnProcess
 from typing import Protocol
 
+from node.enhance.health import Health
+from node.enhance.signs import Watch
 from node.errors import StoreError
 from node.log import get_logger
 from node.model import Job, JobState
 
 log = get_logger()
 
-JOB, ATTEMPT, PROGRESS, STOP, SIZE = 0, 1, 2, 3, 4
-"""Slots of the shared array: job id (0: idle), its attempt, monotonic time of the last sign of life, and not
-0 once the worker is to put down its job and end."""
+JOB, ATTEMPT, PROGRESS, STOP, STEP, DEVICE, SERIES, SIZE = range(8)
+"""Slots of the shared array: job id (0: idle), its attempt, monotonic time of the last sign of life, whether to end
+(:data:`NOW`, :data:`IDLE`), how long a step of this engine takes in seconds (the median; 0: not known), what it runs on
+(:data:`CPU`, :data:`ACCELERATED`, :data:`LOST`), and the series of the job."""
+
+NOW, IDLE = 1.0, 2.0
+"""In STOP: put down the job and end; end once there is no job at hand."""
+
+CPU, ACCELERATED, LOST = 0.0, 1.0, 2.0
+"""In DEVICE. LOST: this process met an error of the device and must not use it again."""
+
+DEVICE_LOST = 86
+"""Exit status of a worker that met an error of its device."""
 
 _FRESH_WORKERS = 2
 
@@ -56,12 +71,19 @@ class Jobs(Protocol):
 class Patience:
     """How long the guardian waits, in seconds.
 
-    ``stalled_s`` without a sign of life is a hang, of a job or of the worker itself. ``respawn_s`` passes
-    before a dead worker is replaced, doubling up to ``respawn_most_s`` until one has lived for ``steady_s``.
-    ``drain_s`` is what a worker has to put down its job at the end.
+    Without a sign of life for the longer of ``stalled_s`` and ``steps`` times what a step of this engine takes,
+    and at most ``stalled_most_s``, a worker hangs: at a job, or itself. Until its first sign it has ``start_s``.
+    ``respawn_s`` passes before a dead worker is replaced, doubling up to ``respawn_most_s`` until one has lived for
+    ``steady_s``. ``drain_s`` is what a worker has to put down its job at the end, ``check_s`` what it may take to
+    prove a GPU, ``killed_s`` what the kernel may take to end a killed process.
     """
 
-    stalled_s: float = 180.0
+    stalled_s: float = 60.0
+    stalled_most_s: float = 1800.0
+    steps: float = 10.0
+    start_s: float = 180.0
+    check_s: float = 180.0
+    killed_s: float = 10.0
     respawn_s: float = 0.2
     respawn_most_s: float = 15.0
     steady_s: float = 60.0
@@ -81,6 +103,13 @@ class Guardian:
         Picklable.
     jobs
         ``store.jobs``, to put back the job of a worker that died.
+    health
+        Of the GPU. With it the target is also given ``without_gpu=True`` or ``False``.
+    check
+        Module-level function that a child runs to prove the GPU: ``check(*check_arguments)``, which ends with
+        status 0 if it is proven.
+    watch
+        Reads the driver's signs; None where there is nothing to read.
     """
 
     def __init__(
@@ -91,6 +120,10 @@ class Guardian:
         *,
         patience: Patience | None = None,
         name: str = "worker",
+        health: Health | None = None,
+        check: Callable[..., None] | None = None,
+        check_arguments: tuple[object, ...] = (),
+        watch: Watch | None = None,
     ) -> None:
         self._context = multiprocessing.get_context("spawn")
         self._target = target
@@ -100,6 +133,14 @@ class Guardian:
         self._name = name
         self._shared = self._context.RawArray("d", SIZE)
         self._process: SpawnProcess | None = None
+        self._health = health
+        self._watch = watch
+        self._check = check
+        self._check_arguments = check_arguments
+        self._checking: SpawnProcess | None = None
+        self._check_until = 0.0
+        self._without_gpu = False
+        self._undead: list[SpawnProcess] = []
         self._wait_s = self._patience.respawn_s
         self._started_at = self._start_at = 0.0
         self.restarts = 0
@@ -119,13 +160,25 @@ class Guardian:
             if now >= self._start_at:
                 self._start()
         elif process.exitcode is not None:
-            self._bury(f"worker ended with status {process.exitcode}", wanted=process.exitcode == 0)
-        elif now - self._shared[PROGRESS] > self._patience.stalled_s:
+            status = process.exitcode
+            how = "an error of its device" if status == DEVICE_LOST else f"worker ended with status {status}"
+            self._bury(how, wanted=status == 0)
+        elif now - self._shared[PROGRESS] > self.allowed_s:
             for_s = round(now - self._shared[PROGRESS])
             log.error("worker.stalled", job=int(self._shared[JOB]) or None, for_s=for_s)
-            process.kill()
-            process.join()
-            self._bury(f"no progress for {self._patience.stalled_s:.0f} s")
+            allowed_s = self.allowed_s
+            self._kill(process)
+            self._bury(f"no progress for {allowed_s:.0f} s")
+        if self._health is not None:
+            self._look_at_gpu(self._health, now)
+
+    @property
+    def allowed_s(self) -> float:
+        """How long the worker may be without a sign of life, now."""
+        p, step = self._patience, float(self._shared[STEP])
+        if self._shared[PROGRESS] == self._started_at:
+            return max(p.start_s, p.stalled_s)
+        return min(max(p.stalled_s, p.steps * step), max(p.stalled_most_s, p.stalled_s))
 
     @property
     def pid(self) -> int | None:
@@ -147,15 +200,23 @@ class Guardian:
         return self._wait_s
 
     def _start(self) -> None:
-        self._shared[JOB] = self._shared[ATTEMPT] = self._shared[STOP] = 0.0
+        for slot in (JOB, ATTEMPT, STOP, STEP, DEVICE, SERIES):
+            self._shared[slot] = 0.0
         self._shared[PROGRESS] = self._started_at = time.monotonic()
+        more: dict[str, object] = {}
+        if self._health is not None:
+            self._without_gpu = more["without_gpu"] = self._health.unfit
         self._process = self._context.Process(
-            target=self._target, args=(self._shared, *self._arguments), name=self._name, daemon=True
+            target=self._target,
+            args=(self._shared, *self._arguments),
+            kwargs=more,
+            name=self._name,
+            daemon=True,
         )
         self._process.start()
 
     def _bury(self, how: str, *, wanted: bool = False) -> None:
-        job_id = int(self._shared[JOB])
+        job_id, device = int(self._shared[JOB]), self._shared[DEVICE]
         now = time.monotonic()
         if wanted or now - self._started_at >= self._patience.steady_s:
             self._wait_s = self._patience.respawn_s
@@ -164,28 +225,71 @@ class Guardian:
         else:
             log.error("worker.died", how=how, job=job_id or None, again_in_s=self._wait_s)
         assert self._process is not None
-        self._process.close()
+        if self._process.exitcode is not None:
+            self._process.close()
         self._process = None
         self.restarts += 1
         self._start_at = now + self._wait_s
         self._wait_s = min(self._wait_s * 2, self._patience.respawn_most_s)
+        if self._health is not None and (device == LOST or (device == ACCELERATED and not wanted)):
+            self._health.failed(int(self._shared[SERIES]), how)
         if job_id:
-            put_back(self._jobs, job_id, int(self._shared[ATTEMPT]), how)
+            put_back(self._jobs, job_id, int(self._shared[ATTEMPT]), how, accelerated=device != CPU)
+
+    def _kill(self, process: SpawnProcess) -> None:
+        """Kill a child. One that waits inside of a driver does not end: it is left to the kernel, and told."""
+        process.kill()
+        process.join(self._patience.killed_s)
+        if process.exitcode is None:
+            self._undead.append(process)
+            log.critical("worker.cannot_be_killed", pid=process.pid, hint="its host has to be started again")
+            if self._health is not None:
+                self._health.condemn("a process that used it cannot be killed")
+
+    def _look_at_gpu(self, health: Health, now: float) -> None:
+        """Take in the driver's signs, replace a worker that has the wrong idea, and try an unfit GPU."""
+        health.tell()
+        for sign in self._watch.signs() if self._watch is not None else ():
+            health.condemn(sign)
+        if self._process is not None and health.unfit != self._without_gpu and not self._shared[STOP]:
+            # A job on a GPU that is not to be trusted is put down; one on the CPU is finished first.
+            self._shared[STOP] = NOW if health.unfit else IDLE
+        if self._checking is not None:
+            self._look_at_check(health, self._checking, now)
+        elif self._check is not None and health.check_due():
+            self._checking = self._context.Process(
+                target=self._check, args=self._check_arguments, name="gpu-check", daemon=True
+            )
+            self._checking.start()
+            self._check_until = now + self._patience.check_s
+
+    def _look_at_check(self, health: Health, check: SpawnProcess, now: float) -> None:
+        if check.exitcode is None:
+            if now < self._check_until:
+                return
+            self._kill(check)
+        log.info("gpu.checked", passed=check.exitcode == 0)
+        if check.exitcode == 0:
+            health.proven()
+        if check.exitcode is not None:
+            check.close()
+        self._checking = None
 
     def _end(self) -> None:
-        self._shared[STOP] = 1.0
+        self._shared[STOP] = NOW
+        if self._checking is not None:
+            self._kill(self._checking)
         if self._process is None:
             return
         self._process.join(self._patience.drain_s)
         if self._process.exitcode is None:
-            self._process.kill()
-            self._process.join()
+            self._kill(self._process)
         if self._shared[JOB]:
             put_back(self._jobs, int(self._shared[JOB]), int(self._shared[ATTEMPT]), "")
 
 
-def put_back(jobs: Jobs, job_id: int, attempt: int, how: str) -> None:
-    """Return the job of a dead worker to the queue, or hold it once it has cost two fresh workers.
+def put_back(jobs: Jobs, job_id: int, attempt: int, how: str, *, accelerated: bool = False) -> None:
+    """Return the job of a dead worker to the queue, or hold it once it has cost as many fresh workers as it may.
 
     ``how`` it died is empty if it was told to end: that does not count as an attempt. If the database is
     away, the lease runs out and the job comes back by itself.
@@ -197,9 +301,25 @@ def put_back(jobs: Jobs, job_id: int, attempt: int, how: str) -> None:
         owner, now = job.lease.owner, datetime.now(UTC)
         if not how:
             jobs.release(job_id, owner, attempt, now)
-        elif attempt < _FRESH_WORKERS:
+        elif attempt < tries(job, accelerated=accelerated):
             jobs.fail(job_id, owner, attempt, how, JobState.QUEUED, now, not_before=now)
         elif jobs.fail(job_id, owner, attempt, how, JobState.HELD, now):
             log.error("job.held", job=job_id, series=job.series_id, because=how, attempts=attempt)
     except StoreError as e:
         log.error("job.not_put_back", job=job_id, because=type(e).__name__)
+
+
+def tries(job: Job, *, accelerated: bool) -> int:
+    """How many attempts a job has that ends its workers: two, and where it ran on an accelerator and may do without
+    (``runtime: auto``) a third, on the reference runtime (:func:`by_reference`)."""
+    return _FRESH_WORKERS + int(accelerated and may_fall_back(job))
+
+
+def by_reference(job: Job) -> bool:
+    """Whether this attempt is to be made without the accelerator: two have failed, of which it may be the cause."""
+    return job.attempt > _FRESH_WORKERS and may_fall_back(job)
+
+
+def may_fall_back(job: Job) -> bool:
+    """Whether the rule leaves the runtime to the node."""
+    return str(job.params.get("runtime", "auto")) == "auto"

@@ -5,13 +5,12 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from engines.base import NEIGHBOUR_MM, Card, Engine, Params
-from engines.catalog import Catalog
+from engines.base import NEIGHBOUR_MM, Card, Params
 from node import __version__
 from node.dicom.derivation import Derivation
 from node.dicom.derive import derive
@@ -21,7 +20,9 @@ from node.dicom.references import Reference
 from node.dicom.source import Source
 from node.dicom.stacks import Stack, stacks
 from node.enhance.chain import SLAB, Item, Ran, Report, Stored, run
+from node.enhance.workshop import Proven, Workshop
 from node.errors import OutOfSpace, SeriesError, StoreError
+from node.failpoints import failpoint
 from node.log import get_logger
 from node.model import DerivedInstance, Instance, InstanceHeader, Job, JobState, Series
 from node.store import Store
@@ -41,25 +42,25 @@ class Stopped(Exception):
     """Raised by ``tell`` to put a job down."""
 
 
-@dataclass(slots=True, kw_only=True)
-class Workshop:
-    """What a worker keeps between jobs: the store, the catalogue, and engines that stay warm."""
-
-    store: Store
-    threads: int = 0
-    catalog: Catalog = field(default_factory=Catalog.default)
-    _engines: dict[tuple[str, str], Engine] = field(default_factory=dict)
-
-    def engine(self, name: str, runtime: str) -> Engine:
-        """An engine by catalogue name, loaded once."""
-        key = (name, runtime)
-        if key not in self._engines:
-            self._engines[key] = self.catalog.load(name, runtime=runtime, threads=self.threads)
-        return self._engines[key]
-
-
-def do(workshop: Workshop, job: Job, owner: str, tell: Callable[[str, float], None]) -> None:
+def do(
+    workshop: Workshop,
+    job: Job,
+    owner: str,
+    tell: Callable[[str, float], None],
+    *,
+    reference: bool = False,
+    expect: Callable[[Proven, int], None] = lambda _engine, _n_bytes: None,
+) -> None:
     """Do a job and record it.
+
+    Parameters
+    ----------
+    tell
+        Called with (step, share done); may raise :class:`Stopped`.
+    reference
+        Do without accelerators.
+    expect
+        Called before the engine is, with what is known of it and the bytes of the largest derived instance.
 
     Raises
     ------
@@ -79,7 +80,9 @@ def do(workshop: Workshop, job: Job, owner: str, tell: Callable[[str, float], No
     series = store.series.get(job.series_id)
     if series is None:
         raise SeriesError("the series of this job is no longer on record")
-    engine = workshop.engine(job.engine, str(job.params.get("runtime", "auto")))
+    runtime = str(job.params.get("runtime", "auto"))
+    proven = workshop.proven(job.engine, runtime, reference=reference)
+    engine = proven.engine
     _same_engine(engine.card, job.params["card"])
     how = _Derivations(job, engine.card)
     plan = _plan(store, job, series, how.series_uid, engine.card)
@@ -89,6 +92,7 @@ def do(workshop: Workshop, job: Job, owner: str, tell: Callable[[str, float], No
     if store.spool.free_bytes() < plan.n_bytes:
         hint = "free space on the spool's file system"
         raise OutOfSpace("there is no room for what this job makes", hint=hint)
+    expect(proven, plan.largest)
     params = Params(strength=float(job.params["strength"]), options=dict(job.params.get("options", {})))
     bench = _Bench(store, how, plan)
     try:
@@ -96,9 +100,10 @@ def do(workshop: Workshop, job: Job, owner: str, tell: Callable[[str, float], No
             report = run(
                 plan.items, plan.stacks, engine, params,
                 scratch=scratch.folder, emit=bench.emit, wanted=plan.wanted, tell=tell,
-                slab=max(1, SLAB >> (job.attempt - 1)),  # after running out of memory: the same in less
+                slab=SLAB if job.attempt == 1 else SLAB // 2,  # after running out of memory: the same in less
             )  # fmt: skip
         store.spool.sync_dirs([d.path for d in bench.made])
+        failpoint("enhance.names_durable")
         body = _body(job, engine.card, report, plan, time.monotonic() - started)
         _record(store, job, owner, bench.derived(series), body, tell)
     except BaseException:
@@ -123,6 +128,7 @@ def _record(
     while True:
         try:
             store.jobs.finish(job.id, owner, job.attempt, derived, body, datetime.now(UTC))
+            failpoint("enhance.finished")
             return
         except StoreError as e:
             if not e.retryable or time.monotonic() > patient_until:
@@ -138,7 +144,7 @@ class _Plan:
 
     ``order`` is the place of each source in the derived series, ``neighbours`` what else it is made from,
     ``wanted`` what no other job has derived, ``left_out`` what may not be enhanced, with the reasons.
-    ``n_bytes`` is what scratch files and derived instances may need on the disk.
+    ``n_bytes`` is what scratch files and derived instances may need on the disk, ``largest`` the largest of these.
     """
 
     items: Sequence[Item]
@@ -148,6 +154,7 @@ class _Plan:
     wanted: Set[str]
     left_out: Mapping[str, str]
     n_bytes: int
+    largest: int
 
 
 def _plan(store: Store, job: Job, series: Series, derived_series_uid: str, card: Card) -> _Plan:
@@ -169,6 +176,7 @@ def _plan(store: Store, job: Job, series: Series, derived_series_uid: str, card:
         left_out=told.left_out,
         n_bytes=sum(pixels.values())
         + card.scale**2 * sum(pixels[uid] * (1 + (headers[uid].n_frames > 1)) for uid in wanted),
+        largest=card.scale**2 * max(pixels.values()),
     )
 
 
@@ -276,6 +284,7 @@ class _Bench:
             written = write_part10(derived, writer)
             writer.sync()
             path = writer.publish(derived.series_uid, derived.sop_instance_uid, written.sha256, "derived")
+        failpoint("enhance.derived")
         self._number, self._description = derived.series_number, derived.series_description
         self.made.append(
             DerivedInstance(

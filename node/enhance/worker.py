@@ -2,34 +2,51 @@
 
 It claims a job by lease, beats while it works, and ends itself after any failure that it cannot explain, so
 that the next job meets a fresh process. Failures that it can explain are sorted by what should be done.
+
+An error of the accelerator ends the process at the first one: its context may answer every later call with the same
+error, or wrongly. No engine serves before it has answered a question of known answer (engines/canary.py).
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import faulthandler
+import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import engines.errors as ee
-from node.enhance.guardian import ATTEMPT, JOB, PROGRESS, STOP
-from node.enhance.work import Stopped, Workshop, do
-from node.errors import (
-    DeriveError,
-    EnhanceError,
-    NodeError,
-    OutOfSpace,
-    SeriesError,
-    StoreError,
-    TransitionRefused,
+from node.enhance import signs
+from node.enhance.failures import TRIES, judge, lost, text
+from node.enhance.guardian import (
+    ACCELERATED,
+    ATTEMPT,
+    CPU,
+    DEVICE,
+    DEVICE_LOST,
+    JOB,
+    LOST,
+    NOW,
+    PROGRESS,
+    SERIES,
+    STEP,
+    STOP,
+    by_reference,
+    tries,
 )
+from node.enhance.memory import bound
+from node.enhance.pace import Pace
+from node.enhance.work import Stopped, do
+from node.enhance.workshop import Proven, Workshop
+from node.errors import StoreError, TransitionRefused
+from node.failpoints import failpoint
 from node.log import configure, get_logger
 from node.model import Job, JobState
 from node.process import die_with_parent
@@ -40,8 +57,8 @@ log = get_logger()
 
 LEASE_S = 30.0
 _BEAT_S = 2.0
-_TRIES = 5
-"""Attempts at a job whose failure may pass by itself, before it is held for a person."""
+_LOAD_STEP_S = 30.0
+"""What loading an engine counts as a step, for the guardian's patience: reading a plan from a cold disk is slow."""
 _FIRST_TO_GO = 500
 """Added to the badness by which Linux picks whom to kill when memory runs out: this one, not the receiver."""
 
@@ -54,14 +71,24 @@ def worker_main(
     fmt: str,
     threads: int,
     warm: Sequence[tuple[str, str]] = (),
+    memory: int = 0,
+    *,
+    without_gpu: bool = False,
 ) -> None:
     """Entry of the spawned child: work until ``shared[STOP]`` is set.
 
-    ``warm`` are (engine, runtime) pairs to load before the first job asks for them.
+    Parameters
+    ----------
+    warm
+        (engine, runtime) pairs to load before the first job asks for them.
+    memory
+        Bytes that this process may take; 0 means a share of what there is.
+    without_gpu
+        Do without runtimes that need it.
     """
 
     def ask(_number: int, _frame: object) -> None:
-        shared[STOP] = 1.0
+        shared[STOP] = NOW
 
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -72,21 +99,59 @@ def worker_main(
         Path("/proc/self/oom_score_adj").write_text(str(_FIRST_TO_GO))
     configure(level, fmt=fmt, waits=False)
     try:
+        bound(memory)
         with Store.open(database, Path(spool), create=False) as store:
-            workshop = Workshop(store=store, threads=threads)
-            _warm_up(workshop, warm)
-            _work(store, workshop, shared)
+            workshop = _workshop(store, threads, without_gpu)
+            if _warm_up(workshop, warm, shared):
+                _work(store, workshop, shared)
     except BaseException as e:
-        log.critical("worker.broke", because=type(e).__name__, told=_text(e))
+        log.critical("worker.broke", because=type(e).__name__, told=text(e))
         sys.exit(1)
+    if shared[DEVICE] == LOST:
+        atexit._run_exitfuncs()  # last lines of the log; destructors of a broken context may never return
+        os._exit(DEVICE_LOST)
 
 
-def _warm_up(workshop: Workshop, warm: Sequence[tuple[str, str]]) -> None:
-    for name, runtime in warm:
+def _workshop(store: Store, threads: int, without_gpu: bool) -> Workshop:
+    def alarm(event: str, body: Mapping[str, Any]) -> None:
+        log.error(event, **body)
         try:
-            workshop.engine(name, runtime)
-        except ee.EngineError as e:  # its jobs will be held with the same words
-            log.error("engine.unavailable", engine=name, because=type(e).__name__, told=e.message)
+            store.events.add("critical", event, body, datetime.now(UTC))
+        except StoreError as e:
+            log.error("event.not_recorded", event_name=event, because=type(e).__name__)
+
+    workshop = Workshop(store=store, threads=threads, alarm=alarm)
+    if without_gpu:
+        workshop.avoid = workshop.catalog.accelerated()
+    for folder, fault in workshop.catalog.faults().items():
+        alarm("engine.refused", {"engine": folder, "because": f"{type(fault).__name__}: {fault.message}"})
+    return workshop
+
+
+def _warm_up(workshop: Workshop, warm: Sequence[tuple[str, str]], shared: Any) -> bool:
+    """Load engines. Returns False if the device is lost: this process must not go on."""
+    shared[STEP] = _LOAD_STEP_S
+    shared[DEVICE] = _loads_on(workshop)
+    for name, runtime in warm:
+        shared[PROGRESS] = time.monotonic()
+        try:
+            workshop.proven(name, runtime)
+        except Exception as e:
+            if lost(e):
+                log.error("device.lost", engine=name, because=type(e).__name__, told=text(e))
+                shared[DEVICE] = LOST
+                return False
+            if not isinstance(e, ee.EngineError):
+                raise
+            # Its jobs will be held with the same words.
+            workshop.alarm("engine.refused", {"engine": name, "because": f"{type(e).__name__}: {e.message}"})
+    shared[STEP], shared[DEVICE] = 0.0, CPU
+    return True
+
+
+def _loads_on(workshop: Workshop) -> float:
+    """What a crash while an engine is loaded is to be laid to: a GPU that is there and may be used."""
+    return ACCELERATED if not workshop.avoid and signs.DRIVER.exists() else CPU
 
 
 def _work(store: Store, workshop: Workshop, shared: Any) -> None:
@@ -107,8 +172,10 @@ def _work(store: Store, workshop: Workshop, shared: Any) -> None:
                 away = True
             if job is None:
                 ticker.wait(0.5)
-            elif not work_off(store, workshop, job, owner, shared):
-                return
+            else:
+                failpoint("enhance.claimed")
+                if not work_off(store, workshop, job, owner, shared):
+                    return
     finally:
         ticker.close()
 
@@ -119,7 +186,7 @@ def take_back(store: Store, now: datetime) -> int:
     for job in store.jobs.list(states=[JobState.RUNNING]):
         if job.lease is None or not certainly_dead(job.lease.owner):
             continue
-        state = JobState.HELD if job.attempt >= _TRIES else JobState.QUEUED
+        state = JobState.HELD if job.attempt >= TRIES else JobState.QUEUED
         store.jobs.fail(job.id, job.lease.owner, job.attempt, "its process died", state, now, not_before=now)
         n += 1
     return n
@@ -135,34 +202,54 @@ def work_off(store: Store, workshop: Workshop, job: Job, owner: str, shared: Any
     shared
         The slots of ``node.enhance.guardian``.
     """
-    shared[ATTEMPT] = job.attempt
+    shared[ATTEMPT], shared[SERIES], shared[STEP] = job.attempt, job.series_id, _LOAD_STEP_S
+    shared[DEVICE] = CPU if by_reference(job) else _loads_on(workshop)
     shared[PROGRESS] = time.monotonic()
     shared[JOB] = job.id
-    lost = threading.Event()
+    taken = threading.Event()
     done = threading.Event()
     progress: dict[str, float] = {}
 
+    pace: Pace | None = None
+    largest = 0
+
+    def expect(proven: Proven, n_bytes: int) -> None:
+        nonlocal pace, largest
+        pace, largest = proven.pace, n_bytes
+        pace.begin()
+        shared[DEVICE] = CPU if proven.device == "cpu" else ACCELERATED
+        shared[STEP] = pace.expected_s(largest)
+
     def tell(step: str, share: float) -> None:
         progress[step] = round(share, 3)
+        if pace is not None:
+            pace.told(step)
+            shared[STEP] = pace.expected_s(largest)
         shared[PROGRESS] = time.monotonic()
-        if shared[STOP] or lost.is_set():
+        if shared[STOP] == NOW or taken.is_set():
             raise Stopped
 
     beat = threading.Thread(
-        target=_beat, args=(store, job, owner, progress, done, lost), name="heartbeat", daemon=True
+        target=_beat, args=(store, job, owner, progress, done, taken), name="heartbeat", daemon=True
     )
     beat.start()
     try:
-        do(workshop, job, owner, tell)
+        do(workshop, job, owner, tell, reference=by_reference(job), expect=expect)
     except (Stopped, TransitionRefused):
         _give_back(store, job, owner)
         return True
     except BaseException as e:  # engines are others' code: one may even raise SystemExit
-        return _sort(store, job, owner, e)
+        device = LOST if lost(e) else shared[DEVICE]
+        trusted = _sort(store, job, owner, e, device)
+        if device == LOST:
+            shared[DEVICE] = LOST
+        return trusted
     finally:
         done.set()
         beat.join()
-        shared[JOB] = 0
+        shared[JOB] = shared[STEP] = 0
+        if shared[DEVICE] != LOST:
+            shared[DEVICE] = CPU
     return True
 
 
@@ -182,53 +269,26 @@ def _beat(
     owner: str,
     progress: dict[str, float],
     done: threading.Event,
-    lost: threading.Event,
+    taken: threading.Event,
 ) -> None:
     told = False
     while not done.wait(_BEAT_S):
         until = datetime.now(UTC) + timedelta(seconds=LEASE_S)
         try:
             if not store.jobs.heartbeat(job.id, owner, job.attempt, until, dict(progress)):
-                lost.set()
+                taken.set()
                 return
             told = False
         except Exception as e:  # the lease outlives a short absence of the database
             if not told:
-                log.warning("job.beat_failed", job=job.id, because=type(e).__name__, told=_text(e))
+                log.warning("job.beat_failed", job=job.id, because=type(e).__name__, told=text(e))
             told = True
 
 
-class _Verdict(NamedTuple):
-    """What a failure means: whether it is a person's, how long to wait, whether this process is to go on."""
-
-    held: bool
-    wait_s: float
-    trusted: bool
-
-
-_PERMANENT: tuple[type[BaseException], ...] = (
-    SeriesError, DeriveError, ee.VolumeUnsuitable, ee.OutputImplausible, ee.CardInvalid, ee.WeightsMismatch,
-)  # fmt: skip
-
-
-def _judge(e: BaseException, attempt: int) -> _Verdict:
-    wait_s = min(5.0 * 2 ** min(attempt, 10), 300.0)
-    worn_out = attempt >= _TRIES
-    if isinstance(e, OutOfSpace):
-        return _Verdict(held=False, wait_s=wait_s, trusted=True)  # as long as it takes somebody to make room
-    if isinstance(e, _PERMANENT) or (isinstance(e, EnhanceError | StoreError) and not e.retryable):
-        return _Verdict(held=True, wait_s=0.0, trusted=True)
-    if isinstance(e, ee.OutOfMemory | MemoryError):
-        return _Verdict(held=worn_out, wait_s=wait_s, trusted=False)
-    if isinstance(e, ee.RuntimeUnavailable | EnhanceError | StoreError | OSError):
-        return _Verdict(held=worn_out, wait_s=wait_s, trusted=True)
-    return _Verdict(held=attempt >= 2, wait_s=1.0, trusted=False)
-
-
-def _sort(store: Store, job: Job, owner: str, e: BaseException) -> bool:
+def _sort(store: Store, job: Job, owner: str, e: BaseException, device: float) -> bool:
     """Record a failure by what it means. Returns True if this process is still to be trusted."""
-    verdict = _judge(e, job.attempt)
-    told, now = f"{type(e).__name__}: {_text(e)}", datetime.now(UTC)
+    verdict = judge(e, job.attempt, tries(job, accelerated=device != CPU))
+    told, now = f"{type(e).__name__}: {text(e)}", datetime.now(UTC)
     state = JobState.HELD if verdict.held else JobState.QUEUED
     log.error(
         "job.failed", job=job.id, series=job.series_id, attempt=job.attempt, state=str(state), because=told
@@ -239,28 +299,3 @@ def _sort(store: Store, job: Job, owner: str, e: BaseException) -> bool:
     except StoreError:
         log.error("job.failure_unrecorded", job=job.id)  # the lease runs out and the job comes back
     return verdict.trusted
-
-
-def _text(e: BaseException) -> str:
-    """What may be told of an exception: our own texts hold no values of data sets, others' may."""
-    if isinstance(e, ee.EngineError | NodeError):
-        return (f"{e.message} ({e.hint})" if e.hint else e.message)[:500]
-    if isinstance(e, OSError):
-        return f"{e.strerror or 'the system refused'}, at {_where(e.__traceback__)}"
-    return f"unexpected, at {_where(e.__traceback__)}"
-
-
-def _where(traceback: TracebackType | None) -> str:
-    """File and line where an exception was raised, behind the last place of ours that it came through."""
-    ours = inner = ""
-    while traceback is not None:
-        path = Path(traceback.tb_frame.f_code.co_filename)
-        inner = f"{path.name}:{traceback.tb_lineno}"
-        if any(path.is_relative_to(room) for room in _OURS):
-            ours = inner
-        traceback = traceback.tb_next
-    return inner if ours in ("", inner) else f"{ours} > {inner}"
-
-
-_ROOT = Path(__file__).resolve().parents[2]
-_OURS = (_ROOT / "node", _ROOT / "engines")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from sqlalchemy import Connection, insert
 
+from node.errors import StoreError
 from node.store import rows
 from node.store.db import Database
 from node.store.tables import EventRow
@@ -55,6 +56,14 @@ class Events:
         """Write one event."""
         with self._db.write() as connection:
             add(connection, level, name, body, at, series_id=series_id)
+
+    def tell(self, level: Level, name: str, body: Mapping[str, Any]) -> bool:
+        """Write one event of now; False if the database is away."""
+        try:
+            self.add(level, name, body, datetime.now(UTC))
+        except StoreError:
+            return False
+        return True
 
     def list(
         self,

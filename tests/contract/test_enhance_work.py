@@ -21,8 +21,10 @@ from engines.base import Engine
 from engines.catalog import Catalog
 from node.enhance import work, worker
 from node.enhance.guardian import JOB, SIZE, STOP
-from node.enhance.work import Workshop, do
+from node.enhance.pace import Pace
+from node.enhance.work import do
 from node.enhance.worker import work_off
+from node.enhance.workshop import Proven, Workshop
 from node.errors import DeriveError, EngineUnavailable, ImplausibleOutput, OutOfSpace, SeriesError, StoreError
 from node.log import configure
 from node.model import Job, JobState
@@ -46,8 +48,8 @@ class Shop(Workshop):
         super().__init__(store=store, threads=1, catalog=CATALOG)
         self.one = engine
 
-    def engine(self, name: str, runtime: str) -> Engine:
-        return self.one
+    def proven(self, name: str, runtime: str, *, reference: bool = False) -> Proven:
+        return Proven(engine=self.one, device="cpu", pace=Pace(0.01))
 
 
 def claimed(store: Store, at: datetime | None = None) -> Job:
@@ -282,8 +284,11 @@ SECRET = "Muster^Eva"
         (OSError(5, "Input/output error", SECRET), 1, JobState.QUEUED, True),
         (OutOfSpace("full"), 40, JobState.QUEUED, True),
         (ee.OutOfMemory("m"), 1, JobState.QUEUED, False),
-        (MemoryError(SECRET), 4, JobState.QUEUED, False),
-        (MemoryError(SECRET), 5, JobState.HELD, False),
+        (MemoryError(SECRET), 1, JobState.QUEUED, False),
+        (MemoryError(SECRET), 2, JobState.HELD, False),
+        (ee.DeviceLost("gone"), 1, JobState.QUEUED, False),
+        (ee.CanaryRefused("c"), 4, JobState.QUEUED, False),
+        (ee.CanaryRefused("c"), 5, JobState.HELD, False),
         (ValueError(SECRET), 1, JobState.QUEUED, False),
         (ValueError(SECRET), 2, JobState.HELD, False),
         (KeyError(SECRET), 1, JobState.QUEUED, False),
@@ -519,8 +524,8 @@ def test_a_node_that_stops_while_the_database_is_away_loses_nothing(
             writers.append(foreign_writer(store))
 
     class Slow(Shop):
-        def engine(self, name: str, runtime: str) -> Engine:
-            return Watched(engine, on)
+        def proven(self, name: str, runtime: str, *, reference: bool = False) -> Proven:
+            return Proven(engine=Watched(engine, on), device="cpu", pace=Pace(0.01))
 
     def sync_dirs(paths: list[str]) -> None:
         n_made.append(len(paths))
