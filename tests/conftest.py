@@ -83,7 +83,7 @@ def sqlite_store(sqlite_url: str, tmp_path: Path) -> Iterator[Store]:
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """In CI nothing may be skipped for want of a peer: LUMINODE_REQUIRE_PEERS makes such a skip a failure."""
     report = yield
-    wanted = any(item.get_closest_marker(name) for name in ("peer", "postgres"))
+    wanted = any(item.get_closest_marker(name) for name in ("peer", "postgres", "tensorrt"))
     why = str(report.longrepr)
     for_want = "installed" in why or "no other user" in why
     if report.skipped and wanted and for_want and os.environ.get("LUMINODE_REQUIRE_PEERS"):

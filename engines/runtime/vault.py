@@ -141,19 +141,26 @@ class Vault:
         RuntimeUnavailable
             Another held it all the time.
         """
-        with self._opened(make=True) as folder:
-            held = _locked(folder, f".{name}.lock", time.monotonic() + wait_s)
+        file = f".{name}.lock"
+        with contextlib.ExitStack() as stack:
+            try:
+                folder = stack.enter_context(self._opened(make=True))
+                held = _locked(folder, file, time.monotonic() + wait_s)
+            except OSError as e:
+                raise RuntimeUnavailable(
+                    f"{self.folder} cannot be used: {e.strerror}", hint="it needs space and write permission"
+                ) from e
             if held is None:
                 raise RuntimeUnavailable(
                     f"another process has held {name} for {wait_s:g} s",
                     hint="see what it is doing; then retry",
                 )
+            stack.callback(os.close, held)
             try:
                 yield
             finally:
                 with contextlib.suppress(OSError):
-                    os.unlink(f".{name}.lock", dir_fd=folder)
-                os.close(held)
+                    os.unlink(file, dir_fd=folder)
 
     @contextlib.contextmanager
     def _opened(self, *, make: bool = False) -> Iterator[int]:

@@ -1,0 +1,275 @@
+"""The two TensorRTs: every name used is one of the real bindings'; what is not there is refused in words."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engines.base import Card
+from engines.catalog import ZOO, Catalog
+from engines.errors import RuntimeUnavailable
+from engines.runtime import build, flavour, gpu, profile
+from engines.runtime.gpu import Gpu
+
+RTX = "tensorrt_rtx"
+needs_rtx = [
+    pytest.mark.tensorrt,
+    pytest.mark.skipif(RTX not in flavour.installed(), reason="TensorRT for RTX is not installed"),
+]
+
+CLASSES = {
+    "builder": "Builder",
+    "network": "INetworkDefinition",
+    "config": "IBuilderConfig",
+    "parser": "OnnxParser",
+    "fault": "ParserError",
+    "timings": "ITimingCache",
+}
+"""What the names in engines/runtime/build.py stand for."""
+
+
+@pytest.fixture
+def rtx() -> Any:
+    return flavour.bindings(RTX)
+
+
+def attributes(path: str, of: str) -> set[str]:
+    """Names that a file takes from a variable, in this process's source."""
+    tree = ast.parse(Path(path).read_text())
+    return {
+        n.attr
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == of
+    }
+
+
+class TestNames:
+    pytestmark = needs_rtx
+
+    @pytest.mark.parametrize("file", [build.__file__, flavour.__file__])
+    def test_every_name_of_the_module_is_there(self, rtx: Any, file: str) -> None:
+        used = attributes(file, "module") - {"__version__"}
+        assert len(used) >= 2
+        assert {n for n in used if not hasattr(rtx, n)} == set()
+
+    @pytest.mark.parametrize(("variable", "kind"), sorted(CLASSES.items()))
+    def test_every_method_is_there(self, rtx: Any, variable: str, kind: str) -> None:
+        used = attributes(build.__file__, variable)
+        assert used, f"build.py no longer uses {variable}"
+        assert {n for n in used if not hasattr(getattr(rtx, kind), n)} == set()
+
+    def test_the_others(self, rtx: Any) -> None:
+        assert hasattr(rtx.IOptimizationProfile, "set_shape")
+        assert hasattr(rtx.MemoryPoolType, "WORKSPACE")
+        assert {n for n in dir(rtx.IProgressMonitor) if n[0] != "_"} == {
+            "phase_start",
+            "step_complete",
+            "phase_finish",
+        }
+
+    def test_the_table_knows_the_flags_and_the_capabilities(self, rtx: Any) -> None:
+        row = flavour.flavour(RTX)
+        flags = set(rtx.BuilderFlag.__members__)
+        assert {*row.flags_on, *row.flags_off} <= flags
+        seen = {n.removeprefix("SM") for n in rtx.ComputeCapability.__members__} - {"NONE", "CURRENT"}
+        assert seen == row.capabilities
+        assert hasattr(rtx.ICudaEngine, "create_runtime_config") is row.runtime_cache
+
+    def test_float32_stays_float32(self, rtx: Any) -> None:
+        row = flavour.flavour(RTX)
+        builder = rtx.Builder(flavour.logger(RTX)[0])
+        plain = builder.create_builder_config()
+        sizes = profile.of(Catalog.default().card("ct-cnn"))
+        config = build._config(rtx, row, builder, sizes, ("86", "120"))
+        assert plain.get_flag(rtx.BuilderFlag.TF32), "the library's default has changed: see flags_off"
+        assert not config.get_flag(rtx.BuilderFlag.TF32)
+        assert config.get_flag(rtx.BuilderFlag.REQUIRE_USER_ALLOCATION)
+        assert config.num_optimization_profiles == 1
+        sm = rtx.ComputeCapability
+        assert [config.get_compute_capability(i) for i in (0, 1)] == [sm.SM86, sm.SM120]
+
+    def test_the_version_is_told_in_full(self, rtx: Any) -> None:
+        assert flavour.version(RTX) == rtx.__version__
+        assert len(flavour.version(RTX).split(".")) >= 3
+        assert flavour.strongly_typed(rtx) == 1
+
+
+def test_nothing_heavy_is_imported_before_it_is_asked_for() -> None:
+    code = (
+        "import sys\n"
+        "import engines.verbs, engines.rebuild, engines.runtime.build, engines.runtime.plans\n"
+        "heavy = ('tensorrt', 'tensorrt_rtx', 'tensorrt_rtx_libs', 'tensorrt_rtx_bindings', 'cuda', 'pynvml')\n"
+        "assert not set(heavy) & set(sys.modules), set(heavy) & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, cwd=ZOO.parent.parent)
+
+
+# what is not there --------------------------------------------------------------------------------
+@pytest.fixture
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A place where a package called tensorrt can be put: before any real one."""
+    monkeypatch.syspath_prepend(tmp_path)
+    before = {n: m for n, m in sys.modules.items() if n.split(".")[0] == "tensorrt"}
+    for name in before:
+        monkeypatch.delitem(sys.modules, name)
+    flavour.bindings.cache_clear()
+    yield tmp_path / "tensorrt.py"
+    sys.modules.pop("tensorrt", None)
+    flavour.bindings.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("__version__ = '8.6.1'", "TensorRT 8.6.1 is not supported"),
+        ("__version__ = '12.0.0'", "TensorRT 12.0.0 is not supported"),
+        ("raise OSError('libnvinfer.so.10: cannot open')", "does not load.*libnvinfer"),
+        ("raise RuntimeError('no libraries: see the index')", "does not load.*see the index"),
+        ("raise ModuleNotFoundError('tensorrt_libs')", "is not installed"),
+        ("version = 1", "does not load"),
+    ],
+)
+def test_a_library_that_will_not_do_is_refused_in_words(library: Path, content: str, said: str) -> None:
+    library.write_text(content)
+    with pytest.raises(RuntimeUnavailable, match=said) as refused:
+        flavour.bindings("tensorrt")
+    assert refused.value.hint
+    assert "tensorrt" not in flavour.installed()
+
+
+def test_there_are_two_flavours() -> None:
+    assert list(flavour.FLAVOURS) == ["tensorrt", "tensorrt_rtx"], "the preferred one first"
+    with pytest.raises(RuntimeUnavailable, match="no flavour 'tensorflow'"):
+        flavour.flavour("tensorflow")
+    assert all("-TF32" in flavour.options(n) for n in flavour.FLAVOURS)
+
+
+# which GPU ----------------------------------------------------------------------------------------
+def on(capability: str) -> Gpu:
+    return Gpu(name="NVIDIA X", compute_capability=capability, driver="580.1")
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "runs"),
+    [
+        *[(RTX, c, True) for c in ("75", "80", "86", "89", "120", "121")],
+        *[(RTX, c, False) for c in ("61", "70", "90", "100", "103")],
+        *[("tensorrt", c, True) for c in ("75", "80", "86", "89", "90", "100", "120")],
+        *[("tensorrt", c, False) for c in ("61", "70")],
+    ],
+)
+def test_which_flavour_runs_where(name: str, capability: str, runs: bool) -> None:
+    if runs:
+        flavour.check_gpu(name, on(capability))
+        return
+    with pytest.raises(
+        RuntimeUnavailable, match=rf"NVIDIA X .compute capability {gpu.dotted(capability)}"
+    ) as e:
+        flavour.check_gpu(name, on(capability))
+    assert ("TensorRT does" in e.value.hint) == (capability in ("90", "100", "103"))
+
+
+@pytest.mark.parametrize("text", ["", "8", "8.6", "sm86", "-86", "86000", "８６"])
+def test_what_is_no_capability(text: str) -> None:
+    with pytest.raises(RuntimeUnavailable, match="no compute capability"):
+        flavour.check_capability(RTX, text)
+
+
+def test_the_gpus_of_this_machine() -> None:
+    for one in gpu.local():
+        flavour.check_capability("tensorrt", one.compute_capability)
+        assert one.name
+        assert one.driver
+
+
+def test_the_ordinal_makes_no_other_gpu() -> None:
+    assert on("86") == Gpu(name="NVIDIA X", compute_capability="86", driver="580.1", index=1)
+
+
+# what it says -------------------------------------------------------------------------------------
+class TestWords:
+    pytestmark = needs_rtx
+
+    def test_complaints_are_logged_in_one_line_and_kept_for_their_thread(
+        self, rtx: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        heard, words = flavour.logger(RTX)
+        assert flavour.logger(RTX)[0] is heard
+        words.take()
+        severity = rtx.ILogger.Severity
+        with caplog.at_level(logging.DEBUG, f"engines.{RTX}"):
+            other = threading.Thread(target=heard.log, args=(severity.ERROR, "of another"))
+            other.start()
+            other.join()
+            heard.log(severity.ERROR, "two\nlines\x1b[31m " + "x" * 1000)
+            heard.log(severity.WARNING, "a warning")
+            heard.log(severity.INFO, "told")
+            heard.log(severity.VERBOSE, "chatter")
+        (told,) = words.take()
+        assert told.startswith("two lines [31m xxx")
+        assert len(told) == 400
+        assert words.take() == ()
+        levels = [(r.levelname, r.getMessage()) for r in caplog.records]
+        assert levels[0] == ("ERROR", "of another")
+        assert levels[1:] == [("ERROR", told), ("WARNING", "a warning"), ("DEBUG", "told")]
+
+
+# sizes --------------------------------------------------------------------------------------------
+def card(name: str = "identity") -> Card:
+    return Catalog.default().card(name)
+
+
+def test_sizes_are_those_of_the_modalities() -> None:
+    ct, mr, both = (profile.of(card(n)) for n in ("ct-cnn", "mr-cnn", "identity"))
+    assert [r.best for r in (*ct.ranges, *mr.ranges)] == [(8, 512, 512), (8, 256, 256)]
+    assert both.ranges == ct.ranges + mr.ranges
+    assert all(r.least == (1, 64, 64) and r.most == (16, 1024, 1024) for r in both.ranges)
+    assert ct.buckets == (1, 4, 8, 16)
+    assert len({p.digest() for p in (ct, mr, both, profile.of(card("ct-cnn"), buckets=(1, 4)))}) == 4
+    assert ct.digest() == profile.of(card("ct-sr2")).digest()
+
+
+@pytest.mark.parametrize(
+    ("size", "number"),
+    [
+        ((1, 512, 512), 0),
+        ((16, 256, 256), 1),
+        ((4, 320, 320), 1),
+        ((4, 448, 448), 0),
+        ((1, 64, 64), 1),
+        ((16, 1024, 1024), 0),
+        ((17, 512, 512), None),
+        ((1, 56, 512), None),
+        ((1, 1032, 512), None),
+    ],
+)
+def test_a_size_finds_its_profile(size: tuple[int, int, int], number: int | None) -> None:
+    assert profile.of(card("identity")).number(*size) == number
+
+
+def test_sizes_are_multiples_of_the_alignment() -> None:
+    made = profile.of(card("ct-cnn"))
+    assert made.alignment == 8
+    assert made.number(1, 516, 512) is None
+    assert made.number(1, 512, 508) is None
+
+
+def test_a_group_is_run_in_buckets() -> None:
+    made, groups = profile.of(card()), []
+    for n in range(1, 40):
+        left, parts = n, []
+        while left:
+            parts.append(made.bucket(left))
+            left -= parts[-1]
+        assert set(parts) <= set(made.buckets)
+        groups.append(len(parts))
+    assert groups[4] == 2, "five are four and one"
+    assert max(groups) <= 2 + 1 + 1 + 3
