@@ -14,6 +14,7 @@ from pathlib import Path
 
 from engines.compile import Outcome
 from engines.errors import RuntimeUnavailable
+from engines.runtime.flavour import plain
 from engines.runtime.plans import Plans
 
 MOST_SECONDS = 1800
@@ -25,6 +26,7 @@ class Rebuild:
 
     def __init__(self, child: subprocess.Popen[bytes]) -> None:
         self._child = child
+        self._said: tuple[bytes, bytes] | None = None
 
     def outcomes(self, wait_s: float = 0.0) -> tuple[Outcome, ...] | None:
         """What became of it, or None while it goes on.
@@ -32,24 +34,32 @@ class Rebuild:
         Raises
         ------
         RuntimeUnavailable
-            The process died.
+            It could not begin, or the process died.
         """
+        if self._said is None:
+            try:
+                self._said = self._child.communicate(timeout=wait_s)
+            except subprocess.TimeoutExpired:
+                return None
+        told, complaint = self._said
+        status = self._child.returncode
         try:
-            told, _ = self._child.communicate(timeout=wait_s)
-        except subprocess.TimeoutExpired:
-            return None
-        try:
-            return tuple(Outcome(**one) for one in json.loads(told))
+            outcomes = tuple(Outcome(**one) for one in json.loads(told))
         except (ValueError, TypeError) as e:
             raise RuntimeUnavailable(
-                f"building plans ended with status {self._child.returncode}",
-                hint="python -m engines build tells more",
+                f"building plans ended with status {status}", hint="python -m engines build tells more"
             ) from e
+        if status and not outcomes:
+            raise RuntimeUnavailable(
+                f"plans cannot be built: {plain(complaint.decode('utf-8', 'replace'))}",
+                hint="python -m engines build tells more",
+            )
+        return outcomes
 
     def stop(self) -> None:
         """End it; nothing half-built is left behind."""
         self._child.kill()
-        self._child.communicate()
+        self._said = self._said or self._child.communicate()
 
 
 def rebuild(
@@ -79,6 +89,6 @@ def rebuild(
     for folder in zoo:
         command += ["--zoo", str(folder)]
     child = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     return Rebuild(child)

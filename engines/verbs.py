@@ -75,6 +75,10 @@ def build(catalog: Catalog, names: Sequence[str], asked: argparse.Namespace) -> 
             sys.stdout.write(f"[{number}/{len(wanted)}] {line(outcome)}\n")
             sys.stdout.flush()
     failed = any(o.state == "failed" for o in told)
+    if not asked.engines:
+        for name, error in catalog.faults().items():
+            failed = True
+            sys.stderr.write(f"{name}: {error.message}\n")
     if asked.json:
         sys.stdout.write(json.dumps([asdict(o) for o in told], indent=2) + "\n")
     elif not wanted:
@@ -83,7 +87,7 @@ def build(catalog: Catalog, names: Sequence[str], asked: argparse.Namespace) -> 
         try:
             removed = purge(catalog, plans, gpus)
         except EngineError as e:
-            return _cannot(e, as_json=True)
+            return _cannot(e, as_json=False)
         if not asked.json:
             sys.stdout.write(f"removed {removed} files that nobody here will load again\n")
     return int(failed)

@@ -121,15 +121,19 @@ def build(
     )
 
 
+_NO_DRIVER = (35, 100)
+"""cudaErrorInsufficientDriver, which it also says where there is none, and cudaErrorNoDevice."""
+
+
 def _use(device: int) -> None:
     """Make a GPU the current one of this thread: TensorRT builds for that one."""
     try:
         cudart = importlib.import_module("cuda.bindings.runtime")
         failed = int(cudart.cudaSetDevice(device)[0])
-    except (ImportError, RuntimeError, OSError) as e:
-        raise RuntimeUnavailable(
-            "there is no CUDA driver here", hint="see the driver, or the CPU serves"
-        ) from e
+    except (ImportError, RuntimeError, OSError):
+        failed = _NO_DRIVER[0]
+    if failed in _NO_DRIVER:
+        raise RuntimeUnavailable("there is no GPU here, or no driver", hint="see nvidia-smi; the CPU serves")
     if failed:
         raise RuntimeUnavailable(f"GPU {device} cannot be used: CUDA error {failed}", hint="see nvidia-smi")
 
