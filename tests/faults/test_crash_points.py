@@ -1,0 +1,65 @@
+"""R1: whatever the crash point, what was answered 0000H comes out once, and nothing else does."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.faults.crash import Point, every_point, run
+from tests.faults.ledger import record
+from tests.faults.scale import SEED, count
+from tests.peers import needs
+
+pytestmark = pytest.mark.peer
+
+SHARE = {"receive": 14, "gather": 4, "enhance": 3, "deliver": 4}
+"""Lives of each role in one ward. A job that killed its worker too often would be held for a person."""
+
+
+def plan(n_wards: int) -> list[list[Point]]:
+    """Crash points for so many wards: every role's, in an order of chance, with one death of all roles at once."""
+    chance = random.Random(SEED)
+    found = {role: every_point(role) for role in SHARE}
+    for points in found.values():
+        chance.shuffle(points)
+    wards = []
+    for number in range(n_wards):
+        lives: list[Point] = []
+        for role, share in SHARE.items():
+            some = [found[role][(number * share + k) % len(found[role])] for k in range(share)]
+            # An early death leaves work for the next life.
+            lives += some if role == "receive" else sorted(some, key=lambda p: p.n)
+        role = chance.choice(list(SHARE))
+        at = Point(role=role, where="store.committed", n=chance.randint(2, 30), together=True)
+        lives.insert(SHARE["receive"], at)
+        wards.append(lives)
+    return wards
+
+
+def test_whatever_the_crash_point_all_that_was_acknowledged_comes_out_once(
+    sqlite_template: Path, tmp_path: Path
+) -> None:
+    needs("storescp", "strace")
+    n = count(100, 2000)
+    tally = run(tmp_path, sqlite_template, plan(n), enough=n)
+    kills = ", ".join(f"{role} {k}" for role, k in sorted(tally.killed.items()))
+    told = (
+        f"{tally.lost} lost, {tally.extra} extra, {tally.rows_without_file} rows without file over "
+        f"{tally.acknowledged:,} acknowledged instances of {tally.series} series; ready after "
+        f"{tally.slowest_ready_s:.1f} s at most; killed: {kills}"
+    )
+    record(
+        "R1",
+        load="SIGKILL at the n-th openat, write, writev, pwrite64, fsync, fdatasync, rename, unlink or send "
+        "of a thread, and at named places, n = 1..; 3 scanners x series of 20 slices, crash after crash; DCMTK PACS",
+        count=tally.n_killed,
+        result=told,
+        ok=not tally.faults and tally.n_killed >= n,
+        lost=tally.lost,
+        extra=tally.extra,
+    )
+    assert tally.faults == []
+    assert tally.n_killed >= n
+    assert tally.slowest_ready_s <= 10
