@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from threading import BoundedSemaphore
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
 from engines import guards, noise
 from engines.base import NEIGHBOUR_MM, Card, Enhancement, Floats, Mask, Params, Survey, Unit, Volume, join
 from engines.errors import VolumeUnsuitable
-from engines.restore import Outcome, Slice, plain, restored
+from engines.restore import Outcome, Residual, Slice, plain, restored
 from engines.sinc import repeated
 
 T = TypeVar("T")
@@ -51,6 +51,8 @@ class Task:
         Of the series (1 for HU).
     step
         Width of one stored unit.
+    spacing_mm
+        (z, y, x), 0 where unknown.
     """
 
     values: Floats
@@ -61,6 +63,7 @@ class Task:
     scale: float
     unit: Unit
     step: float
+    spacing_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 class Core(Protocol):
@@ -79,6 +82,15 @@ class Core(Protocol):
 
     def residual(self, task: Task, *, tile: int) -> Floats:
         """The noise of a slice, float32 (y, x), or its detail (2 y, 2 x); ``tile`` 0 means in one piece."""
+        ...
+
+
+@runtime_checkable
+class SlabCore(Core, Protocol):
+    """A core that is given all slices of a slab at once: its device is faster than threads can ask."""
+
+    def residuals(self, tasks: Sequence[Task]) -> Iterator[Residual]:
+        """The residuals of slices of one series, in order; consumed by one thread."""
         ...
 
 
@@ -206,6 +218,11 @@ class Enhancer:
         }
         tasks = {i: self._task(volume, filled, i, slices[i]) for i in chosen}
 
+        def finished(i: int, residual: Residual) -> Outcome:
+            return restored(
+                residual.values, slices[i], self._card, strength, looked=i in looked, stage=residual.stage
+            )
+
         def one(i: int) -> Outcome:
             given = slices[i]
             if i not in tasks:
@@ -213,10 +230,28 @@ class Enhancer:
                 return Outcome(values=values, reason=reasons[i])
             with self._turn:
                 residual = self._core.residual(tasks[i], tile=tile)
-            return restored(residual, given, self._card, strength, looked=i in looked)
+            return finished(i, Residual(values=residual, stage="bare"))
 
         indices = list(reasons)
+        if isinstance(self._core, SlabCore) and tasks and tile == 0:
+            return self._beside(self._core, indices, tasks, one, finished)
         return dict(zip(indices, in_threads(one, indices, self._threads), strict=True))
+
+    def _beside(
+        self,
+        core: SlabCore,
+        indices: Sequence[int],
+        tasks: Mapping[int, Task],
+        untouched: Callable[[int], Outcome],
+        finished: Callable[[int, Residual], Outcome],
+    ) -> dict[int, Outcome]:
+        """All slices through the core in one go; each is finished by a thread while the core goes on."""
+        with ThreadPoolExecutor(max_workers=max(1, self._threads), thread_name_prefix="engine") as pool:
+            made = {i: pool.submit(untouched, i) for i in indices if i not in tasks}
+            with self._turn:
+                for i, residual in zip(tasks, core.residuals(list(tasks.values())), strict=True):
+                    made[i] = pool.submit(finished, i, residual)
+            return {i: made[i].result() for i in indices}
 
     def _done(
         self,
@@ -275,6 +310,7 @@ class Enhancer:
             scale=one.scale,
             unit=one.unit,
             step=one.step,
+            spacing_mm=one.spacing_mm,
         )
 
 

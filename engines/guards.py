@@ -58,11 +58,16 @@ def finite(residual: Floats) -> Floats:
     OutputImplausible
     """
     if not np.isfinite(residual).all():
-        raise OutputImplausible(
-            "the engine returned values that are not numbers",
-            hint="the weights or the runtime are broken; run `python -m engines verify`",
-        )
+        raise not_finite()
     return residual
+
+
+def not_finite() -> OutputImplausible:
+    """What is said of a residual that holds NaN or infinity."""
+    return OutputImplausible(
+        "the engine returned values that are not numbers",
+        hint="the weights or the runtime are broken; run `python -m engines verify`",
+    )
 
 
 def limit(sigma: float, *, sigmas: float, cap: float) -> np.float32:

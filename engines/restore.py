@@ -7,6 +7,7 @@ may be finished in any order and beside each other.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -57,6 +58,41 @@ class Outcome:
     error: float | None = None
 
 
+Stage = Literal["bare", "locked", "held"]
+"""How far a residual has come: as the core said it; bounded, masked and locked elsewhere by the law of
+:func:`engines.guards.guarded`; or that, and found to move no region by more than it may."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Residual:
+    """What a core said of a slice, float32, and what has been done to it since."""
+
+    values: Floats
+    stage: Stage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What :func:`engines.guards.guarded` is given for a slice of the matrix that came in."""
+
+    largest: np.float32
+    radius: int
+    side: tuple[int, int]
+    tolerance: float
+
+
+def limits(
+    card: Card, *, sigma: float, scale: float, unit: Unit, spacing_mm: tuple[float, float, float]
+) -> Limits:
+    """The bounds of a slice's residual (``card.scale`` 1), in the unit of the volume and in pixels."""
+    return Limits(
+        largest=guards.limit(sigma, sigmas=card.bound_sigmas, cap=card.bound * scale),
+        radius=int(card.parameters.get("lock", 32)),
+        side=guards.region_side(spacing_mm),
+        tolerance=0.98 * guards.LARGEST_MEAN_CHANGE[unit] * scale,
+    )
+
+
 def plain(values: Floats, filled: Floats, valid: Mask, factor: int) -> Floats:
     """The slice to which nothing was done: itself, or interpolated, its padding repeated."""
     if factor == 1:
@@ -104,13 +140,18 @@ def trusted(residual: Floats, sigma: float, trust: float) -> Floats:
     return residual * np.divide(most, power, out=np.ones_like(power), where=power > most)
 
 
-def restored(residual: Floats, one: Slice, card: Card, strength: float, *, looked: bool) -> Outcome:
+def restored(
+    residual: Floats, one: Slice, card: Card, strength: float, *, looked: bool, stage: Stage = "bare"
+) -> Outcome:
     """Finish a slice.
 
     Parameters
     ----------
     residual
         float32, what the core returned: noise (y, x), or with ``card.scale`` 2 detail (2 y, 2 x).
+    stage
+        How far it has come already. What is not ``bare`` is noise of a slice of ``card.scale`` 1, from no
+        autoencoder. Whatever it says, :func:`engines.guards.check` looks at the result.
     looked
         Whether the noise is to be measured before and after.
 
@@ -119,7 +160,8 @@ def restored(residual: Floats, one: Slice, card: Card, strength: float, *, looke
     engines.errors.OutputImplausible
         A guard broke.
     """
-    guards.finite(residual)
+    if stage == "bare":
+        guards.finite(residual)
     factor, valid = card.scale, one.valid
     before = plain(one.values, one.filled, valid, factor)
     error = None
@@ -130,13 +172,20 @@ def restored(residual: Floats, one: Slice, card: Card, strength: float, *, looke
             return Outcome(values=before, reason=STRANGE, error=error)
         if "trust" in card.parameters:
             residual = trusted(residual, one.sigma, float(card.parameters["trust"]))
-    rows, columns = guards.region_side(one.spacing_mm)
-    tolerance = 0.98 * guards.LARGEST_MEAN_CHANGE[one.unit] * one.scale
-    lock = int(card.parameters.get("lock", 32))
-    if factor == 1:
-        largest = guards.limit(one.sigma, sigmas=card.bound_sigmas, cap=card.bound * one.scale)
+    bounds = limits(card, sigma=one.sigma, scale=one.scale, unit=one.unit, spacing_mm=one.spacing_mm)
+    largest = bounds.largest
+    if stage == "held":
+        safe = residual
+    elif stage == "locked":
+        safe = guards.hold_regions(residual, valid, bounds.side, bounds.tolerance, largest)
+    elif factor == 1:
         safe = guards.guarded(
-            residual, valid, largest=largest, radius=lock, side=(rows, columns), tolerance=tolerance
+            residual,
+            valid,
+            largest=largest,
+            radius=bounds.radius,
+            side=bounds.side,
+            tolerance=bounds.tolerance,
         )
     else:
         valid = repeated(valid)
@@ -145,9 +194,9 @@ def restored(residual: Floats, one: Slice, card: Card, strength: float, *, looke
             residual,
             valid,
             largest=largest,
-            radius=factor * lock,
-            side=(factor * rows, factor * columns),
-            tolerance=tolerance,
+            radius=factor * bounds.radius,
+            side=(factor * bounds.side[0], factor * bounds.side[1]),
+            tolerance=bounds.tolerance,
         )
         safe = np.negative(detail)
     after = guards.blend(before, safe, strength)

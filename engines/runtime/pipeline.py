@@ -125,11 +125,11 @@ class Pipeline:
                 raise
             return out
 
-    def close(self) -> None:
-        """Give everything back, unless the device is lost."""
+    def close(self) -> bool:
+        """Give everything back; False if there is nothing to give, or the device is lost."""
         with self._lock:
             if self._closed or self._lost:
-                return
+                return False
             self._closed = True
             try:
                 self._device.enter()
@@ -137,6 +137,7 @@ class Pipeline:
             except DeviceLost:
                 self._lost = True
                 raise
+            return True
 
     def _admit(self) -> None:
         if self._lost:

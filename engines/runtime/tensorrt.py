@@ -1,0 +1,329 @@
+"""TensorRT and TensorRT for RTX on a GPU: a verified plan, run by engines/runtime/pipeline.py.
+
+A plan is code. What is deserialised here are bytes that engines/runtime/plans.py has vouched for, and host code
+in them is not allowed.
+
+There is one execution context per number of slices, because a captured graph is bound to the state of its context;
+all of them work in one scratch memory that the pipeline owns (USER_MANAGED), so that what they use is bounded by the
+sizes that are run and not by the largest of the profile.
+
+TensorRT for RTX compiles kernels as it meets shapes. Here it does so before the first run (EAGER): with LAZY
+another kernel would take over in the middle of a series, and with it other roundings. Where it cannot be captured
+from outside, it captures itself (WHOLE_GRAPH_CAPTURE); never both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from engines.base import Floats
+from engines.errors import (
+    DeviceLost,
+    OutOfMemory,
+    OutputImplausible,
+    PlanMismatch,
+    RuntimeUnavailable,
+)
+from engines.runtime.cuda import CudaDevice
+from engines.runtime.device import CaptureFailed, Device, Program
+from engines.runtime.flavour import Words, bindings, logger
+from engines.runtime.network import Answer, Slab
+from engines.runtime.pipeline import PATIENCE, Pipeline
+from engines.runtime.profile import Profile
+from engines.tiles import up
+
+CHANNELS = {"x": 3, "c": 1, "r": 1}
+
+_NO_MEMORY = ("out of memory", "outofmemory", "cudaerrormemoryallocation", "memory allocation")
+
+
+def _short(words: Words) -> tuple[str, bool]:
+    """What TensorRT complained of, and whether it was of memory."""
+    told = words.take()
+    text = "; ".join(told[-2:])
+    return text, any(one in line.lower() for line in told for one in _NO_MEMORY)
+
+
+class TensorrtContext:
+    """Meets :class:`engines.runtime.device.Bound`."""
+
+    def __init__(self, context: Any, words: Words, scratch: int, capturable: bool) -> None:
+        self._context = context
+        self._words = words
+        self._scratch = scratch
+        self._capturable = capturable
+
+    @property
+    def scratch(self) -> int:
+        return self._scratch
+
+    @property
+    def capturable(self) -> bool:
+        return self._capturable
+
+    def bind(self, *, x: int, c: int, r: int, scratch: int) -> None:
+        """Set the addresses of its tensors and of the memory that it works in."""
+        context = self._context
+        for name, place in (("x", x), ("c", c), ("r", r)):
+            if not context.set_tensor_address(name, place):
+                raise DeviceLost(f"TensorRT takes no address for {name}: {_short(self._words)[0]}")
+        context.set_device_memory(scratch, self._scratch)
+
+    def enqueue(self, stream: int, *, captured: bool = False) -> None:
+        """Run; see :class:`engines.runtime.device.Bound`."""
+        try:
+            done = self._context.execute_async_v3(stream)
+        except RuntimeError as e:
+            done = False
+            self._words.add(str(e))
+        if done:
+            return
+        text, memory = _short(self._words)
+        if memory:
+            raise OutOfMemory(f"TensorRT has no memory: {text}")
+        if captured:
+            raise CaptureFailed(text)
+        raise DeviceLost(f"TensorRT failed: {text}", hint="look for Xid messages in the kernel log")
+
+    def close(self) -> None:
+        """Forget the context: the bindings destroy it with its last reference."""
+        self._context = None
+
+
+class TensorrtProgram:
+    """A plan on the current device: meets :class:`engines.runtime.device.Program`.
+
+    Parameters
+    ----------
+    name
+        Flavour.
+    kernels
+        What :meth:`kernels` returned before, of the same plan, GPU and driver; TensorRT for RTX only.
+
+    Raises
+    ------
+    PlanMismatch
+        The plan cannot be deserialised here, or its tensors are not those of our contract.
+    RuntimeUnavailable
+    """
+
+    def __init__(
+        self, name: str, plan: bytes, profile: Profile, factor: int, kernels: bytes | None = None
+    ) -> None:
+        trt = bindings(name)
+        told, words = logger(name)
+        self._trt, self._words, self._profile, self._factor = trt, words, profile, factor
+        words.take()
+        try:
+            self._runtime = runtime = trt.Runtime(told)
+        except (RuntimeError, TypeError) as e:
+            raise RuntimeUnavailable(f"{name} does not start: {_short(words)[0] or type(e).__name__}") from e
+        runtime.engine_host_code_allowed = False
+        engine = runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            text, memory = _short(words)
+            if memory:
+                raise OutOfMemory(f"no memory for a plan: {text}")
+            raise PlanMismatch(f"{name} does not take the plan: {text}", hint="python -m engines build")
+        self._engine = engine
+        self._contract()
+        self._cache: Any = None
+        self._rtx = name == "tensorrt_rtx"
+        if self._rtx:
+            self._cache = engine.create_runtime_config().create_runtime_cache()
+            if kernels:
+                # What it does not take it compiles again: that costs time, nothing else.
+                with contextlib.suppress(RuntimeError):
+                    self._cache.deserialize(kernels)
+
+    @property
+    def factor(self) -> int:
+        return self._factor
+
+    def _contract(self) -> None:
+        trt, engine = self._trt, self._engine
+        seen = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}
+        fits = seen == set(CHANNELS) and all(
+            engine.get_tensor_dtype(name) == trt.DataType.FLOAT
+            and len(engine.get_tensor_shape(name)) == 4
+            and engine.get_tensor_shape(name)[1] in (n, -1)
+            and (engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT) == (name == "r")
+            for name, n in CHANNELS.items()
+        )
+        if not fits or engine.num_optimization_profiles != len(self._profile.ranges):
+            raise PlanMismatch(
+                "the plan's tensors or sizes are not those of the network", hint="python -m engines build"
+            )
+
+    def open(self, n_slices: int, rows: int, columns: int, stream: int) -> TensorrtContext:
+        """An execution context for one shape."""
+        index = self._profile.number(n_slices, rows, columns)
+        if index is None:
+            raise RuntimeUnavailable(f"the plan holds no {n_slices} slices of {rows} x {columns}")
+        if not self._rtx:
+            context = self._context(stream, index, (n_slices, rows, columns), graphs=False)
+            return self._made(context, capturable=True)
+        context = self._context(stream, index, (n_slices, rows, columns), graphs=False)
+        if context.is_stream_capturable(stream):
+            return self._made(context, capturable=True)
+        context = self._context(stream, index, (n_slices, rows, columns), graphs=True)
+        return self._made(context, capturable=False)
+
+    def _context(self, stream: int, index: int, size: tuple[int, int, int], *, graphs: bool) -> Any:
+        trt, engine = self._trt, self._engine
+        managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        self._words.take()
+        if self._rtx:
+            config = engine.create_runtime_config()
+            config.set_execution_context_allocation_strategy(managed)
+            kinds = trt.DynamicShapesKernelSpecializationStrategy
+            config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER
+            strategies = trt.CudaGraphStrategy
+            config.cuda_graph_strategy = strategies.WHOLE_GRAPH_CAPTURE if graphs else strategies.DISABLED
+            config.set_runtime_cache(self._cache)
+            context = engine.create_execution_context(config)
+        else:
+            context = engine.create_execution_context(managed)
+        if context is None:
+            self._refuse("makes no execution context")
+        n_slices, rows, columns = size
+        fits = context.set_optimization_profile_async(index, stream) and all(
+            context.set_input_shape(name, (n_slices, CHANNELS[name], rows, columns)) for name in ("x", "c")
+        )
+        if not fits:
+            self._refuse(f"takes no {n_slices} slices of {rows} x {columns}")
+        wanted = (n_slices, 1, self._factor * rows, self._factor * columns)
+        if tuple(context.get_tensor_shape("r")) != wanted:
+            raise OutputImplausible("the network returned another shape than the card promises")
+        return context
+
+    def _refuse(self, what: str) -> None:
+        text, memory = _short(self._words)
+        if memory:
+            raise OutOfMemory(f"TensorRT {what}: {text}")
+        raise RuntimeUnavailable(f"TensorRT {what}: {text}", hint="python -m engines verify")
+
+    def _made(self, context: Any, *, capturable: bool) -> TensorrtContext:
+        scratch = int(context.update_device_memory_size_for_shapes())
+        return TensorrtContext(context, self._words, scratch, capturable)
+
+    def kernels(self) -> bytes | None:
+        """What it compiled so far, to be kept for the next start (``Plans.cache("kernels", ...)``)."""
+        if self._cache is None:
+            return None
+        made = self._cache.serialize()
+        return None if made is None else bytes(made)
+
+    def close(self) -> None:
+        """Forget the engine; no context of it may be left."""
+        self._cache = self._engine = self._runtime = None
+
+
+class TensorrtNetwork:
+    """Meets :class:`engines.runtime.network.SlabNetwork`, through whatever device it is given."""
+
+    def __init__(
+        self, pipeline: Pipeline, device: Device, program: Program, profile: Profile, *, name: str
+    ) -> None:
+        self._pipeline, self._device, self._program = pipeline, device, program
+        self._profile = profile
+        self._name = name
+
+    @classmethod
+    def load(
+        cls,
+        plan: bytes,
+        *,
+        name: str,
+        profile: Profile,
+        factor: int = 1,
+        which: int | str = 0,
+        kernels: bytes | None = None,
+        most_bytes: int = 0,
+        patience_s: float = PATIENCE,
+    ) -> TensorrtNetwork:
+        """Load a verified plan.
+
+        Parameters
+        ----------
+        plan
+            From :meth:`engines.runtime.plans.Plans.load`.
+        name
+            Flavour; the runtime's name too.
+        factor
+            The card's ``scale``.
+        which
+            The GPU, by ordinal among those shown to this process, or by UUID.
+        kernels
+            From :meth:`kernels` of an earlier start.
+        most_bytes
+            Of GPU memory, besides the weights; 0 means most of what is free.
+
+        Raises
+        ------
+        RuntimeUnavailable, PlanMismatch, OutOfMemory
+            Nothing of the GPU is held then; the next runtime may take over.
+        DeviceLost
+        """
+        bindings(name)  # Whether it is there, before anything is taken from the GPU.
+        device = CudaDevice.open(which)
+        program: TensorrtProgram | None = None
+        try:
+            program = TensorrtProgram(name, plan, profile, factor, kernels)
+            pipeline = Pipeline(device, program, profile, most_bytes=most_bytes, patience_s=patience_s)
+        except DeviceLost:
+            raise
+        except BaseException:
+            if program is not None:
+                program.close()
+            device.close()
+            raise
+        return cls(pipeline, device, program, profile, name=name)
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def device(self) -> str:
+        return self._device.name
+
+    @property
+    def largest(self) -> int:
+        return min(min(r.most[1:]) for r in self._profile.ranges)
+
+    @property
+    def _least(self) -> int:
+        return max(max(r.least[1:]) for r in self._profile.ranges)
+
+    def _padded(self, n: int) -> int:
+        return max(up(n, self._profile.alignment), self._least)
+
+    def run(self, x: Floats, c: Floats) -> Floats:
+        """Run the network; slices smaller than the plan holds are mirrored up, as any are to the alignment."""
+        rows, columns = x.shape[-2:]
+        more = ((0, 0), (0, 0), (0, self._padded(rows) - rows), (0, self._padded(columns) - columns))
+        if more[2][1] or more[3][1]:
+            x, c = np.pad(x, more, mode="symmetric"), np.pad(c, more, mode="symmetric")
+        r = self._pipeline.run(np.ascontiguousarray(x), np.ascontiguousarray(c))
+        factor = self._program.factor
+        return r[:, :, : factor * rows, : factor * columns]
+
+    def slab(self, slab: Slab) -> Iterator[Answer]:
+        """Run many slices; see the protocol."""
+        rows, columns = slab.slices[0].shape
+        yield from self._pipeline.slab(slab, self._padded(rows), self._padded(columns))
+
+    def kernels(self) -> bytes | None:
+        """What TensorRT for RTX compiled so far, to be kept."""
+        return self._program.kernels() if isinstance(self._program, TensorrtProgram) else None
+
+    def close(self) -> None:
+        """Give the GPU back. After DeviceLost nothing is touched: the process must end."""
+        if self._pipeline.close():
+            self._program.close()
+            self._device.close()
