@@ -5,6 +5,7 @@ Only the way a data set is written matters here (PS3.5 7 and Annex A); what is i
 
 from __future__ import annotations
 
+import mmap
 import zlib
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -22,6 +23,8 @@ DEFLATED_SYNTAXES: Final = frozenset({DEFLATED, "1.2.840.10008.1.2.4.95", "1.2.8
 """Syntaxes whose whole data set is deflated (PS3.5 A.5, A.7, A.11)."""
 
 UNDEFINED: Final = 0xFFFFFFFF
+
+_PIECE: Final = 64 << 10
 
 SHORT_VRS: Final = frozenset(
     {b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN", b"SH"}
@@ -75,7 +78,7 @@ def name(tag: int) -> str:
 
 def inflate(
     data: bytes | bytearray | memoryview, at_most: int, limits: Limits = LIMITS
-) -> tuple[bytes, bool]:
+) -> tuple[memoryview, bool]:
     """Inflate the beginning of a deflated data set (PS3.5 A.5: RFC 1951 without a zlib header).
 
     Parameters
@@ -87,7 +90,7 @@ def inflate(
 
     Returns
     -------
-    tuple[bytes, bool]
+    tuple[memoryview, bool]
         What came out, and whether it is all that there is or can be made of ``data``.
 
     Raises
@@ -96,11 +99,28 @@ def inflate(
         If the stream is corrupt, or blows up beyond ``limits`` (never more than ``at_most`` bytes are made).
     """
     allowed = max(limits.inflation_floor, limits.inflation_ratio * len(data))
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    most = min(at_most, allowed + 1)
+    machine = zlib.decompressobj(-zlib.MAX_WBITS)
+    out = borrow(most)
+    rest, tail, n = memoryview(data), memoryview(b""), 0
     try:
-        out = inflater.decompress(data, min(at_most, allowed + 1))
+        while n < most and not machine.eof and (tail or rest):
+            if not tail:
+                tail, rest = rest[:_PIECE], rest[_PIECE:]
+            piece = machine.decompress(tail, min(_PIECE, most - n))
+            tail = memoryview(machine.unconsumed_tail)
+            out[n : n + len(piece)] = piece
+            n += len(piece)
     except zlib.error:
         raise HeaderFault("the deflated data set is corrupt") from None
-    if len(out) > allowed:
+    if n > allowed:
         raise HeaderFault("the deflated data set inflates beyond all bounds")
-    return out, inflater.eof or (not inflater.unconsumed_tail and len(out) < at_most)
+    return out[:n], machine.eof or (not tail and not rest and n < at_most)
+
+
+def borrow(n: int) -> memoryview:
+    """Writable memory of ``n`` bytes that goes back to the system as soon as nobody looks at it.
+
+    What a thread's malloc once gave for something large it keeps, and there are many threads.
+    """
+    return memoryview(mmap.mmap(-1, n))[:n] if n > _PIECE else memoryview(bytearray(n))

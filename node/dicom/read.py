@@ -142,9 +142,10 @@ def _meta(file: BinaryIO) -> tuple[Elements, int]:
 
 def _inflated(data: bytes, at_most: int, limits: Limits) -> tuple[bytes, bool]:
     try:
-        return inflate(data, at_most, limits)
+        out, complete = inflate(data, at_most, limits)
     except HeaderFault as fault:
         raise MalformedError(fault.message) from None
+    return bytes(out), complete
 
 
 def _parse(data: bytes, syntax: str, limits: Limits) -> tuple[Elements, int]:

@@ -7,9 +7,13 @@ read later, from the spool (dicom/read.py).
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import threading
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from struct import Struct
 from typing import Final, TypeAlias
@@ -22,6 +26,7 @@ from node.dicom.encoding import (
     UNDEFINED,
     Encoding,
     Limits,
+    borrow,
     encoding_of,
     inflate,
     name,
@@ -48,6 +53,7 @@ _UID: Final = re.compile(rb"[0-9.]{1,64}")
 _LONGEST: Final = 128
 """Bytes of a UI value that are worth looking at: a UID and a generous padding."""
 _FIRST_WINDOW: Final = 64 << 10
+_LARGE_WINDOW: Final = threading.RLock()
 
 _EXPLICIT_LE: Final = Struct("<HH2sH").unpack_from
 _EXPLICIT_BE: Final = Struct(">HH2sH").unpack_from
@@ -149,13 +155,15 @@ def scan_file(
         If the file cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with path.open("rb", buffering=0) as file:
             size = max(0, os.fstat(file.fileno()).st_size - offset)
             window = max(_FIRST_WINDOW, min(at_least, limits.header_bytes))
             while True:
-                file.seek(offset)
-                data = file.read(min(window, size))
-                found = scan_uids(data, transfer_syntax_uid, final=len(data) >= size, limits=limits)
+                with _memory_for(window):
+                    data = borrow(min(window, size))
+                    _fill(data, file, offset)
+                    found = scan_uids(data, transfer_syntax_uid, final=len(data) >= size, limits=limits)
+                    del data
                 if isinstance(found, Ids):
                     return found
                 if found.size > size:
@@ -167,6 +175,21 @@ def scan_file(
         raise StoreError(f"a spooled file cannot be read: {error.strerror}") from None
 
 
+def _fill(data: memoryview, file: FileIO, offset: int) -> None:
+    file.seek(offset)
+    at = 0
+    while at < len(data):
+        n = file.readinto(data[at:])
+        if not n:
+            raise OSError(errno.EIO, "the file is shorter than it was")
+        at += n
+
+
+def _memory_for(window: int) -> AbstractContextManager[object]:
+    """Large windows one at a time, over all threads: what they cost is then no multiple of the peers."""
+    return _LARGE_WINDOW if window > _FIRST_WINDOW else nullcontext()
+
+
 def _scan(buffer: Buffer, encoding: Encoding, limits: Limits) -> dict[int, bytes]:
     if encoding.explicit:
         return _scan_explicit(buffer, encoding.little, limits)
@@ -176,12 +199,14 @@ def _scan(buffer: Buffer, encoding: Encoding, limits: Limits) -> dict[int, bytes
 def _scan_deflated(prefix: Buffer, encoding: Encoding, final: bool, limits: Limits) -> dict[int, bytes]:
     size = _FIRST_WINDOW
     while True:
-        data, complete = inflate(prefix, size, limits)
-        try:
-            return _scan(data, encoding, limits)
-        except _Short as short:
-            if complete:
-                raise _Short(len(prefix) + 1, short.found if final else None) from None
+        with _memory_for(size):
+            data, complete = inflate(prefix, size, limits)
+            try:
+                return _scan(data, encoding, limits)
+            except _Short as short:
+                if complete:
+                    raise _Short(len(prefix) + 1, short.found if final else None) from None
+            del data
         if size >= limits.inflated_header_bytes:
             raise HeaderFault(f"no Series Instance UID in the first {size >> 20} MiB")
         size = min(size * 8, limits.inflated_header_bytes)

@@ -236,7 +236,8 @@ class Intake:
         except Exception:
             raise Refusal(*UNREADABLE) from None
         if isinstance(found, NeedMore):
-            self._look = found.size
+            # Not at every piece that comes: a long header that trickles would be gone through each time.
+            self._look = max(found.size, 2 * len(self._prefix))
             return
         wrong = refuse_ids(self.command, found)
         if wrong is not None:
