@@ -66,6 +66,9 @@ def _draw(recipe: Recipe, sigma: tuple[float, float] | None = None, told: float 
         alone=recipe.data.alone,
         lesions=recipe.data.lesions if told is None else 0.0,
         at_lesions=recipe.data.at_lesions,
+        twins=recipe.data.twins if recipe.loss.kept else 0.0,
+        large=recipe.data.large,
+        sharp=recipe.data.sharp,
     )
 
 

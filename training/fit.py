@@ -30,6 +30,8 @@ from training.networks.half import halve
 from training.recipe import Recipe
 
 Tell = Callable[[Mapping[str, float]], None]
+Twins = tuple[Tensor, Tensor, Tensor]
+"""Twins without lesions, their rulers, and which examples they are of."""
 
 LAST = "last.safetensors"
 BEST = "best.safetensors"
@@ -167,7 +169,9 @@ class Fit:
             return part.rate * (self.progress.step + 1) / part.warmup
         return part.last_rate + 0.5 * (part.rate - part.last_rate) * (1 + math.cos(math.pi * self.share()))
 
-    def _loss(self, x: Tensor, c: Tensor, target: Tensor, sigma: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    def _loss(
+        self, x: Tensor, c: Tensor, target: Tensor, sigma: Tensor, weight: Tensor, twins: Twins
+    ) -> dict[str, Tensor]:
         part = self.recipe.loss
         extra: dict[str, Tensor] = {}
         if isinstance(self.network, Autoencoder):
@@ -176,6 +180,11 @@ class Fit:
             extra["picture"] = 0.5 * losses.charbonnier((lost - target) / (sigma + 0.1), part.charbonnier)
             if self.network.variational:
                 extra["divergence"] = part.divergence * divergence
+        elif len(twins[2]):
+            twin, ruler, which = twins
+            both = self.trained(torch.cat((x, twin)), torch.cat((c, c[which]))).float()
+            r, bare = both[: len(x)], both[len(x) :]
+            extra["kept"] = part.kept * losses.kept(r[which] - bare, ruler)
         else:
             r = self.trained(x, c)
         r = r.float()
@@ -227,7 +236,10 @@ class Fit:
         rate = self._rate()
         for group in optimiser.param_groups:
             group["lr"] = rate
-        parts = self._loss(*moved, torch.from_numpy(b.weight).to(self.where.device))
+        weight, twin, ruler, which = (
+            torch.from_numpy(a).to(self.where.device) for a in (b.weight, b.twin, b.ruler, b.which)
+        )
+        parts = self._loss(*moved, weight, (twin, ruler, which))
         loss = torch.stack(list(parts.values())).sum()
         if not torch.isfinite(loss):
             raise TrainingError(

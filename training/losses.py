@@ -30,6 +30,14 @@ def lowpass(error: Tensor, side: int = 16) -> Tensor:
     return torch.mean(torch.abs(means))
 
 
+def kept(change: Tensor, ruler: Tensor) -> Tensor:
+    """How much of the lesions goes with the noise: mean over patches of the share of their contrast, squared.
+
+    ``change`` is what lesions do to the residual, which should be nothing; ``ruler`` is of training.simulate.blobs.
+    """
+    return (change.square() * ruler).sum(dim=(1, 2, 3)).mean()
+
+
 def high_band(error: Tensor) -> Tensor:
     """Mean absolute difference of Fourier magnitudes above half of the Nyquist frequency (super-resolution)."""
     spectrum = torch.fft.rfft2(error.float(), norm="ortho")

@@ -50,6 +50,11 @@ class DataPart(_Part):
         Kinds of shards that are left out: for leave-one-domain-out.
     lesions, at_lesions
         Share of patches that get small lesions, and how many times an error counts in the middle of one.
+    large, twins
+        Share of those that get a large disc under the lesions, and of those that the network also sees without any,
+        for ``loss.kept``.
+    sharp
+        MR: share of patches whose picture reaches as far in k-space as their noise does (training/data/patches.py).
     """
 
     unit: Literal["HU", "arbitrary"]
@@ -65,6 +70,9 @@ class DataPart(_Part):
     held_out: list[str] = Field(default_factory=list)
     lesions: Share = 0.0
     at_lesions: Positive = 5.0
+    large: Share = 0.0
+    twins: Share = 0.0
+    sharp: Share = 0.0
     licence: str
     split: str = ""
 
@@ -77,6 +85,7 @@ class LossPart(_Part):
     lowpass: Annotated[float, Field(ge=0)] = 0.05
     spectrum: Annotated[float, Field(ge=0)] = 0.0
     divergence: Annotated[float, Field(ge=0)] = 0.0
+    kept: Annotated[float, Field(ge=0)] = 0.0
 
 
 class AdversaryPart(_Part):
@@ -172,6 +181,10 @@ class Recipe(_Part):
             and self.data.task == "noise"
         ):
             raise ValueError("data.projected needs data.noise, or say projected: 0")
+        if bool(self.loss.kept) != bool(self.data.twins) or (self.data.twins and not self.data.lesions):
+            raise ValueError("loss.kept, data.twins and data.lesions go together")
+        if self.loss.kept and self.network.kind != "pu":
+            raise ValueError("loss.kept is for the network pu")
         return self
 
     @property
@@ -190,6 +203,9 @@ class Recipe(_Part):
             del kept["data"]["lesions"]
         if self.data.at_lesions == DataPart.model_fields["at_lesions"].default:
             del kept["data"]["at_lesions"]
+        for part, key in (("data", "large"), ("data", "twins"), ("data", "sharp"), ("loss", "kept")):
+            if not kept[part][key]:
+                del kept[part][key]
         told = json.dumps(kept, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(told.encode()).hexdigest()
 

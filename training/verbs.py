@@ -16,14 +16,22 @@ from training.recipe import Recipe, load
 
 Verbs = Any
 Run = Callable[[argparse.Namespace], int]
-TRUTHS = {"ct-truth": 500, "ct-validation": 40, "ct-noise": 240, "mr-truth": 320, "mr-validation": 30, "toy-truth": 24,
-          "toy-validation": 8}  # fmt: skip
+TRUTHS = {
+    "ct-truth": 500,
+    "ct-calm": 500,
+    "ct-validation": 40,
+    "ct-noise": 189,
+    "mr-truth": 320,
+    "mr-validation": 30,
+    "toy-truth": 24,
+    "toy-validation": 8,
+}
 """How many stacks the shipped recipes are trained on."""
 
 WORDS = {"ct": "ct-truth", "mr": "mr-truth", "toy": "toy-truth"}
 
 
-WHAT = ("ct", "ct-validation", "ct-noise", "mr", "mr-validation", "toy", "toy-validation")
+WHAT = ("ct", "ct-calm", "ct-validation", "ct-noise", "mr", "mr-validation", "toy", "toy-validation")
 
 
 def say(text: str) -> None:
@@ -159,7 +167,7 @@ def _shards(asked: argparse.Namespace) -> int:
         maps = sorted(p for p in asked.labels.iterdir() if p.name.endswith((".nii", ".nii.gz")))
         prepare.mr_truth(wanted, maps, say)
     else:
-        prepare.ct_truth(wanted, say)
+        prepare.ct_truth(wanted, say, calm=folder == "ct-calm")
     return 0
 
 

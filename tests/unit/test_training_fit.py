@@ -179,6 +179,20 @@ def test_no_two_recipes_make_the_same_engine() -> None:
     assert len(made) == len(set(made)) >= 8
 
 
+def test_lesions_are_asked_to_stay_in_twins(data: Path, tmp_path: Path) -> None:
+    """Twins make a part of the loss of their own, and neither goes without the other."""
+    text = TINY.format(name="kept", network="{kind: pu, options: {size: t}}", updates=3)
+    text = text.replace("licence: x", "lesions: 1.0, twins: 1.0, licence: x")
+    told = fit(parse(text + "loss: {kept: 0.2}", "r"), data, tmp_path)
+    seen: list[float] = []
+    told.run(lambda figures: seen.append(figures.get("kept", -1.0)))
+    assert sum(v >= 0 for v in seen) == 3
+    with pytest.raises(RecipeError, match="go together"):
+        parse(text, "r")
+    change, ruler = torch.full((2, 1, 8, 8), 0.5), torch.full((2, 1, 8, 8), 1 / 64)
+    assert float(losses.kept(change, ruler)) == pytest.approx(0.25)
+
+
 def test_a_second_stage_goes_on_from_the_first(data: Path, tmp_path: Path) -> None:
     fit(recipe(updates=6), data, tmp_path).run()
     second = fit(recipe("second", updates=2, more="begins_with: tiny\n"), data, tmp_path)

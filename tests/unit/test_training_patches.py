@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 from tests.training_samples import shards as write_shards
 from training.data import patches, shards
 from training.data.patches import Draw
 from training.errors import DataError
-from training.simulate import anatomy, blobs, grain
+from training.simulate import abstract, anatomy, band, blobs, grain
 from training.simulate.anatomy import KINDS
 
 DRAW = Draw(size=64, sigma=(20.0, 20.0), told=0.0, alone=0.0)
@@ -151,7 +152,8 @@ def test_a_patch_larger_than_a_shard_is_told(truth: tuple[shards.Shard, ...]) ->
 
 def test_lesions_are_put_in_and_count_more(truth: tuple[shards.Shard, ...]) -> None:
     """Contrasts around the noise, in the neighbours too, and weights only where they are."""
-    added, seen = blobs.draw(np.random.default_rng(0), (3, 64, 64), 20.0, 1.0)
+    made = blobs.draw(np.random.default_rng(0), (3, 64, 64), 20.0, 1.0)
+    added, seen = made.added, made.seen
     assert 5 < np.abs(added).max() <= 8 * 6 * 20
     assert np.abs(added[0]).max() > 0
     assert seen.min() >= 0
@@ -166,3 +168,84 @@ def test_lesions_are_put_in_and_count_more(truth: tuple[shards.Shard, ...]) -> N
     plain = patches.ct(truth, DRAW)(np.random.default_rng(1))
     assert plain.weight is None
     assert np.array_equal(patches.batch([plain]).weight, np.ones((1, 1, 64, 64)))
+
+
+def test_the_ruler_tells_what_share_of_the_lesions_goes() -> None:
+    """A change of half of every lesion counts as a quarter; one elsewhere, or of what cannot be told, as nothing."""
+    n_telling = 0
+    for seed in range(12):
+        made = blobs.draw(np.random.default_rng(seed), (3, 96, 96), 20.0, 1.0, large=0.5)
+        if not made.ruler.any():
+            continue
+        n_telling += 1
+        assert made.ruler.min() >= 0
+        half = 0.5 * made.added[1]
+        assert (half**2 * made.ruler).sum() == pytest.approx(0.25, rel=0.5), "neighbours overlap a little"
+        far = np.abs(made.added[1]) < 1e-3
+        assert (made.ruler[far] > 0).mean() < 0.6
+    assert n_telling > 8
+
+
+def test_twins_differ_in_lesions_alone(truth: tuple[shards.Shard, ...]) -> None:
+    draw = Draw(size=64, sigma=(20.0, 20.0), told=0.0, alone=0.0, lesions=1.0, twins=1.0)
+    example = patches.ct(truth, draw)(np.random.default_rng(3))
+    assert example.twin is not None
+    assert example.ruler is not None
+    change = 1000 * (example.x - example.twin)[1]
+    assert np.abs(change).max() > 10
+    away = np.asarray(example.weight)[0] < 1.001
+    assert np.median(np.abs(change[away])) <= 1, "what is left is rounding"
+    both = patches.batch([example, patches.ct(truth, DRAW)(np.random.default_rng(1))])
+    assert both.twin.shape == (1, 3, 64, 64)
+    assert both.which.tolist() == [0]
+    assert patches.batch([patches.ct(truth, DRAW)(np.random.default_rng(1))]).twin.shape == (0, 3, 64, 64)
+
+
+def _mr_truth(root: Path, matrix: int) -> tuple[shards.Shard, ...]:
+    writer = shards.Writer(root)
+    for i, kind in enumerate(("leaves", "organs", "fibres")):
+        made = abstract.phantom(np.random.default_rng(i), matrix=matrix, kind=kind)
+        writer.add(f"mr-{i}", made.values, made.spacing_mm, span=(0.0, 4.0))
+    return shards.read(root)
+
+
+def test_twins_of_mr_have_the_same_noise(tmp_path: Path) -> None:
+    truth = _mr_truth(tmp_path, 96)
+    draw = Draw(size=32, sigma=(0.05, 0.05), told=0.0, alone=0.0, lesions=1.0, twins=1.0)
+    example = patches.mr(truth, draw)(np.random.default_rng(3))
+    assert example.twin is not None
+    change = (example.x - example.twin)[1]
+    assert np.median(np.abs(change)) < 0.3 * float(np.abs(example.target).std())
+
+
+def test_a_sharp_truth_reaches_further_in_k_space(tmp_path: Path) -> None:
+    """Power above two thirds of the Nyquist frequency: real MR holds four times as much of it as soft truths."""
+    truth = _mr_truth(tmp_path, 160)
+    window = np.outer(np.hanning(48), np.hanning(48))
+    f = np.hypot(np.fft.fftfreq(48)[:, None], np.fft.fftfreq(48)[None, :])
+    powers = []
+    for sharp in (0.0, 1.0):
+        draw = Draw(size=48, sigma=(1e-5, 1e-5), told=0.0, alone=1.0, sharp=sharp)
+        sample = patches.mr(truth, draw)
+        shown = [sample(np.random.default_rng(seed)).x[1] for seed in range(24)]
+        powers.append(
+            np.mean([(np.abs(np.fft.fft2((x - x.mean()) * window)) ** 2)[f > 1 / 3] for x in shown])
+        )
+    assert powers[1] > 1.5 * powers[0]
+
+
+def test_crisp_undoes_a_blur() -> None:
+    values = np.random.default_rng(0).standard_normal((2, 64, 48)).astype(np.float32)
+    smooth = gaussian_filter(values, (0, 1.5, 1.5), mode="wrap", truncate=8)
+    softer = gaussian_filter(smooth, (0, 0.8, 0.8), mode="wrap", truncate=8)
+    assert np.abs(band.crisp(softer, 0.8) - smooth).max() < 0.02 * np.abs(smooth).max()
+    assert np.abs(band.crisp(values, 0.0) - values).max() < 1e-5
+
+
+def test_calm_anatomy_is_the_same_with_less_texture() -> None:
+    full, none = (
+        anatomy.draw(np.random.default_rng(4), kind="abdomen", matrix=128, texture=t).values
+        for t in (1.0, 0.0)
+    )
+    assert np.abs(full - none).max() > 2
+    assert np.corrcoef(full.ravel(), none.ravel())[0, 1] > 0.99

@@ -7,8 +7,9 @@ wrong, as an estimate is.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from training.data.shards import Shard
 from training.errors import DataError
 from training.simulate import blobs, grain, kspace
-from training.simulate.band import low_resolution, zero_filled
+from training.simulate.band import Window, crisp, low_resolution, zero_filled
 
 Floats = npt.NDArray[np.float32]
 
@@ -28,8 +29,14 @@ STRUCTURE = 0.018
 """What the node's estimate reads in a brain without noise, as a share of the scale: where noise is low it is told too
 high, and the network must know that from the picture."""
 
+BLUR = 0.5
+"""Pixels of blur that are undone, at most, in truths that reach to the end of k-space."""
+
 RIM = 8
 """Pixels that are cut off after k-space was cut, where the ringing of the patch's own border lies."""
+
+
+_WINDOWS: tuple[Window, ...] = ("none", "tukey", "hann")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +55,11 @@ class Example:
         The noise as it is, in units of c: what an error is measured against.
     weight
         float32 (1, P, P): how much an error counts where; None means 1 everywhere.
+    twin
+        What x would be without the lesions that were put in: float32 (3, P, P), or None.
+    ruler
+        float32 (1, P, P): weights of the square of the change that the lesions make to the residual (in units of c),
+        see training.simulate.blobs. None without a twin.
     """
 
     x: Floats
@@ -55,6 +67,8 @@ class Example:
     target: Floats
     sigma: float
     weight: Floats | None = None
+    twin: Floats | None = None
+    ruler: Floats | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +88,11 @@ class Draw:
     lesions, at_lesions
         Share of patches that get small lesions (training.simulate.blobs), and how many times an error counts in
         the middle of one.
+    twins, large
+        Share of patches with a twin without the lesions; and of those with a large disc under the lesions.
+    sharp
+        MR: share of patches of half the matrix, whose picture reaches as far in k-space as white noise does, and rings
+        at edges; others are soft, as if white noise had been acquired with a finer matrix than the picture.
     """
 
     size: int
@@ -82,6 +101,9 @@ class Draw:
     alone: float = 0.2
     lesions: float = 0.0
     at_lesions: float = 5.0
+    twins: float = 0.0
+    large: float = 0.0
+    sharp: float = 0.0
 
 
 Sampler = Callable[[np.random.Generator], Example]
@@ -116,28 +138,43 @@ def _log_uniform(rng: np.random.Generator, span: tuple[float, float]) -> float:
     return float(np.exp(rng.uniform(np.log(span[0]), np.log(span[1]))))
 
 
-def _neighbours(stack: Floats, shard: Shard, draw: Draw, rng: np.random.Generator) -> Floats:
-    """The slice stands in for neighbours that are too far away; sometimes for one or both all the same."""
+def _neighbours(shard: Shard, draw: Draw, rng: np.random.Generator) -> list[int]:
+    """Which slices stand at three places: the middle one stands in for neighbours that are too far away, and sometimes
+    for one or both all the same."""
+    there = [0, 1, 2]
     if shard.spacing_mm[0] > NEIGHBOUR_MM or rng.random() < draw.alone:
         which = rng.choice(["both", "below", "above"], p=[0.8, 0.1, 0.1])
         if which in ("both", "below") or shard.spacing_mm[0] > NEIGHBOUR_MM:
-            stack[0] = stack[1]
+            there[0] = 1
         if which in ("both", "above") or shard.spacing_mm[0] > NEIGHBOUR_MM:
-            stack[2] = stack[1]
-    return stack
+            there[2] = 1
+    return there
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Lesions:
+    """Lesions of a patch: with them, the weights of errors, and the ruler of a twin (None: no twin)."""
+
+    clean: Floats
+    weight: Floats | None = None
+    ruler: Floats | None = None
 
 
 def _with_lesions(
     clean: Floats, shard: Shard, sigma: float, draw: Draw, rng: np.random.Generator, inner: int
-) -> tuple[Floats, Floats | None]:
-    """Put small lesions into a patch; returns it and the weights of its inner (1, P, P) pixels."""
+) -> _Lesions:
+    """Put small lesions into a patch; weights and ruler are of its inner (1, P, P) pixels."""
     if not draw.lesions or rng.random() >= draw.lesions:
-        return clean, None
+        return _Lesions(clean=clean)
     z, y, x = clean.shape
     step = shard.spacing_mm[0] / max(shard.spacing_mm[1], 1e-3)
-    added, seen = blobs.draw(rng, (z, y, x), sigma, step)
-    weight = 1 + np.float32(draw.at_lesions - 1) * seen[None]
-    return clean + added, _inner(weight, inner) if inner else weight
+    made = blobs.draw(rng, (z, y, x), sigma, step, large=draw.large)
+    weight = 1 + np.float32(draw.at_lesions - 1) * made.seen[None]
+    ruler = made.ruler[None] if draw.twins and rng.random() < draw.twins else None
+    if inner:
+        weight = _inner(weight, inner)
+        ruler = None if ruler is None else _inner(ruler, inner)
+    return _Lesions(clean=clean + made.added, weight=weight, ruler=ruler)
 
 
 def _telling(
@@ -202,34 +239,63 @@ def _ct_example(
     shard: Shard, clean: Floats, added: Floats, sigma: float, draw: Draw, rng: np.random.Generator
 ) -> Example:
     clean, added = turned([clean, added], rng)
-    clean, weight = _with_lesions(clean, shard, sigma, draw, rng, 0)
-    noisy = clean + added
-    if rng.random() < 0.7:
-        noisy = np.rint(noisy)
-    noisy = np.maximum(noisy, np.float32(-1024.0))
-    target = (noisy[1:2] - clean[1:2]) / np.float32(100)
+    held = _with_lesions(clean, shard, sigma, draw, rng, 0)
+    rounded = rng.random() < 0.7
+
+    def measured(values: Floats) -> Floats:
+        noisy = values + added
+        return np.maximum(np.rint(noisy) if rounded else noisy, np.float32(-1024.0))
+
+    noisy = measured(held.clean)
+    target = (noisy[1:2] - held.clean[1:2]) / np.float32(100)
     told = sigma * float(np.exp(rng.normal(0, draw.told)))
-    x = _neighbours(noisy, shard, draw, rng) / np.float32(1000)
-    return Example(x=x, c=told / 100, target=target, sigma=sigma / 100, weight=weight)
+    there = _neighbours(shard, draw, rng)
+    twin = None if held.ruler is None else measured(clean)[there] / np.float32(1000)
+    ruler = None if held.ruler is None else held.ruler * np.float32(100**2)
+    return Example(
+        x=noisy[there] / np.float32(1000),
+        c=told / 100,
+        target=target,
+        sigma=sigma / 100,
+        weight=held.weight,
+        twin=twin,
+        ruler=ruler,
+    )
 
 
 def mr(truth: Sequence[Shard], draw: Draw) -> Sampler:
     """Patches of MR truths (scale 1), acquired with noise in k-space (training.simulate.kspace)."""
 
     def sample(rng: np.random.Generator) -> Example:
-        shard, clean = _signal(rng, truth, draw.size + 2 * RIM)
+        factor = 2 if draw.sharp and rng.random() < draw.sharp else 1
+        shard, clean = _signal(rng, truth, factor * (draw.size + 2 * RIM))
         (clean,) = turned([clean], rng)
+        if factor > 1:
+            clean = low_resolution(clean, factor, _WINDOWS[int(rng.choice(3, p=(0.7, 0.2, 0.1)))])
+            clean = crisp(clean, float(rng.uniform(0, BLUR)))
+            z, y, x = shard.spacing_mm
+            shard = replace(shard, spacing_mm=(z, factor * y, factor * x))
         sigma = _log_uniform(rng, draw.sigma)
-        clean, weight = _with_lesions(clean, shard, max(sigma, 0.01), draw, rng, RIM)
-        clean = np.maximum(clean, np.float32(0))
-        noisy, expected = (
-            _inner(a) for a in kspace.acquire(clean, kspace.draw(rng, sigma=(sigma, sigma)), rng)
-        )
+        held = _with_lesions(clean, shard, max(sigma, 0.01), draw, rng, RIM)
+        how = kspace.draw(rng, sigma=(sigma, sigma))
+        again = copy.deepcopy(rng)
+        noisy, expected = (_inner(a) for a in kspace.acquire(np.maximum(held.clean, 0), how, rng))
         target = noisy[1:2] - expected[1:2]
         read = float(np.hypot(sigma, STRUCTURE * rng.uniform(0, 1.2)))
         told = read * float(np.exp(rng.normal(0, draw.told)))
-        x = _neighbours(noisy.copy(), shard, draw, rng)
-        return Example(x=x, c=told, target=target, sigma=sigma, weight=weight)
+        there = _neighbours(shard, draw, rng)
+        twin = None
+        if held.ruler is not None:
+            twin = _inner(kspace.acquire(np.maximum(clean, 0), how, again)[0])[there]
+        return Example(
+            x=noisy[there],
+            c=told,
+            target=target,
+            sigma=sigma,
+            weight=held.weight,
+            twin=twin,
+            ruler=held.ruler,
+        )
 
     return sample
 
@@ -253,7 +319,7 @@ def detail(truth: Sequence[Shard], draw: Draw, *, unit: str) -> Sampler:
         noisy = _inner(noisy)
         target = _inner(high[1:2] - zero_filled(low[1:2], 2), 2 * RIM)
         told = sigma * float(np.exp(rng.normal(0, draw.told)))
-        x = _neighbours(np.asarray(noisy, np.float32), shard, draw, rng) / np.float32(per_x)
+        x = np.asarray(noisy, np.float32)[_neighbours(shard, draw, rng)] / np.float32(per_x)
         return Example(x=x, c=told / per_c, target=target / np.float32(per_x), sigma=sigma / per_c)
 
     return sample
@@ -274,25 +340,38 @@ def mixed(parts: Sequence[tuple[float, Sampler]]) -> Sampler:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Examples side by side: x (N, 3, P, P), c (N, 1, P, P), target and weight (N, 1, P', P'), sigma (N, 1, 1, 1)."""
+    """Examples side by side: x (N, 3, P, P), c (N, 1, P, P), target and weight (N, 1, P', P'), sigma (N, 1, 1, 1).
+
+    ``twin`` (K, 3, P, P) and ``ruler`` (K, 1, P, P) are of those K examples ``which`` (K) that have them.
+    """
 
     x: Floats
     c: Floats
     target: Floats
     sigma: Floats
     weight: Floats
+    twin: Floats
+    ruler: Floats
+    which: npt.NDArray[np.int64]
 
 
 def batch(examples: Sequence[Example]) -> Batch:
     """Put examples together."""
     x = np.stack([e.x for e in examples]).astype(np.float32)
     told = np.array([e.c for e in examples], np.float32).reshape(-1, 1, 1, 1)
+    twins = [
+        (i, e.twin, e.ruler) for i, e in enumerate(examples) if e.twin is not None and e.ruler is not None
+    ]
+    side = x.shape[2:]
     return Batch(
         x=x,
         c=np.ascontiguousarray(np.broadcast_to(told, (len(x), 1, *x.shape[2:]))),
         target=np.stack([e.target for e in examples]).astype(np.float32),
         sigma=np.array([e.sigma for e in examples], np.float32).reshape(-1, 1, 1, 1),
         weight=np.stack([np.ones_like(e.target) if e.weight is None else e.weight for e in examples]),
+        twin=np.array([t for _, t, _ in twins], np.float32).reshape(-1, 3, *side),
+        ruler=np.array([r for _, _, r in twins], np.float32).reshape(-1, 1, *side),
+        which=np.array([i for i, _, _ in twins], np.int64),
     )
 
 

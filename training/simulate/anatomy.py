@@ -38,7 +38,14 @@ class Truth:
     kind: str
 
 
-def draw(rng: np.random.Generator, *, kind: str | None = None, n_slices: int = 3, matrix: int = 512) -> Truth:
+def draw(
+    rng: np.random.Generator,
+    *,
+    kind: str | None = None,
+    n_slices: int = 3,
+    matrix: int = 512,
+    texture: float = 1.0,
+) -> Truth:
     """Draw one stack.
 
     Parameters
@@ -47,13 +54,16 @@ def draw(rng: np.random.Generator, *, kind: str | None = None, n_slices: int = 3
         None draws one, too.
     matrix
         Rows and columns.
+    texture
+        Of tissues, as a share of what is drawn by default (3 to 17 HU everywhere, far more than parenchyma has). All
+        but it is the same, whatever it is.
     """
     chosen = kind or str(rng.choice(KINDS, p=[0.24, 0.24, 0.2, 0.08, 0.24]))
     fov = {"head": (200, 280), "limb": (120, 260), "chest": (260, 420), "abdomen": (280, 440)}
     low, high = fov.get(chosen, (200, 420))
     pixel = float(rng.uniform(low, high)) / matrix
     step = float(np.exp(rng.uniform(np.log(0.5), np.log(4.0))))
-    canvas = Canvas(shape=(n_slices, matrix, matrix), pixel_mm=pixel, step_mm=step, rng=rng)
+    canvas = Canvas(shape=(n_slices, matrix, matrix), pixel_mm=pixel, step_mm=step, rng=rng, textured=texture)
     PAINTERS[chosen](canvas)
     values = canvas.values
     # The sharpness of a kernel: blur, and for sharp ones the overshoot that they have at edges.
@@ -78,13 +88,13 @@ def _torso(c: Canvas) -> tuple[Floats, Floats]:
     d = c.distance(at, (1e4, ry, rx), ragged=slow, ragged_mm=3.0, power=float(rng.uniform(2.0, 2.6)))
     fat = float(rng.uniform(-120, -85))
     c.fill(share(d, c.soft), float(rng.uniform(10, 60)))
-    c.fill(share(d + rng.uniform(1, 2.5), c.soft), fat + 6 * c.field(1.5, 20, 0.5))
+    c.fill(share(d + rng.uniform(1, 2.5), c.soft), fat + 6 * c.texture(1.5, 20, 0.5))
     inside = share(d + 2.5, c.soft)
     c.septa(inside, float(rng.uniform(-60, 20)), c.field(3, 30), float(rng.uniform(0.08, 0.28)))
     layer = float(rng.choice([rng.uniform(4, 12), rng.uniform(8, 45)]))
     wall = d + layer + 2.0 * c.field(10, 60)
     muscle = share(wall, c.soft)
-    c.fill(muscle, float(rng.uniform(40, 75)) + 3 * c.field(1.2, 12))
+    c.fill(muscle, float(rng.uniform(40, 75)) + 3 * c.texture(1.2, 12))
     c.septa(muscle, float(rng.uniform(-70, 10)), c.field(3, 25), float(rng.uniform(0.04, 0.2)))
     thick = float(rng.uniform(8, 22))
     return share(wall + thick, c.soft), np.asarray(wall + thick, np.float32)
@@ -151,7 +161,7 @@ def _lesions(c: Canvas, where: Floats, n: int, contrast: float, radius: tuple[fl
 def _chest(c: Canvas) -> None:
     rng, h = c.rng, c.half_mm
     inside, wall = _torso(c)
-    c.fill(inside, float(rng.uniform(-110, 50)) + 5 * c.field(3, 30))
+    c.fill(inside, float(rng.uniform(-110, 50)) + 5 * c.texture(3, 30))
     lungs = np.zeros_like(c.values)
     for side in (-1, 1):
         at = (0.0, float(rng.normal(-5, 8)), side * h * float(rng.uniform(0.36, 0.46)))
@@ -161,7 +171,7 @@ def _chest(c: Canvas) -> None:
         )
         lungs = np.maximum(lungs, share(np.maximum(d, wall), c.soft))
     air = float(rng.uniform(-920, -760))
-    c.fill(lungs, air + float(rng.uniform(4, 35)) * c.field(0.8, float(rng.uniform(4, 25)), 0.5))
+    c.fill(lungs, air + float(rng.uniform(4, 35)) * c.texture(0.8, float(rng.uniform(4, 25)), 0.5))
     if rng.random() < 0.5:  # emphysema, ground glass
         cloud = share(0.9 - c.field(8, 60), 0.2)
         c.values += lungs * cloud * float(rng.choice([-60.0, rng.uniform(60, 350)]))
@@ -182,7 +192,7 @@ def _chest(c: Canvas) -> None:
         (0, 0.05 * h, 0.08 * h), (1e4, h * rng.uniform(0.15, 0.32), h * rng.uniform(0.18, 0.34))
     )
     middle = share(heart + 3 * c.field(10, 50), c.soft) * inside
-    c.fill(middle, float(rng.uniform(35, 90)) + 3 * c.field(2, 20))
+    c.fill(middle, float(rng.uniform(35, 90)) + 3 * c.texture(2, 20))
     _vessels(c, middle, int(rng.integers(2, 9)), (blood - 15, blood + 15), (3, 14))
     _lesions(c, middle, int(rng.integers(0, 4)), 40.0, (1, 8))
     _spine(c, 0.42 * h)
@@ -195,7 +205,7 @@ def _abdomen(c: Canvas) -> None:
     rng, h = c.rng, c.half_mm
     inside, wall = _torso(c)
     fat = float(rng.uniform(-115, -80))
-    c.fill(inside, fat + 6 * c.field(2, 25))
+    c.fill(inside, fat + 6 * c.texture(2, 25))
     c.septa(inside, float(rng.uniform(-60, 30)), c.field(4, 30), float(rng.uniform(0.08, 0.32)))
     _vessels(c, inside, int(rng.integers(10, 60)), (20, 200), (0.4, 4))
     base = float(rng.uniform(35, 130))
@@ -209,7 +219,7 @@ def _abdomen(c: Canvas) -> None:
         d = c.distance(at, radii, angle=float(rng.uniform(0, 3)), ragged=c.field(10, 70), ragged_mm=5)
         organ = share(np.maximum(d, wall), c.soft)
         level = base + float(rng.normal(0, 25))
-        c.fill(organ, level + float(rng.uniform(0.5, 5)) * c.field(1.2, float(rng.uniform(6, 30)), 0.5))
+        c.fill(organ, level + float(rng.uniform(0.5, 5)) * c.texture(1.2, float(rng.uniform(6, 30)), 0.5))
         if rng.random() < 0.4:  # cortex and medulla
             inner = share(d + float(rng.uniform(4, 12)) + 3 * c.field(4, 20), 2 * c.soft)
             c.values += organ * inner * float(rng.uniform(-70, 40))
@@ -224,7 +234,7 @@ def _abdomen(c: Canvas) -> None:
         c.fill(share(d, c.soft), float(rng.uniform(20, 90)))
         filled = share(d + float(rng.uniform(1.5, 4)), c.soft)
         what = float(rng.choice([-950.0, rng.uniform(0, 40), rng.uniform(100, 400)]))
-        c.fill(filled, what + 8 * c.field(1, 8))
+        c.fill(filled, what + 8 * c.texture(1, 8))
         if rng.random() < 0.5:
             gas = filled * share(np.asarray(c.y - at[1] + rng.uniform(-0.3, 0.5) * r, np.float32), c.soft)
             c.fill(gas, -970.0)
@@ -242,7 +252,7 @@ def _head(c: Canvas) -> None:
         (0, 0, 0), (1e4, ry, rx), ragged=c.field(30, 120), ragged_mm=2.5, power=rng.uniform(2, 2.4)
     )
     c.fill(share(d, c.soft), float(rng.uniform(20, 60)))
-    c.fill(share(d + 2, c.soft), float(rng.uniform(-100, 40)) + 8 * c.field(2, 20))
+    c.fill(share(d + 2, c.soft), float(rng.uniform(-100, 40)) + 8 * c.texture(2, 20))
     scalp, bone = float(rng.uniform(4, 10)), float(rng.uniform(3.5, 9))
     skull = d + scalp + 1.0 * c.field(15, 60)
     c.bone(
@@ -257,7 +267,7 @@ def _head(c: Canvas) -> None:
     csf = float(rng.uniform(0, 14))
     white, grey = float(rng.uniform(22, 32)), float(rng.uniform(5, 14))
     folds = c.field(6, float(rng.uniform(25, 60))) + 0.6 * c.field(12, 80)
-    c.fill(brain, white + 0.8 * c.field(1.5, 15, 0.5))
+    c.fill(brain, white + 0.8 * c.texture(1.5, 15, 0.5))
     depth = share(-(inner + rng.uniform(18, 40)), 4.0)
     cortex = share(0.4 - np.abs(folds) + 0.5 * (1 - depth), 0.15)
     c.values += brain * cortex * grey
@@ -302,7 +312,7 @@ def _abstract(c: Canvas) -> None:
     """Dead leaves of any contrast and texture, discs of a few HU, bar patterns, lines."""
     rng, h = c.rng, c.half_mm
     ground = float(rng.choice([-1000.0, -900.0, -100.0, rng.uniform(0, 100), 40.0]))
-    c.fill(np.ones_like(c.values), ground + float(rng.uniform(0, 10)) * c.field(1, 40, 0.7))
+    c.fill(np.ones_like(c.values), ground + float(rng.uniform(0, 10)) * c.texture(1, 40, 0.7))
     levels = float(rng.choice([15.0, 60.0, 300.0, 900.0]))
     for _ in range(int(rng.integers(15, 90))):
         r = float(np.exp(rng.uniform(np.log(1.0), np.log(0.5 * h))))
@@ -312,7 +322,7 @@ def _abstract(c: Canvas) -> None:
         level = float(np.clip(ground + rng.normal(0, levels), -1000, 2500))
         c.fill(share(d, c.soft * float(rng.choice([1, 1, 3]))), level)
     if rng.random() < 0.7:
-        grain = c.field(float(rng.uniform(0.8, 3)), float(rng.uniform(4, 40)), float(rng.uniform(0, 1)))
+        grain = c.texture(float(rng.uniform(0.8, 3)), float(rng.uniform(4, 40)), float(rng.uniform(0, 1)))
         c.values += float(rng.uniform(1, 25)) * grain * share(c.field(15, 90), 0.2)
     everywhere = np.ones_like(c.values)
     _lesions(c, everywhere, int(rng.integers(5, 25)), float(rng.choice([6.0, 15.0, 40.0])), (1, 12))

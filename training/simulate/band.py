@@ -98,6 +98,18 @@ def zero_filled(lr: Floats, factor: int = 2) -> Floats:
     return np.ascontiguousarray(out, dtype=np.float32)
 
 
+def crisp(values: Floats, blur: float) -> Floats:
+    """Undo a Gaussian blur of ``blur`` pixels, or sharpen by as much: gain exp(2 (pi f blur)^2) along both axes."""
+    out = _checked(values)
+    for axis in AXES:
+        n = out.shape[axis]
+        gain = np.exp(2 * np.square(np.pi * np.fft.rfftfreq(n) * blur)).astype(np.float32)
+        shape = [1, 1, 1]
+        shape[axis] = gain.size
+        out = fft.irfft(fft.rfft(out, axis=axis) * gain.reshape(shape), n=n, axis=axis)
+    return np.ascontiguousarray(out, dtype=np.float32)
+
+
 def acquired_part(values: Floats, factor: int = 2) -> Floats:
     """Return K r: the part of a fine image (z, y, x) that lies in the acquired band of k-space.
 

@@ -28,6 +28,8 @@ class Canvas:
     ----------
     pixel_mm, step_mm
         In the slice, and from slice to slice.
+    textured
+        How strong textures of tissues are: 1 as they are drawn, 0 none.
     values
         float32 (z, y, x), HU.
     """
@@ -37,6 +39,7 @@ class Canvas:
     step_mm: float
     rng: np.random.Generator
     soft: float = 0.0
+    textured: float = 1.0
     values: Floats = field(init=False)
     y: Floats = field(init=False)
     x: Floats = field(init=False)
@@ -80,6 +83,10 @@ class Canvas:
         turn = (np.pi / 2) * self.z / max(np.sqrt(fine_mm * coarse_mm), self.step_mm)
         made = np.cos(turn) * a + np.sin(turn) * b
         return np.asarray(made / (made.std() + 1e-9), np.float32)
+
+    def texture(self, fine_mm: float, coarse_mm: float, slope: float = 0.0) -> Floats:
+        """Return a :meth:`field` that is a texture of a tissue, not a shape, as strong as this canvas has them."""
+        return self.field(fine_mm, coarse_mm, slope) * np.float32(self.textured)
 
     def distance(
         self,
