@@ -1,9 +1,10 @@
 """How slow a peer may be: pure, the clock is handed in.
 
-Three limits. A PDU that has begun must end within ``pdu_s``, however its bytes drip.
-Silence is bounded, more tightly inside a message than between messages. And a message as a whole must keep up
+Four limits. A PDU that has begun must end within ``pdu_s``, however its bytes drip.
+Silence is bounded, more tightly inside a message than between messages. A message as a whole must keep up
 :data:`FLOOR` bytes a second on average once it has lasted longer than ``dimse_s``: tiny but complete PDUs
-would otherwise hold an association, and a file, for ever.
+would otherwise hold an association, and a file, for ever. And what takes longer than :data:`LONG_S` must have come
+at :data:`LONG_FLOOR`: it is an enormous object on a line that can carry it, or it never ends.
 """
 
 from __future__ import annotations
@@ -12,6 +13,10 @@ from typing import Final
 
 FLOOR: Final = 2048
 """Bytes a second. A 0.5 MB slice then has five minutes: less than any line that a scanner is behind."""
+
+LONG_S: Final = 900.0
+LONG_FLOOR: Final = 64 * 1024
+"""Seconds, and bytes a second: half a megabit, with which 59 MB come in that time."""
 
 
 class Pace:
@@ -64,7 +69,10 @@ class Pace:
             return "silence" if silence > self._network_s else ""
         if silence > min(self._dimse_s, self._network_s):
             return "silence inside a message"
-        overtime = now - self._message - self._dimse_s
+        lasted = now - self._message
+        if lasted > LONG_S and self._bytes < lasted * LONG_FLOOR:
+            return "a message takes too long"
+        overtime = lasted - self._dimse_s
         if overtime > 0 and self._bytes < overtime * FLOOR:
             return "a message comes too slowly"
         return ""

@@ -15,7 +15,7 @@ from node.receive.alarm import AGAIN_S, MOST, Alarm
 from node.receive.commands import parse
 from node.receive.guard import COURTESY, PATIENCE_S, Gate
 from node.receive.intake import Refusal, as_refusal, refuse_command, refuse_ids
-from node.receive.pace import FLOOR, Pace
+from node.receive.pace import FLOOR, LONG_S, Pace
 from node.receive.terms import APPLICATION_CONTEXT, admit, terms
 from tests.senders import CT, MR, store_rq
 
@@ -108,7 +108,7 @@ def test_tiny_complete_pdus_do_not_hold_a_message_open_for_ever() -> None:
 
 def test_a_slow_but_steady_message_is_let_through_and_the_next_has_its_own_time() -> None:
     one = pace()
-    for second in range(1000):
+    for second in range(int(LONG_S)):
         one.heard(float(second), FLOOR, pdus=second, partial=False, in_message=True)
         assert one.late(float(second)) == ""
     one.message_ended(1000.0)
