@@ -12,4 +12,4 @@ LONGEST_S = 3600
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if FULL and "tests/faults" in item.path.as_posix():
-            item.add_marker(pytest.mark.timeout(LONGEST_S))
+            item.add_marker(pytest.mark.timeout(LONGEST_S), append=False)

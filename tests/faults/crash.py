@@ -129,17 +129,18 @@ class Ward:
     """A node's folder with its scanners."""
 
     def __init__(
-        self, folder: Path, template: Path, pacs: StoreScp, nursery: Nursery, tally: Tally, log: Log
+        self, folder: Path, template: Path | None, pacs: StoreScp, nursery: Nursery, tally: Tally, log: Log
     ) -> None:
-        folder.mkdir()
+        if template is not None:
+            folder.mkdir()
+            shutil.copy(template, folder / "luminode.db")
         self.folder, self.nursery, self.tally, self.pacs, self.log = folder, nursery, tally, pacs, log
         self.port = free_port()
-        shutil.copy(template, folder / "luminode.db")
         text = CONFIG.format(port=self.port, folder=folder, pacs=pacs.port)
         (folder / "config.yaml").write_text(text)
         self.scanners = [Scanner(log, f"CT{n}") for n in range(1, 4)]
         self.store = Store.open(f"sqlite:///{folder}/luminode.db", folder / "spool")
-        self._first = log._next
+        self.first = log._next
         self.lives: list[str] = []
 
     # lives ------------------------------------------------------------------------------------------
@@ -277,7 +278,7 @@ class Ward:
 
     def _compare(self) -> None:
         tally, store = self.tally, self.store
-        numbers = range(self._first, self.log._next)
+        numbers = range(self.first, self.log._next)
         mine = {u for u in self.log.acknowledged if _number(u) in numbers}
         sources = self._at_the_pacs()
         n_derived: dict[str, int] = {}

@@ -12,7 +12,7 @@ from tests.faults.ledger import record
 from tests.faults.scale import SEED, count
 from tests.peers import needs
 
-pytestmark = pytest.mark.peer
+pytestmark = [pytest.mark.peer, pytest.mark.timeout(900)]
 
 SHARE = {"receive": 14, "gather": 4, "enhance": 3, "deliver": 4}
 """Lives of each role in one ward. A job that killed its worker too often would be held for a person."""

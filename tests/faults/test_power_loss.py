@@ -1,0 +1,149 @@
+"""R2: what was acknowledged survives a power cut at any moment, on a disk that forgets what was not synced."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from node.store import Store
+from tests.faults.crash import CONFIG, Tally, Ward
+from tests.faults.ledger import record
+from tests.faults.nursery import Child, Nursery
+from tests.faults.powerloss import PowerlessDisk, why_not
+from tests.faults.scale import SEED, count
+from tests.faults.scanners import Log, Scanner, at_work
+from tests.peers import StoreScp, free_port, listens, needs, wait_until
+
+pytestmark = [pytest.mark.peer, pytest.mark.timeout(600)]
+
+ROLES_TOGETHER = 5
+"""Every so many cuts all roles are at work, and all of it is delivered afterwards."""
+
+
+@dataclass(slots=True)
+class Found:
+    """What the disks held after the cuts."""
+
+    cuts: int = 0
+    acknowledged: int = 0
+    lost: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+
+class Case:
+    """One life on a disk, cut, and what is left of it."""
+
+    def __init__(
+        self, folder: Path, template: Path, pacs: StoreScp, nursery: Nursery, cut: tuple[str, int, str]
+    ) -> None:
+        folder.mkdir()
+        self.folder, self.template, self.pacs, self.nursery, self.cut = folder, template, pacs, nursery, cut
+        self.log = Log()
+        self.scanners = [Scanner(self.log, f"CT{n}") for n in range(1, 4)]
+        self.after = folder / "after"
+
+    def live(self, *, together: bool) -> None:
+        with PowerlessDisk(self.folder / "mount", self.after) as disk:
+            ward = disk.mount / "ward"
+            ward.mkdir()
+            shutil.copyfile(self.template, ward / "luminode.db")
+            port = free_port()
+            (ward / "config.yaml").write_text(CONFIG.format(port=port, folder=ward, pacs=self.pacs.port))
+            disk.sync()
+            roles = ["receive", *(["gather", "enhance", "deliver"] if together else [])]
+            children = [self.nursery.bear(role, ward) for role in roles]
+            try:
+                wait_until(lambda: listens(port), 60, "the receiver listens")
+                disk.arm(*self.cut, [c.pid for c in children])
+                self._scan(disk, port, children)
+            finally:
+                for child in children:
+                    child.kill()
+
+    def _scan(self, disk: PowerlessDisk, port: int, children: list[Child]) -> None:
+        stop = threading.Event()
+        threads = at_work(self.scanners, port, stop, n_new=2)
+        try:
+            for _ in range(600):
+                if disk.is_cut(0.1):
+                    return
+                if not any(t.is_alive() for t in threads):
+                    break
+            disk.cut([c.pid for c in children])  # all is acknowledged, and the power goes now
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join(40)
+
+    def look(self, found: Found) -> None:
+        """Compare what was acknowledged with what is in the database and the spool, before anything is healed."""
+        ward = self.after / "ward"
+        acknowledged = set(self.log.acknowledged)
+        found.cuts += 1
+        found.acknowledged += len(acknowledged)
+        with Store.open(f"sqlite:///{ward}/luminode.db", ward / "spool") as store:
+            held = {
+                i.sop_instance_uid: i
+                for s in store.series.list(limit=1000)
+                for i in store.series.instances(s.id, all_generations=False)
+            }
+            whole = {u for u, i in held.items() if store.spool.verify(i.path, i.offset, i.sha256)}
+            missing = store.reconcile.fsck().missing
+        lost = sorted(acknowledged - whole)
+        found.lost += lost
+        if lost or missing:
+            rows = len(acknowledged - held.keys())
+            found.faults.append(
+                f"{self.cut}: {len(lost)} lost ({rows} without a row), {len(missing)} rows without file"
+            )
+
+    def recover(self, found: Found) -> None:
+        """All roles start on what is left; in the end the PACS holds what was acknowledged."""
+        tally = Tally()
+        ward = Ward(self.after / "ward", None, self.pacs, self.nursery, tally, self.log)
+        ward.scanners, ward.first = self.scanners, 0
+        ward.drain()
+        found.faults += [f"{self.cut}: {fault}" for fault in tally.faults]
+
+
+def test_what_was_acknowledged_survives_a_power_cut_at_any_moment(
+    sqlite_template: Path, tmp_path: Path
+) -> None:
+    needs("storescp")
+    if reason := why_not():
+        pytest.skip(reason)
+    n, chance, found = count(20, 240), random.Random(SEED), Found()
+    pacs = StoreScp(tmp_path / "pacs", "+xa")
+    try:
+        with Nursery() as nursery:
+            for number in range(n):
+                together = number % ROLES_TOGETHER == ROLES_TOGETHER - 1
+                what = chance.choice(("sync", "sync", "change"))
+                most = (160 if what == "sync" else 600) * (2 if together else 1)
+                cut = (what, chance.randint(1, most), chance.choice(("before", "after")))
+                case = Case(tmp_path / f"case{number}", sqlite_template, pacs, nursery, cut)
+                case.live(together=together)
+                case.look(found)
+                if together and not found.faults:
+                    case.recover(found)
+                for path in pacs.folder.iterdir():
+                    path.unlink()
+                shutil.rmtree(case.folder)
+    finally:
+        pacs.stop()
+    record(
+        "R2",
+        load="power cut before or after the k-th sync or change, 3 scanners sending, on a disk that forgets what was "
+        "not synced (FUSE); the receiver alone, every fifth time all roles, then started again and delivered",
+        count=found.cuts,
+        result=f"{len(found.lost)} lost of {found.acknowledged:,} acknowledged",
+        ok=not found.faults,
+        lost=len(found.lost),
+    )
+    assert found.faults == []
+    assert found.acknowledged > 5 * n
