@@ -39,15 +39,21 @@ _SETTINGS = (
 class Server:
     """A PostgreSQL server that can be stopped, killed and started again."""
 
-    def __init__(self, binaries: Path) -> None:
+    def __init__(self, binaries: Path, *, standby_of: Server | None = None) -> None:
         self._bin = binaries
         self.folder = Path(tempfile.mkdtemp(prefix="lumpg"))
         self._user = _unprivileged()
         if self._user is not None:
             os.chown(self.folder, self._user.pw_uid, self._user.pw_gid)
-        self._run(
-            "initdb", "-D", self._data, "-A", "trust", "-U", "luminode", "-E", "UTF8", "--no-locale", "-N"
-        )
+        if standby_of is None:
+            self._run(
+                "initdb", "-D", self._data, "-A", "trust", "-U", "luminode", "-E", "UTF8", "--no-locale", "-N"
+            )
+        else:
+            self._run(
+                "pg_basebackup", "-D", self._data, "-h", str(standby_of.folder), "-U", "luminode", "-R",
+                "--checkpoint=fast", "--no-sync",
+            )  # fmt: skip
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -92,6 +98,15 @@ class Server:
             self._process.send_signal(signal.SIGQUIT)  # immediate shutdown
             self._process.wait(timeout=30)
 
+    def promote(self) -> None:
+        """A standby becomes the primary; returns when it is."""
+        _execute(self.url, "SELECT pg_promote(true, 30)")
+
+    def set(self, statement: str) -> None:
+        """``ALTER SYSTEM SET`` and read it."""
+        _execute(self.url, f"ALTER SYSTEM SET {statement}")
+        _execute(self.url, "SELECT pg_reload_conf()")
+
     def remove(self) -> None:
         self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -104,6 +119,73 @@ class Server:
         if self._user is not None:
             how |= {"user": self._user.pw_uid, "group": self._user.pw_gid, "extra_groups": []}
         return how
+
+
+class Pair:
+    """A primary and its synchronous standby, which changes places with it again and again.
+
+    ``url`` names both folders, so that a client finds whichever takes writes (libpq's ``target_session_attrs``).
+    Folders of servers to come are links, since a client is given its URL once.
+    """
+
+    def __init__(self, binaries: Path) -> None:
+        self._bin = binaries
+        self.primary = Server(binaries)
+        self.standby: Server | None = None
+        self.places = [Path(tempfile.mkdtemp(prefix="lumpg")) for _ in range(2)]
+        for place in self.places:
+            place.chmod(0o755)
+
+    @property
+    def url(self) -> URL:
+        hosts = tuple(f"{place / 'here'}:5432" for place in self.places)
+        query = {"host": hosts, "target_session_attrs": "read-write"}
+        return URL.create("postgresql+psycopg", username="luminode", database="postgres", query=query)
+
+    def start(self) -> None:
+        self.primary.start()
+        self._at(0, self.primary)
+        self.pair_again(place=1)
+
+    def pair_again(self, place: int | None = None) -> None:
+        """Give the primary a new standby; returns when commits wait for it."""
+        if place is None:
+            place = next(
+                k for k, at in enumerate(self.places) if (at / "here").resolve() != self.primary.folder
+            )
+        self.standby = Server(self._bin, standby_of=self.primary)
+        self.standby.start()
+        self._at(place, self.standby)
+        self.primary.set("synchronous_standby_names = '*'")
+        deadline = time.monotonic() + 30
+        while not _scalar(
+            self.primary.url, "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'"
+        ):
+            if time.monotonic() > deadline:
+                raise RuntimeError("the standby does not follow")
+            time.sleep(0.05)
+
+    def fail_over(self) -> None:
+        """kill -9 of the primary, and its standby takes over."""
+        assert self.standby is not None
+        old = self.primary
+        old.kill()
+        self.standby.promote()
+        self.standby.set("synchronous_standby_names = ''")
+        self.primary, self.standby = self.standby, None
+        old.remove()
+
+    def remove(self) -> None:
+        for one in (self.standby, self.primary):
+            if one is not None:
+                one.remove()
+        for place in self.places:
+            shutil.rmtree(place, ignore_errors=True)
+
+    def _at(self, place: int, server: Server) -> None:
+        link = self.places[place] / "here"
+        link.unlink(missing_ok=True)
+        link.symlink_to(server.folder)
 
 
 def binaries() -> Path | None:
@@ -221,6 +303,15 @@ def _execute(url: URL, statement: str) -> None:
     try:
         with engine.connect() as connection:
             connection.exec_driver_sql(statement)
+    finally:
+        engine.dispose()
+
+
+def _scalar(url: URL, statement: str) -> Any:
+    engine = create_engine(url, hide_parameters=True)
+    try:
+        with engine.connect() as connection:
+            return connection.exec_driver_sql(statement).scalar_one()
     finally:
         engine.dispose()
 
