@@ -61,7 +61,7 @@ class Arena:
             try:
                 undo()
             except OutOfMemory as e:
-                raise DeviceLost("the GPU took nothing back") from e
+                raise DeviceLost("the GPU does not take back what it gave") from e
 
 
 class Patience:

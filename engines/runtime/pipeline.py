@@ -137,6 +137,9 @@ class Pipeline:
             except DeviceLost:
                 self._lost = True
                 raise
+            except OutOfMemory as e:
+                self._lost = True
+                raise DeviceLost("the GPU does not take back what it gave") from e
             return True
 
     def _admit(self) -> None:

@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass
 from engines.base import Card
 from engines.errors import CardInvalid
 
-SMALLEST, LARGEST = 64, 1024
-"""Rows and columns of a slice, or of a tile."""
+SMALLEST, LARGEST = 8, 1024
+"""Rows and columns of a slice, or of a tile. The smallest is as small as networks are aligned: a slice or tile that
+had to be padded further would meet a rim of its mirror image where the CPU's meets none (up to 94 HU apart)."""
 
 BUCKETS = (1, 4, 8, 16)
 """Slices at once. A group of five runs as four and one: no other sizes, so that few CUDA graphs do."""
@@ -83,13 +84,14 @@ def of(card: Card, *, buckets: Sequence[int] = BUCKETS) -> Profile:
     Raises
     ------
     CardInvalid
-        The card's alignment does not divide the smallest size.
+        The card's alignment does not divide the largest size.
     """
-    if SMALLEST % card.alignment:
+    if LARGEST % card.alignment:
         raise CardInvalid(
-            f"{card.name}: an alignment of {card.alignment} does not divide {SMALLEST}",
+            f"{card.name}: an alignment of {card.alignment} does not divide {LARGEST}",
             hint="a compiled engine needs an alignment of 1, 2, 4, 8, 16, 32 or 64",
         )
+    least = max(SMALLEST, card.alignment)
     sizes = tuple(sorted({int(b) for b in buckets}))
     if not sizes or sizes[0] != 1 or sizes[-1] > 64:
         raise CardInvalid("buckets start at 1 slice and end at 64 or less")
@@ -97,7 +99,7 @@ def of(card: Card, *, buckets: Sequence[int] = BUCKETS) -> Profile:
     return Profile(
         ranges=tuple(
             Range(
-                least=(1, SMALLEST, SMALLEST),
+                least=(1, least, least),
                 best=(best, TYPICAL[modality], TYPICAL[modality]),
                 most=(sizes[-1], LARGEST, LARGEST),
             )

@@ -258,7 +258,11 @@ class Session:
         self._used.add(count)
 
     def _capture(self, key: tuple[int, int], work: Callable[[], None]) -> None:
-        self._device.begin_capture(self._work)
+        try:
+            self._device.begin_capture(self._work)
+        except CaptureFailed:
+            self._graphs_wanted = False
+            return
         try:
             work()
         except (OutOfMemory, CaptureFailed) as e:
@@ -275,7 +279,11 @@ class Session:
 
     def _forget_graphs(self) -> None:
         while self._graphs:
-            self._device.drop_graph(self._graphs.popitem()[1])
+            graph = self._graphs.popitem()[1]
+            try:
+                self._device.drop_graph(graph)
+            except OutOfMemory as e:
+                raise DeviceLost("the GPU does not take back what it gave") from e
 
     def _launch(self, bound: Bound, n: int, stage: int, region: Region | None, *, captured: bool) -> None:
         shape, at = self.shape, self._at
