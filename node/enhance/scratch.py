@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.base import Volume
+from engines.errors import OutputImplausible
 from node.dicom.pixels import PixelFormat, decode, pixel_format, to_stored, to_values
 from node.dicom.resample import MOST
 from node.dicom.source import Source
@@ -176,6 +177,7 @@ class Scratch:
             stored, valid = slab.stored[at + i], slab.volume.valid[at + i][None]
             if self._scale != 1:  # each pixel stands for those that were made beside it
                 stored, valid = (_repeated(v, self._scale) for v in (stored, valid))
+            _storable(values, valid[0], fmt, frame, MOST_CLIPPED[self._scale])
             out.append(to_stored(values[None], stored, valid, fmt, first=frame))
         return out
 
@@ -189,6 +191,30 @@ class Scratch:
         data = self._after.map(place.at * more, place.frame_bytes * fmt.n_frames * more)
         shape = (fmt.n_frames, fmt.rows * self._scale, fmt.columns * self._scale)
         return np.frombuffer(data, fmt.dtype).reshape(shape)
+
+
+MOST_CLIPPED = {1: 0.05, 2: 0.25}
+"""Share of the valid voxels that may lie outside of what the source can store, by more than a unit; by the scale
+of the engine: noise that a scanner cut off at the lowest value rings below it when it is interpolated."""
+
+
+def _storable(
+    values: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_], fmt: PixelFormat, frame: int, most: float
+) -> None:
+    """Refuse a slice that would be clipped over a large part: what is seen there would be nobody's result.
+
+    Raises
+    ------
+    OutputImplausible
+    """
+    slope, intercept = fmt.slope[frame], fmt.intercept[frame]
+    ends = sorted(slope * end + intercept for end in (fmt.minimum, fmt.maximum))
+    low, high = ends[0] - abs(slope), ends[1] + abs(slope)
+    if values.min() >= low and values.max() <= high:
+        return
+    n = int((((values < low) | (values > high)) & valid).sum())
+    if n > most * max(1, int(valid.sum())):
+        raise OutputImplausible("a large part of a slice lies outside of what its source can store")
 
 
 def _repeated(values: npt.NDArray[Any], times: int) -> npt.NDArray[Any]:

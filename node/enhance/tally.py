@@ -18,7 +18,8 @@ class Report:
 
     ``figures`` are in the engine's unit: noise before and after, mean and largest change; one that could not
     be measured is left out. ``seconds`` are by step: decode, survey, enhance, derive (which overlaps it).
-    ``n_skipped`` of ``n_slices`` were passed through unchanged, for the reasons in ``notes``.
+    ``n_skipped`` of ``n_slices`` were passed through unchanged, for the reasons in ``notes``; ``n_same`` are stored as
+    their sources are, those included.
     """
 
     figures: Mapping[str, float]
@@ -28,9 +29,15 @@ class Report:
     n_skipped: int
     runtime: str
     device: str
+    n_same: int = 0
 
-    def must_have_changed(self) -> None:
+    def must_have_changed(self, *, at_all: bool = True) -> None:
         """Refuse a series that the engine left as it was: its copy must not be taken for something better.
+
+        Parameters
+        ----------
+        at_all
+            Whether some stored value has to differ: not where the rule wants nothing to be changed.
 
         Raises
         ------
@@ -38,6 +45,11 @@ class Report:
         """
         if 0 < self.n_slices <= self.n_skipped:
             raise SeriesError("every slice was passed through unchanged: " + "; ".join(self.notes[1:]))
+        if at_all and 0 < self.n_slices <= self.n_same:
+            raise SeriesError(
+                "no stored value of the series would change: all changes are smaller than its rounding",
+                hint="a higher strength, or a rule that leaves such series alone",
+            )
 
 
 _LARGEST = frozenset({"largest_change", "reconstruction_error"})
@@ -52,14 +64,15 @@ class Tally:
         self._sums: dict[str, float] = {}
         self._weights: dict[str, int] = {}
         self._notes: dict[str, None] = {}
-        self._n = self._n_skipped = 0
+        self._n = self._n_skipped = self._n_same = 0
         self._runtime = self._device = ""
 
-    def add(self, e: Enhancement, n: int) -> None:
-        """Count in a slab of which ``n`` slices were kept."""
+    def add(self, e: Enhancement, n: int, n_same: int = 0) -> None:
+        """Count in a slab of which ``n`` slices were kept, and ``n_same`` are stored as their sources are."""
         n_skipped = int(e.figures.get("skipped", 0.0))
         self._n += n
         self._n_skipped += n_skipped
+        self._n_same += n_same
         self._runtime, self._device = e.runtime, e.device
         self._notes.update(dict.fromkeys(e.notes))
         for name, value in e.figures.items():
@@ -82,6 +95,7 @@ class Tally:
             seconds=dict(seconds),
             n_slices=self._n,
             n_skipped=self._n_skipped,
+            n_same=self._n_same,
             runtime=self._runtime,
             device=self._device,
         )

@@ -1,0 +1,144 @@
+"""The last look at what an engine returned, whatever engine and runtime it is: nothing implausible leaves (R44).
+
+The front door guards every slice while it is made. This looks at a finished slab from the outside, with nothing but
+what went in and what came out, because a result may also be spoiled on its way: a batch whose slices were exchanged,
+a buffer that was never written, a device that answers zeros. It changes nothing; a sound result passes, bit for bit.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from engines import guards, noise
+from engines.base import Card, Floats, Mask, Survey, Volume
+from engines.errors import OutputImplausible
+
+SAMPLES = 1 << 15
+"""Pixels of a slice that are compared with other slices."""
+LEAST = 1 << 10
+"""With fewer the noise of one slice is not told from that of another."""
+
+BETTER, BY = 1.1, 0.02
+"""A residual is another slice's if it fits that one so many times better than its own, and by so much. What engines
+take from a slice fits its neighbours 0.9 times as well at the most (phantoms and patients, all shipped engines)."""
+
+
+def judge(
+    given: Volume,
+    result: Volume,
+    survey: Survey,
+    *,
+    card: Card,
+    strength: float,
+    first: int,
+    keep: slice,
+    n_skipped: int,
+) -> None:
+    """Refuse a slab that no sound engine returns.
+
+    Parameters
+    ----------
+    given
+        The slab as the engine was given it, neighbours included.
+    result
+        What came back for ``given[keep]``.
+    survey
+        Of the whole stack; ``first`` is the index in it of the slab's slice 0.
+    n_skipped
+        How many slices the engine says it left as they were.
+
+    Raises
+    ------
+    OutputImplausible
+    """
+    factor = card.scale
+    before, valid = given.values[keep], given.valid[keep]
+    n, rows, columns = before.shape
+    after = result.values
+    if after.shape != (n, factor * rows, factor * columns):
+        raise OutputImplausible("the engine returned another shape than it was asked for")
+    if after.dtype != np.float32:
+        raise OutputImplausible("the engine returned another kind of numbers than it was asked for")
+    for i in range(n):
+        inside = valid[i] if factor == 1 else np.repeat(np.repeat(valid[i], factor, 0), factor, 1)
+        seen = after[i] if inside.all() else after[i][inside]
+        if not np.isfinite(seen).all():
+            raise OutputImplausible("the engine returned values that are not numbers")
+    if card.family == "identity" or strength == 0:
+        return
+    sampled = after[:, ::factor, ::factor]
+    sigmas = noise.steady(survey.sigma)[first : first + given.shape[0]]
+    scale = noise.scale(survey, given.unit)
+    same = np.array([np.array_equal(a, b, equal_nan=True) for a, b in zip(sampled, before, strict=True)])
+    if factor == 1:
+        if int(same.sum()) > n_skipped:
+            raise OutputImplausible("slices came back as they were, and the engine does not say why")
+        for k in np.flatnonzero(~same):
+            _bounded(before[k], after[k], valid[k], float(sigmas[keep][k]), scale, card, strength)
+        _own(given, sampled, sigmas, np.flatnonzero(~same), keep)
+        return
+    most = strength * card.bound * scale
+    for a, b, v in zip(sampled, before, valid, strict=True):
+        moved = float(np.abs(a - b)[v].max(initial=0.0))
+        if moved > most * (1 + 1e-4) + float(np.abs(b[v]).max(initial=0.0)) * 2.0**-20:
+            raise OutputImplausible(f"a voxel moved by {moved:g}, more than this engine may")
+
+
+def _bounded(
+    before: Floats, after: Floats, valid: Mask, sigma: float, scale: float, card: Card, strength: float
+) -> None:
+    """Bound, mean and padding once more; and a slice of one value is none."""
+    if not np.isfinite(sigma):
+        raise OutputImplausible("a slice was changed whose noise could not be measured")
+    largest = guards.limit(sigma, sigmas=card.bound_sigmas, cap=card.bound * scale)
+    guards.check(before, after, valid, largest=largest, strength=strength, unit=card.unit, scale=scale)
+    if _flat(after, valid) and not _flat(before, valid):
+        raise OutputImplausible("the engine returned one value for a whole slice")
+
+
+def _flat(values: Floats, valid: Mask) -> bool:
+    first = values[valid][:1]
+    return bool(first.size) and bool((values[valid] == first).all())
+
+
+def _own(given: Volume, after: Floats, sigmas: Floats, changed: npt.NDArray[np.intp], keep: slice) -> None:
+    """What was taken from a slice must fit that slice better than any other of the slab.
+
+    Noise is independent from slice to slice, so what an engine takes for noise agrees with the fine texture of its
+    own slice (first differences along the rows, edges clipped at four times their noise) and not with another's.
+    Slices that are the same fit equally well.
+    """
+    start = range(given.shape[0])[keep].start
+    step = max(1, given.shape[1] * given.shape[2] // SAMPLES)
+    textures, taken = [], []
+    for i in range(given.shape[0]):
+        top = np.float32(4 * np.sqrt(2) * sigmas[i]) if np.isfinite(sigmas[i]) else np.float32(0)
+        textures.append(np.clip(_texture(given.values[i], given.valid[i], step), -top, top))
+    for i in changed:
+        where = start + int(i)
+        taken.append(_texture(given.values[where] - after[i], given.valid[where], step))
+    if len(textures) < 2 or not taken or textures[0].size < LEAST:
+        return
+    t, r = np.stack(textures).astype(np.float64), np.stack(taken).astype(np.float64)
+    power = r @ t.T  # residual of slice i with the texture of slice j
+    size = np.linalg.norm(r, axis=1)[:, None] * np.linalg.norm(t, axis=1)[None, :]
+    fit = np.divide(power, size, out=np.zeros_like(power), where=size > 0)
+    for row, i in enumerate(changed):
+        own = start + int(i)
+        better = (fit[row] > BETTER * max(fit[row, own], 0.0) + BY) & (power[row] > BETTER * power[row, own])
+        if better.any():
+            raise OutputImplausible(
+                "what the engine took from a slice is the noise of another one: slices were exchanged"
+            )
+
+
+def _texture(values: Floats, valid: Mask, step: int) -> Floats:
+    """First differences along every ``step``-th row; 0 beside what is not valid."""
+    rows, ok = values[::step], valid[::step]
+    with np.errstate(invalid="ignore"):
+        difference = np.diff(rows, axis=1)
+    if not ok.all():
+        difference = np.where(ok[:, 1:] & ok[:, :-1], difference, np.float32(0))
+    flat: Floats = difference.ravel()
+    return flat
