@@ -129,14 +129,20 @@ class Ward:
     """A node's folder with its scanners."""
 
     def __init__(
-        self, folder: Path, template: Path | None, pacs: StoreScp, nursery: Nursery, tally: Tally, log: Log
+        self,
+        folder: Path,
+        template: Path | None,
+        pacs: StoreScp | None,
+        nursery: Nursery,
+        tally: Tally,
+        log: Log,
     ) -> None:
         if template is not None:
             folder.mkdir()
             shutil.copy(template, folder / "luminode.db")
         self.folder, self.nursery, self.tally, self.pacs, self.log = folder, nursery, tally, pacs, log
         self.port = free_port()
-        text = CONFIG.format(port=self.port, folder=folder, pacs=pacs.port)
+        text = CONFIG.format(port=self.port, folder=folder, pacs=pacs.port if pacs else free_port())
         (folder / "config.yaml").write_text(text)
         self.scanners = [Scanner(log, f"CT{n}") for n in range(1, 4)]
         self.store = Store.open(f"sqlite:///{folder}/luminode.db", folder / "spool")
@@ -309,6 +315,7 @@ class Ward:
     def _at_the_pacs(self) -> dict[str, str]:
         """Derived SOP Instance UID -> the source it was made from, of this ward."""
         found = {}
+        assert self.pacs is not None
         for path in self.pacs.folder.iterdir():
             ds = pydicom.dcmread(
                 path, specific_tags=["SOPInstanceUID", "SourceImageSequence"], stop_before_pixels=True

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
+import subprocess
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,13 +19,17 @@ from tests.faults.ledger import record
 from tests.faults.nursery import Child, Nursery
 from tests.faults.powerloss import PowerlessDisk, why_not
 from tests.faults.scale import SEED, count
-from tests.faults.scanners import Log, Scanner, at_work
+from tests.faults.scanners import N_SLICES, Log, Scanner, at_work
 from tests.peers import StoreScp, free_port, listens, needs, wait_until
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(600)]
 
 ROLES_TOGETHER = 5
 """Every so many cuts all roles are at work, and all of it is delivered afterwards."""
+
+
+IN_ORDER = r"((row|folder) )*bytes name folder (root )?row (row )*"
+"""What precedes an answer; the rows around it are openings of associations, the root is synced for a new folder."""
 
 
 @dataclass(slots=True)
@@ -147,3 +154,59 @@ def test_what_was_acknowledged_survives_a_power_cut_at_any_moment(
     )
     assert found.faults == []
     assert found.acknowledged > 5 * n
+
+
+def test_every_answer_comes_after_its_syncs_in_their_order(sqlite_template: Path, tmp_path: Path) -> None:
+    """What the cuts rest on, seen from outside, where no file system can be mounted too."""
+    needs("strace")
+    trace, log = tmp_path / "trace", Log()
+    with Nursery() as nursery:
+        ward = Ward(tmp_path / "ward", sqlite_template, None, nursery, Tally(), log)
+        child = nursery.bear("receive", ward.folder)
+        wait_until(lambda: listens(ward.port), 60, "the receiver listens")
+        tracer = subprocess.Popen(
+            ["strace", "-f", "-y", "-qq", "-o", str(trace), "-e", "signal=none",
+             "-e", "trace=fdatasync,fsync,rename,sendto", "-p", str(child.pid)],
+            stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        wait_until(child.traced, 20, "the tracer is attached")
+        (thread, *_) = at_work(ward.scanners[:1], ward.port, threading.Event(), n_new=1)
+        thread.join(60)
+        child.kill()
+        tracer.wait(20)
+        ward.store.close()
+    assert len(log.acknowledged) == N_SLICES
+    steps = [step for line in trace.read_text(errors="replace").splitlines() for step in _steps(line)]
+    answers = [a for a in "".join(steps).split("answer ") if "name" in a]
+    good = [a for a in answers if re.fullmatch(IN_ORDER, a)]
+    record(
+        "R2",
+        load="order of system calls before each answer (strace): sync of the bytes, rename, sync of the folder, sync "
+        "of the database's log, send",
+        count=len(answers),
+        result=f"{len(good)} of {len(answers)} in order",
+        ok=len(good) == N_SLICES,
+    )
+    assert len(good) == len(answers) == N_SLICES, answers
+
+
+def _steps(line: str) -> Iterator[str]:
+    """What a line of the trace means on the way of an instance."""
+    call = line.split(maxsplit=1)[1]
+    if "resumed>" in call:
+        return
+    if call.startswith("sendto("):
+        yield "answer "
+    elif call.startswith("rename("):
+        yield "name "
+    elif call.startswith(("fsync(", "fdatasync(")) and (path := re.search(r"<([^>]+)>", call)):
+        end = path[1].rpartition("ward")[2]
+        yield (
+            "row "
+            if end.endswith("-wal")
+            else "bytes "
+            if "/tmp/" in end
+            else "root "
+            if end == "/spool"
+            else "folder "
+        )
