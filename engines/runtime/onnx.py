@@ -1,6 +1,7 @@
-"""ONNX Runtime on the CPU: fp32, deterministic, one self-contained file whose digest is the card's.
+"""ONNX Runtime: fp32, deterministic, one self-contained file whose digest is the card's.
 
-This is the reference that every other runtime is compared with, and the fallback of them all.
+On the CPU it is the reference that every other runtime is compared with, and the fallback of them all. With CUDA it
+is the runtime of GPUs for which no plan can be built; a site installs it (onnxruntime-gpu) in place of the other.
 """
 
 from __future__ import annotations
@@ -9,18 +10,20 @@ import hashlib
 import os
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from engines.base import Floats
 from engines.errors import (
     CardInvalid,
+    DeviceLost,
     OutOfMemory,
     OutputImplausible,
     RuntimeUnavailable,
     WeightsMismatch,
 )
+from engines.runtime import gpu
 from engines.runtime.onnxfile import inspect
 
 if TYPE_CHECKING:
@@ -28,7 +31,12 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 1 << 30
 
-_NO_MEMORY = ("allocate", "bad_alloc", "out of memory")
+Provider = Literal["cpu", "cuda"]
+
+CUDA = "CUDAExecutionProvider"
+
+_NO_MEMORY = ("allocate", "bad_alloc", "out of memory", "alloc_failed")
+_DEVICE = ("cuda failure", "cudnn failure", "cublas failure", "cufft failure", "cuda error", "cudaerror")
 
 
 def read_verified(path: Path, sha256: str) -> bytes:
@@ -68,20 +76,26 @@ def read_verified(path: Path, sha256: str) -> bytes:
 class OnnxNetwork:
     """Meets :class:`engines.runtime.network.Network`."""
 
-    name = "onnx"
-    device = "cpu"
-
-    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+    def __init__(
+        self, session: onnxruntime.InferenceSession, *, name: str = "onnx", device: str = "cpu"
+    ) -> None:
         self._session = session
+        self.name, self.device = name, device
 
     @classmethod
-    def load(cls, path: Path, sha256: str, *, threads: int = 0) -> OnnxNetwork:
+    def load(
+        cls, path: Path, sha256: str, *, threads: int = 0, provider: Provider = "cpu", which: int = 0
+    ) -> OnnxNetwork:
         """Load a network.
 
         Parameters
         ----------
         threads
             Of one run; 0 means one per physical core. The number does not change the result.
+        provider
+            ``cuda`` is the runtime ``onnx_cuda``: all of the network on the GPU, or RuntimeUnavailable.
+        which
+            The GPU, by ordinal among those that are shown to this process.
 
         Raises
         ------
@@ -106,15 +120,35 @@ class OnnxNetwork:
         options.log_severity_level = 4
         # Threads that wait do not burn the cores that receive and deliver.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        providers: list[Any] = ["CPUExecutionProvider"]
+        if provider == "cuda":
+            if CUDA not in ort.get_available_providers():
+                raise RuntimeUnavailable(
+                    "this ONNX Runtime has no CUDA",
+                    hint="pip install onnxruntime-gpu in place of onnxruntime",
+                )
+            # TF32 would round HU / 1000 to 11 bits. The search for algorithms may choose others each time.
+            row = {"device_id": which, "use_tf32": 0, "cudnn_conv_algo_search": "DEFAULT"}
+            providers = [(CUDA, row | {"arena_extend_strategy": "kSameAsRequested"}), *providers]
         try:
-            session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            session = ort.InferenceSession(content, options, providers=providers)
         except Exception as e:  # ONNX Runtime has no narrower root.
             raise RuntimeUnavailable(
                 f"ONNX Runtime cannot load {path.name} ({type(e).__name__})",
                 hint="it may need a newer ONNX Runtime; see `python -m engines verify`",
             ) from e
         _contract(session)
-        return cls(session)
+        if provider == "cpu":
+            return cls(session)
+        # Where CUDA does not start, ONNX Runtime takes the CPU and says so in its log alone.
+        if session.get_providers()[:1] != [CUDA]:
+            raise RuntimeUnavailable(
+                "ONNX Runtime cannot use the GPU", hint="CUDA, cuDNN and the driver must fit onnxruntime-gpu"
+            )
+        shown = gpu.local()
+        return cls(
+            session, name="onnx_cuda", device=shown[which].name if which < len(shown) else f"GPU {which}"
+        )
 
     def run(self, x: Floats, c: Floats) -> Floats:
         """Run the network; see the protocol."""
@@ -125,6 +159,10 @@ class OnnxNetwork:
         except Exception as e:  # ONNX Runtime has no narrower root.
             if any(word in str(e).lower() for word in _NO_MEMORY):
                 raise OutOfMemory("no memory for this slab", hint="smaller slabs, or option tile") from e
+            if self.device != "cpu" and any(word in str(e).lower() for word in _DEVICE):
+                raise DeviceLost(
+                    "the GPU failed under ONNX Runtime", hint="look for Xid messages in the kernel log"
+                ) from e
             raise RuntimeUnavailable(f"ONNX Runtime failed ({type(e).__name__})") from e
         out = np.asarray(r)
         wanted = {(*c.shape[:2], f * c.shape[2], f * c.shape[3]) for f in (1, 2)}
