@@ -225,7 +225,7 @@ class Fit:
         self.critic.requires_grad_(True)
         return {
             "adversary": part.weight * fooled,
-            "texture": part.texture * losses.texture(target - r, target),
+            "texture": part.texture * losses.texture(target - part.strength * r, target),
         }
 
     def step(self, b: Batch) -> dict[str, float]:

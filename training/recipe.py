@@ -98,12 +98,15 @@ class AdversaryPart(_Part):
     grain
         How much noise a slice of full dose still holds, as a share of that of the slice that is given: the
         critic is shown such slices as the real ones, so that it never asks for a picture without any noise.
+    strength
+        At which the texture of what noise is left is compared with that of the noise: the engine's, say.
     """
 
     begins_with: str
     weight: Positive = 0.01
     texture: Annotated[float, Field(ge=0)] = 0.05
     grain: Share = 0.4
+    strength: Annotated[float, Field(gt=0, le=1)] = 1.0
     rate: Positive = 2e-4
 
 
@@ -133,7 +136,13 @@ class OptimPart(_Part):
 
 
 class EnginePart(_Part):
-    """What the exported engine's card says beyond what is measured."""
+    """What the exported engine's card says beyond what is measured.
+
+    Attributes
+    ----------
+    trust
+        Of an autoencoder (engines/restore.py), where the engine is to believe less than it was trained with.
+    """
 
     name: str
     version: str = "1.0.0"
@@ -149,6 +158,7 @@ class EnginePart(_Part):
     not_for: str
     evaluated: str = ""
     ood_limit: Positive | None = None
+    trust: Positive | None = None
 
 
 class Recipe(_Part):
@@ -206,6 +216,8 @@ class Recipe(_Part):
         for part, key in (("data", "large"), ("data", "twins"), ("data", "sharp"), ("loss", "kept")):
             if not kept[part][key]:
                 del kept[part][key]
+        if self.adversary is not None and self.adversary.strength == 1.0:
+            del kept["adversary"]["strength"]
         told = json.dumps(kept, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(told.encode()).hexdigest()
 

@@ -42,7 +42,7 @@ def ship(recipe: Recipe, runs: Path, zoo: Path) -> Exported:
     network = finished(checkpoint, recipe)
     trust = None
     if isinstance(network, Autoencoder):
-        network.plain, trust = True, network.trust
+        network.plain, trust = True, engine.trust or network.trust
     low, high = engine.sigma_range
     exported = export(
         network,
