@@ -85,10 +85,10 @@ class Copy:
         self.environment = {
             **{k: v for k, v in os.environ.items() if k not in ("LUMINODE_FAULTS", "PYTEST_CURRENT_TEST")},
             "PYTHONPATH": str(root),
-            "PYTHONDONTWRITEBYTECODE": "1",  # a break of the same size within a second would go unseen
             "LUMINODE_FAULTS_OUT": str(root / "var" / "faults"),
         }
         self._unbroken: dict[str, str] = {}
+        self._second = int(time.time())
         self._must_be_what_is_imported()
 
     def _must_be_what_is_imported(self) -> None:
@@ -134,11 +134,17 @@ class Copy:
         text = path.read_text(encoding="utf-8")
         if text.count(mutation.old) != 1:
             raise ValueError(f"{mutation.file} holds the text to break {text.count(mutation.old)} times")
-        path.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
+        self._write(path, text.replace(mutation.old, mutation.new))
         try:
             yield
         finally:
-            path.write_text(text, encoding="utf-8")
+            self._write(path, text)
+
+    def _write(self, path: Path, text: str) -> None:
+        """Python knows compiled files by second and size: no two versions may share both."""
+        path.write_text(text, encoding="utf-8")
+        self._second += 2
+        os.utime(path, (self._second, self._second))
 
 
 def prove(copy: Copy, mutation: Mutation) -> Proof:
