@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -384,6 +385,24 @@ def test_one_process_builds_and_the_dead_let_go(tmp_path: Path) -> None:
     with there.lock("one", 30.0):
         pass
     assert list(tmp_path.iterdir()) == [], "locks leave nothing behind"
+
+
+def test_a_lock_that_was_removed_while_it_was_waited_for_locks_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, real, calls = Vault(tmp_path), fcntl.flock, []
+
+    def flock(file: int, how: int) -> None:
+        real(file, how)
+        calls.append(how)
+        if len(calls) == 1:  # what its holder before does on leaving, just then
+            (tmp_path / ".one.lock").unlink()
+
+    monkeypatch.setattr(vault.fcntl, "flock", flock)
+    with there.lock("one", 30.0):
+        assert len(calls) == 2
+        with pytest.raises(RuntimeUnavailable, match="has held one"), there.lock("one", 0.0):
+            pass
 
 
 # what it is for -----------------------------------------------------------------------------------
