@@ -34,7 +34,6 @@ from engines.runtime.flavour import Words, bindings, logger
 from engines.runtime.network import Answer, Slab
 from engines.runtime.pipeline import PATIENCE, Pipeline
 from engines.runtime.profile import Profile
-from engines.tiles import up
 
 CHANNELS = {"x": 3, "c": 1, "r": 1}
 
@@ -301,7 +300,7 @@ class TensorrtNetwork:
         return max(max(r.least[1:]) for r in self._profile.ranges)
 
     def _padded(self, n: int) -> int:
-        return max(up(n, self._profile.alignment), self._least)
+        return max(n + -n % self._profile.alignment, self._least)
 
     def run(self, x: Floats, c: Floats) -> Floats:
         """Run the network; slices smaller than the plan holds are mirrored up, as any are to the alignment."""

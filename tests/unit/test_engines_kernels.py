@@ -179,9 +179,10 @@ def test_the_structures_are_laid_out_alike() -> None:
     assert set(re.findall(r"__global__ void (\w+)\(", kernels.SOURCE)) == set(kernels.NAMES)
 
 
+@pytest.mark.tensorrt
 @pytest.mark.parametrize("capability", ["75", "80", "86", "89", "90", "100", "120"])
 def test_nvrtc_compiles_for_every_generation_without_a_gpu(capability: str) -> None:
-    pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-python")
+    pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-python is not installed")
     try:
         made = cuda.compiled(capability)
     except RuntimeUnavailable as e:
@@ -193,7 +194,8 @@ def test_nvrtc_compiles_for_every_generation_without_a_gpu(capability: str) -> N
         assert name.encode() in made
 
 
+@pytest.mark.tensorrt
 def test_a_capability_that_nvrtc_does_not_know_is_refused() -> None:
-    pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-python")
+    pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-python is not installed")
     with pytest.raises(RuntimeUnavailable, match=r"35|not installed"):
         cuda.compiled("35")

@@ -26,6 +26,8 @@ from engines.runtime.flavour import Words, check_gpu, installed
 from engines.runtime.onnx import OnnxNetwork
 from tests import laws, onnx_samples
 
+pytestmark = pytest.mark.tensorrt
+
 SHIPPED = Catalog.default()
 LEARNED = [n for n in SHIPPED.names() if SHIPPED.card(n).family in ("cnn", "gan", "autoencoder")]
 
@@ -61,7 +63,7 @@ def source_of(module: Any) -> str:
 
 
 def cuda_names() -> dict[str, Any]:
-    driver = pytest.importorskip("cuda.bindings.driver", reason="needs cuda-python")
+    driver = pytest.importorskip("cuda.bindings.driver", reason="cuda-python is not installed")
     return {
         "driver": driver,
         "self._driver": driver,
@@ -72,7 +74,7 @@ def cuda_names() -> dict[str, Any]:
 
 
 def trt_names() -> dict[str, Any]:
-    pytest.importorskip("tensorrt_rtx_libs", reason="needs TensorRT for RTX")
+    pytest.importorskip("tensorrt_rtx_libs", reason="TensorRT for RTX is not installed")
     trt = importlib.import_module("tensorrt_rtx_bindings")
     context = trt.IExecutionContext
     return {
@@ -221,7 +223,7 @@ def without_gpu() -> None:
 
 
 def a_plan(name: str, targets: list[str]) -> bytes:
-    pytest.importorskip("tensorrt_rtx_libs", reason="needs TensorRT for RTX")
+    pytest.importorskip("tensorrt_rtx_libs", reason="TensorRT for RTX is not installed")
     made = profile.of(SHIPPED.card(name))
     return build.build(
         (ZOO / name / "model.fp32.onnx").read_bytes(), "tensorrt_rtx", made, targets=targets
