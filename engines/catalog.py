@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,29 +20,15 @@ from typing import TYPE_CHECKING
 from engines.base import Card
 from engines.card import CardFile, as_card, digest, read
 from engines.errors import CardInvalid, EngineError, RuntimeUnavailable, WeightsMismatch
+from engines.ladder import ACCELERATED, MOST_CALLS, RUNGS, Place, Rung, Wanted, climb
 
 if TYPE_CHECKING:
     from engines.front import Enhancer
-    from engines.runtime.network import Network
 
 ZOO = Path(__file__).resolve().parent / "zoo"
 
 
-MOST_CALLS = 4
-"""Slices in a network at once, on a CPU: one thread each is a tenth faster than many on one slice, but each
-takes memory of its own. What is left of the threads works inside of the calls."""
-
-
-def _onnx(path: Path, sha256: str, threads: int) -> Network:
-    from engines.runtime.onnx import OnnxNetwork
-
-    return OnnxNetwork.load(path, sha256, threads=max(1, threads // MOST_CALLS))
-
-
-RUNTIMES: Mapping[str, Callable[[Path, str, int], Network]] = {"onnx": _onnx}
-"""Runtimes of learned engines, the fastest first; ``auto`` takes the first that is there."""
-
-KNOWN_RUNTIMES = ("auto", "tensorrt", "tensorrt_rtx", "onnx")
+KNOWN_RUNTIMES = ("auto", *RUNGS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,18 +46,26 @@ class Catalog:
     folders
         Each holds one folder per engine; earlier ones keep a name that later ones repeat. A folder that
         is not there holds nothing.
+    place
+        Where engines run: plans, and how much of which GPU.
+    rungs
+        The runtimes to choose from, the fastest first; None for all that there are.
     """
 
-    def __init__(self, folders: Sequence[Path]) -> None:
+    def __init__(
+        self, folders: Sequence[Path], *, place: Place | None = None, rungs: Mapping[str, Rung] | None = None
+    ) -> None:
+        self._place = place or Place()
+        self._rungs = RUNGS if rungs is None else rungs
         self._entries: dict[str, _Entry] = {}
         self._faults: dict[str, EngineError] = {}
         for folder in folders:
             self._scan(folder)
 
     @classmethod
-    def default(cls, extra: Sequence[Path] = ()) -> Catalog:
+    def default(cls, extra: Sequence[Path] = (), *, place: Place | None = None) -> Catalog:
         """The shipped zoo, then the caller's folders."""
-        return cls([ZOO, *extra])
+        return cls([ZOO, *extra], place=place)
 
     def _scan(self, folder: Path) -> None:
         try:
@@ -120,7 +114,7 @@ class Catalog:
     @staticmethod
     def accelerated() -> frozenset[str]:
         """Names of the runtimes that need an accelerator: what to avoid while it is not to be trusted."""
-        return frozenset(KNOWN_RUNTIMES) - {"auto", "onnx"}
+        return ACCELERATED
 
     def models(self, name: str) -> Mapping[str, tuple[Path, str]]:
         """The network files of an engine and their digests, by precision: fp32, and fp16 if it has one.
@@ -165,13 +159,13 @@ class Catalog:
         if entry.file.model is None:
             return self._without_weights(entry, runtime, n_threads)
         from engines.front import Enhancer
-        from engines.learned import Learned
+        from engines.learned import core_of
 
-        network = _first(
-            entry.folder / entry.file.model, entry.card.weights_sha256, runtime, n_threads, avoid
-        )
-        calls = min(n_threads, MOST_CALLS) if network.device == "cpu" else 1
-        return Enhancer(entry.card, Learned(entry.card, network, calls), n_threads)
+        wanted = Wanted(card=entry.card, models=self.models(name), threads=n_threads, place=self._place)
+        stood = climb(wanted, runtime, avoid, self._rungs)
+        calls = min(n_threads, MOST_CALLS) if stood.network.device == "cpu" else 1
+        core = core_of(entry.card, stood.network, calls)
+        return Enhancer(entry.card, core, n_threads, refusals=stood.refusals)
 
     def _without_weights(self, entry: _Entry, runtime: str, threads: int) -> Enhancer:
         from engines.classical import CORES
@@ -211,29 +205,6 @@ class Catalog:
             f"there is no engine {name!r}",
             hint=f"did you mean {near[0]}?" if near else f"there are {', '.join(self.names())}",
         )
-
-
-def _first(path: Path, sha256: str, runtime: str, threads: int, avoid: Collection[str] = ()) -> Network:
-    """The named runtime, or the first that is there."""
-    if runtime in avoid:
-        raise RuntimeUnavailable(
-            f"the runtime {runtime} is not to be used now", hint="say `runtime: auto`, or see to the GPU"
-        )
-    if runtime != "auto":
-        if runtime not in RUNTIMES:
-            raise RuntimeUnavailable(
-                f"the runtime {runtime} is not part of this release", hint="say `runtime: auto`"
-            )
-        return RUNTIMES[runtime](path, sha256, threads)
-    last: RuntimeUnavailable | None = None
-    for name, build in RUNTIMES.items():
-        if name in avoid:
-            continue
-        try:
-            return build(path, sha256, threads)
-        except RuntimeUnavailable as e:
-            last = e
-    raise last or RuntimeUnavailable("no runtime is left that may be used now", hint="see to the GPU")
 
 
 def processors() -> int:

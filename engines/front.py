@@ -22,6 +22,7 @@ import numpy as np
 from engines import guards, noise
 from engines.base import NEIGHBOUR_MM, Card, Enhancement, Floats, Mask, Params, Survey, Unit, Volume, join
 from engines.errors import VolumeUnsuitable
+from engines.ladder import Refusal
 from engines.restore import Outcome, Residual, Slice, plain, restored
 from engines.sinc import repeated
 
@@ -106,8 +107,12 @@ def in_threads(function: Callable[[T], R], tasks: Sequence[T], threads: int) -> 
 class Enhancer:
     """A card and a core behind the guards: meets :class:`engines.base.Engine`."""
 
-    def __init__(self, card: Card, core: Core, threads: int = 1) -> None:
+    def __init__(
+        self, card: Card, core: Core, threads: int = 1, *, refusals: tuple[Refusal, ...] = ()
+    ) -> None:
         self._card = card
+        self.refusals = refusals
+        """Why faster runtimes than the one at work do not serve."""
         self._core = core
         self._threads = threads
         self._turn = BoundedSemaphore(max(1, core.calls))
