@@ -170,12 +170,24 @@ class StoreSettings(Section):
         default=20_000_000_000,
         description="Free space under which C-STORE answers A700H (out of resources), ahead of a full disk.",
     )
+    reject_below: Size | None = Field(
+        default=None,
+        description="Free space under which new associations for storage are rejected as transient (2/3/2), so that "
+        "a scanner tries the whole job later; jobs under way go on down to `refuse_below`. Left out: a quarter above "
+        "`refuse_below`.",
+    )
     duplicates: Literal["keep_first", "replace"] = Field(
         default="keep_first",
         description="The same SOP instance UID again with other bytes: `keep_first` keeps what is there and "
         "sets the newcomer aside, `replace` takes the newcomer. Either is recorded; identical bytes are "
         "no event.",
     )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> StoreSettings:
+        if self.reject_below is not None and self.reject_below < self.refuse_below:
+            raise Refused("`reject_below` is less than `refuse_below`", "make `reject_below` the larger one")
+        return self
 
 
 class CloseOn(Section):

@@ -120,6 +120,10 @@ class Contexts:
         plain = (uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian, uid.ExplicitVRBigEndian)
         self._by_class[VERIFICATION] = _context(VERIFICATION, plain)
 
+    def for_storage(self, proposed: Iterable[PresentationContext]) -> bool:
+        """Whether a peer proposes to store anything that we take."""
+        return any(str(each.abstract_syntax) in self.storage for each in proposed)
+
     def supported(self, proposed: Iterable[PresentationContext]) -> list[PresentationContext]:
         """Of what we support, that which a peer proposed: shared, not copied, never to be changed."""
         wanted = dict.fromkeys(str(each.abstract_syntax) for each in proposed)

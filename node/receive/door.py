@@ -33,7 +33,7 @@ from node.receive.house import House
 from node.receive.messages import Messages, TooMuch
 from node.receive.pace import Pace
 from node.receive.parts import MonotonicTimer, loosen
-from node.receive.terms import BUSY, BUSY_ADDRESS, STOPPING, Rejection, Terms, admit
+from node.receive.terms import BUSY, BUSY_ADDRESS, NO_SPACE, STOPPING, Rejection, Terms, admit
 
 log = get_logger()
 
@@ -334,7 +334,7 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
         house, terms = self._house, self._house.terms
         self.requestor.primitive = request
         calling, called = request.calling_ae_title.strip(" "), request.called_ae_title.strip(" ")
-        rejection = self._admit(terms, calling, called, str(request.application_context_name or ""))
+        rejection = self._admit(terms, calling, called, request)
         if rejection is not None:
             self.acse.send_reject(rejection.result, rejection.source, rejection.reason)
             self._pump()  # AE-8
@@ -372,20 +372,32 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
         house.commit.opened(self.identity)
         log.debug("assoc.accepted", assoc=self.identity.id, calling_ae=calling, address=self.address)
 
-    def _admit(self, terms: Terms, calling: str, called: str, context: str) -> Rejection | None:
+    def _admit(self, terms: Terms, calling: str, called: str, request: Any) -> Rejection | None:
         if self._house.stop_at is not None:
             return STOPPING
         rejection = admit(
-            terms.node, calling_ae=calling, called_ae=called, address=self.address, context=context
+            terms.node,
+            calling_ae=calling,
+            called_ae=called,
+            address=self.address,
+            context=str(request.application_context_name or ""),
         )
         if rejection is not None:
             return rejection
+        if terms.contexts.for_storage(request.presentation_context_definition_list) and not self._has_room():
+            return NO_SPACE
         full = self._house.gate.establish(
             self,
             per_address=terms.node.max_associations_per_address,
             in_all=terms.node.max_associations,
         )
         return {"address": BUSY_ADDRESS, "all": BUSY}.get(full)
+
+    def _has_room(self) -> bool:
+        try:
+            return self._house.spool.free_bytes() >= self._house.terms.reject_below
+        except OSError:  # each C-STORE will be told what that means
+            return True
 
     def _released(self) -> None:
         """A-RELEASE indication: agree. Evidence that the peer had no more, unless something was cut off."""

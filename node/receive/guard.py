@@ -211,6 +211,7 @@ class Guard(AssociationServer):  # type: ignore[misc]
         return request, address
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Whether a connection is worth a thread, or worth more than one that idles."""
         per_address, in_all = self._limits()
         address = plain(client_address[0])
         if self._gate.may_enter(address, per_address=per_address, in_all=in_all):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 import ssl
 import time
@@ -30,6 +31,9 @@ DRAIN_S: Final = 10.0
 """How long associations may go on after the node was told to stop, in seconds."""
 
 _CUT_S: Final = 2.0
+
+FILES: Final = 48
+"""Of the files that the process may open, how many are kept for database, spool and log."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,7 +186,11 @@ class Receiver:
 
     def _limits(self) -> tuple[int, int]:
         node = self._house.terms.node
-        return node.max_associations_per_address, 2 * node.max_associations + 64
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        in_all = 2 * node.max_associations + 64
+        if files != resource.RLIM_INFINITY:  # each has a socket, and a file while it stores
+            in_all = min(in_all, max((files - FILES) // 2, 1))
+        return node.max_associations_per_address, in_all
 
     def _welcome(self, sock: socket.socket, client: tuple[Any, ...]) -> None:
         try:

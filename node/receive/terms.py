@@ -19,11 +19,16 @@ APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """``refuse_below`` and ``max_instance`` are bytes; ``forward`` names the destinations that get originals."""
+    """In force at one moment.
+
+    ``refuse_below``, ``reject_below`` and ``max_instance`` are bytes; ``forward`` names the destinations that get
+    originals.
+    """
 
     node: NodeSettings
     contexts: Contexts
     refuse_below: int
+    reject_below: int
     max_instance: int
     duplicates: Literal["keep_first", "replace"]
     forward: Forward
@@ -41,6 +46,7 @@ class Rejection:
 
 BUSY = Rejection(result=2, source=3, reason=2, because="too many associations")
 BUSY_ADDRESS = Rejection(result=2, source=3, reason=2, because="too many associations from this address")
+NO_SPACE = Rejection(result=2, source=3, reason=2, because="out of space")
 STOPPING = Rejection(result=2, source=3, reason=1, because="the node is stopping")
 _NO_CONTEXT = Rejection(result=1, source=1, reason=2, because="application context name not supported")
 _NOT_CALLED = Rejection(result=1, source=1, reason=7, because="called AE title not recognized")
@@ -50,11 +56,13 @@ _NOT_KNOWN = Rejection(result=1, source=1, reason=3, because="calling AE title n
 def terms(config: Config, contexts: Contexts | None = None) -> Terms:
     """The terms that a configuration sets; ``contexts`` spares making them when they did not change."""
     node = config.node
+    soft = config.store.reject_below
     allowed = None if node.transfer_syntaxes == "any" else node.transfer_syntaxes
     return Terms(
         node=node,
         contexts=contexts or Contexts(node.private_classes, allowed),
         refuse_below=config.store.refuse_below,
+        reject_below=config.store.refuse_below * 5 // 4 if soft is None else soft,
         max_instance=node.max_instance,
         duplicates=config.store.duplicates,
         forward=forwarding(config),

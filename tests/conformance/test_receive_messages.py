@@ -262,9 +262,9 @@ def test_a_data_set_without_sop_uids_goes_by_its_command(door: House) -> None:
 
 
 def test_out_of_space_is_a700_until_there_is_space(door: House) -> None:
-    door.receiver.apply(config(store={"refuse_below": 10**18}))
     with door.peer() as peer:
         peer.associate(CT)
+        door.receiver.apply(config(store={"refuse_below": 10**18}))
         answer = peer.store("1.2.3.1", DATA)
         assert (answer.status, door.tmp()) == (0xA700, [])
         door.receiver.apply(config())

@@ -5,21 +5,21 @@ from __future__ import annotations
 import contextlib
 import json
 import resource
+import shutil
 import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from node.store import Store
 from tests.peers import free_port, listens, wait_until
 from tests.senders import CT, EXPLICIT, VERIFICATION, Peer, associate_rq, data_set, echo_rq, message
 
@@ -43,8 +43,8 @@ class Node:
         Keys of those sections of config.yaml beside the ones that every test needs.
     wrap
         Shell command to run first in a user and mount namespace of the process ("mount -t tmpfs ...").
-    user
-        Number of the user to run as; None is the one who runs the tests.
+    run
+        Program and arguments that run the process ("prlimit", "--nofile=99").
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Node:
         node: Mapping[str, Any] | None = None,
         store: Mapping[str, Any] | None = None,
         wrap: str = "",
-        user: int | None = None,
+        run: Sequence[str] = (),
     ) -> None:
         self.folder = folder
         self.port = free_port()
@@ -76,7 +76,7 @@ class Node:
                 }
             )
         )
-        self._wrap, self._user = wrap, user
+        self._wrap, self._run = wrap, run
         self.process: subprocess.Popen[bytes]
         self.ps: psutil.Process
         self.start()
@@ -91,11 +91,12 @@ class Node:
             str(self._config),
             str(self.folder / "good.yaml"),
         ]
+        command = [*self._run, *command]
         if self._wrap:
             command = ["unshare", "-rm", "sh", "-c", f'{self._wrap} && exec "$@"', "sh", *command]
         with self._log.open("ab") as out:
             self.process = subprocess.Popen(
-                command, cwd=ROOT, stdout=out, stderr=out, stdin=subprocess.DEVNULL, user=self._user
+                command, cwd=ROOT, stdout=out, stderr=out, stdin=subprocess.DEVNULL
             )
         self.ps = psutil.Process(self.process.pid)
         wait_until(self._ready, 60.0, "the receiver listens")
@@ -160,27 +161,29 @@ class Node:
 
     # what it holds ------------------------------------------------------------------------------------
 
-    @contextmanager
-    def open_store(self) -> Iterator[Store]:
-        with Store.open(
-            f"sqlite:///{self.inside(self.database)}", self.inside(self.spool), create=False
-        ) as one:
-            yield one
-
     def stored(self) -> dict[str, str]:
         """SOP Instance UID -> sha256 of the data set, of every row whose file is there."""
-        url = f"file:{self.inside(self.database)}?mode=ro"
-        with contextlib.closing(sqlite3.connect(url, uri=True)) as connection:
-            rows = connection.execute("select sop_instance_uid, sha256, path from instance").fetchall()
+        rows = self.rows("select sop_instance_uid, sha256, path from instance")
         for _, _, path in rows:
             assert self.inside(self.spool / path).is_file()
         return {uid: digest for uid, digest, _ in rows}
 
     def events(self, name: str) -> int:
         """How many events of a name are on record."""
-        url = f"file:{self.inside(self.database)}?mode=ro"
-        with contextlib.closing(sqlite3.connect(url, uri=True)) as connection:
-            return int(connection.execute("select count(*) from event where name = ?", (name,)).fetchone()[0])
+        return sum(each == name for (each,) in self.rows("select name from event"))
+
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        """What the database answers. SQLite does not open one in another mount namespace: a copy is asked."""
+        with tempfile.TemporaryDirectory() as folder:
+            database = self.database
+            if self._wrap:
+                for suffix in ("", "-wal"):
+                    shutil.copy(
+                        self.inside(Path(f"{self.database}{suffix}")), f"{folder}/luminode.db{suffix}"
+                    )
+                database = Path(folder, "luminode.db")
+            with contextlib.closing(sqlite3.connect(database)) as connection:
+                return connection.execute(query).fetchall()
 
     def spooled(self) -> int:
         """Bytes of instances in the spool, those being written included."""
