@@ -257,6 +257,8 @@ def test_super_resolution_has_twice_the_size(tmp_path):
     assert gates._run(session, x, c).shape == (1, 1, 80, 96)
     assert inspect(made.fp32.read_bytes()).metadata["scale"] == "2"
     write_card(made, **{**CARD, "modalities": ["MR"], "bound": 0.3})
+    files = {path.name: sha256 for path, sha256 in Catalog([tmp_path]).models("mr-sr").values()}
+    assert files == made.sha256, "the card names both files"
     engine = Catalog([tmp_path]).load("mr-sr", threads=1)
     assert engine.card.scale == 2
     out = engine.enhance(laws.stack("MR", (2, 65, 72), padded=False), laws.Params(strength=1.0))
