@@ -253,17 +253,19 @@ class Lane:
         what = {"derived": it.derived_id} if it.series_id is None else {"originals_of": it.series_id}
         about = {"delivery": it.id, **what, "destination": self.name}
         if verdict.next is Next.SENT:
-            warned = [o for o in attempt.known.values() if o.status >= 0xB000]
+            warned = [o for o in attempt.known.values() if o.done and o.status >= 0xB000]
             failpoint("deliver.all_answered")
             if self._originals:
                 told.pop("seconds")  # of the last try alone
-                now_it = store.settle(it.id, self._owner, it.attempt, now, told, failure=verdict.failure)
+                now_it = store.settle(it.id, self._owner, it.attempt, now, told)
             else:
                 now_it = "sent"
                 store.finish(it.id, self._owner, it.attempt, now, told)
             failpoint("deliver.finished")
             if now_it == "sent":
                 log.info("delivery.sent", **about, instances=attempt.n_instances, seconds=round(took_s, 3))
+            if verdict.failure:
+                log.warning("delivery.refused", **about, why=verdict.failure)
             if warned:
                 log.warning("delivery.stored_with_warnings", **about, statuses=statuses(warned))
         elif verdict.next is Next.RELEASE:

@@ -147,16 +147,9 @@ class Deliveries:
         attempt: int,
         at: datetime,
         body: Mapping[str, Any] | None = None,
-        *,
-        failure: str = "",
     ) -> Settled:
         """End a try at originals that left nothing to try now: SENDING -> SENT with a provenance record if
         the series has ended and every instance of it is done, else PENDING, and the try does not count.
-
-        Parameters
-        ----------
-        failure
-            What keeps instances of an open series from being done, for people.
 
         Returns
         -------
@@ -182,13 +175,10 @@ class Deliveries:
                 raise StoreError("a delivery of a derived series is finished, not settled", retryable=False)
             waits = originals.settle(connection, delivery_id, series_id, at)
             to = DeliveryState.SENT if waits is None else DeliveryState.PENDING
-            values = (
-                {"finished_at": at, "wakes": False} if waits is None else {**waits, "attempt": attempt - 1}
-            )
-            moves.move(
-                connection, DeliveryRow, delivery_id, to,
-                fence=(owner, attempt), values={**values, "failure": rows.clean(failure) if waits else ""},
-            )  # fmt: skip
+            values: Mapping[str, Any] = {"finished_at": at, "wakes": False}
+            if waits is not None:
+                values = {**waits, "attempt": attempt - 1}
+            moves.move(connection, DeliveryRow, delivery_id, to, fence=(owner, attempt), values=values)
             if waits is not None:
                 return "more" if waits["not_before"] <= at else "waits"
             tell_delivery(connection, delivery_id, "originals.delivered", body or {}, at)

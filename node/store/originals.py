@@ -181,7 +181,13 @@ def settle(connection: Connection, delivery_id: int, series_id: int, at: datetim
     ).first()
     if more is None and not growing:
         return None
-    return {"not_before": at if more is not None else at + _ASLEEP, "wakes": True}
+    refused = connection.execute(
+        select(func.count())
+        .select_from(OutcomeRow)
+        .where(OutcomeRow.delivery_id == delivery_id, OutcomeRow.done.is_(False))
+    ).scalar_one()
+    told = f"{refused} instances refused; tried again when the series has ended" if refused else ""
+    return {"not_before": at if more is not None else at + _ASLEEP, "wakes": True, "failure": told}
 
 
 def _missing(growing: bool) -> ColumnElement[bool]:
