@@ -157,13 +157,15 @@ error job 1 was moved by somebody else, or is in no state that allows this (it i
 """,
     "deliveries list": r"""
 $ luminode deliveries list
-id  state    destination  done   attempt  queued               next try             failure
-2   PENDING  pacs         12/20  3        2026-03-02 08:15:17  2026-03-02 08:16:02  the connection was lost
-1   SENT     pacs         24/24  1        2026-03-02 08:15:16
+id  state    destination  what                   done   attempt  queued               next try             failure
+3   PENDING  pacs         derived                12/20  3        2026-03-02 08:15:17  2026-03-02 08:16:02  no answer
+2   SENT     pacs         derived                24/24  1        2026-03-02 08:15:16
+1   SENT     archive      originals of series 1  24/24  1        2026-03-02 08:15:12
 """,
     "deliveries show": r"""
 $ luminode deliveries show 1
 destination         pacs
+what                derived
 state               FAILED
 done                23 of 24
 attempt             1

@@ -13,7 +13,7 @@ import typer
 from node.cli.common import ConfigOption, JsonOption, ago, opened, out, print_json, print_table, visible
 from node.cli.story import told, waits_for
 from node.errors import StoreError, TransitionRefused
-from node.model import Action, Decision, DeliveryState, JobState, SeriesState
+from node.model import Action, Decision, Delivery, DeliveryState, JobState, SeriesState
 from node.store import Store
 from node.store.deliveries import Deliveries
 from node.store.jobs import Jobs
@@ -40,7 +40,9 @@ def register(app: typer.Typer) -> None:
     jobs.command("retry")(jobs_retry)
     jobs.command("cancel")(jobs_cancel)
     app.add_typer(jobs, name="jobs")
-    deliveries = typer.Typer(help="Derived series on their way to destinations.", no_args_is_help=True)
+    deliveries = typer.Typer(
+        help="Derived series, and originals, on their way to destinations.", no_args_is_help=True
+    )
     deliveries.command("list")(deliveries_list)
     deliveries.command("show")(deliveries_show)
     deliveries.command("retry")(deliveries_retry)
@@ -119,10 +121,12 @@ def series_show(number: IdArgument, config: ConfigOption = None, json: JsonOptio
             raise _missing("series", number)
         decision = store.series.decision(number)
         jobs = store.jobs.list(series_id=number)
+        forwarded = store.deliveries.list(series_id=number)
         events = store.events.list(series_id=number)
         waits = waits_for(store, one, config) if one.state is SeriesState.OPEN else ""
     if json:
-        print_json({"series": one, "decision": decision, "jobs": jobs, "events": events})
+        told_of = {"series": one, "decision": decision, "jobs": jobs, "originals": forwarded}
+        print_json({**told_of, "events": events})
         return
     facts = [
         ("series UID", one.key.series_uid),
@@ -157,6 +161,13 @@ def series_show(number: IdArgument, config: ConfigOption = None, json: JsonOptio
             [[j.id, j.state, j.engine, j.attempt, j.failure] for j in jobs],
             empty="",
         )
+    if forwarded:
+        out.print()
+        print_table(
+            ["delivery", "state", "originals to", "attempt", "failure"],
+            [[d.id, d.state, d.destination, d.attempt, d.failure] for d in forwarded],
+            empty="",
+        )
     for e in events:
         out.print(f"{ago(e.at)} {e.level} {e.name} {visible(str(dict(e.body)))}", highlight=False)
 
@@ -172,7 +183,7 @@ def series_retry(number: IdArgument, config: ConfigOption = None) -> None:
 
 
 def series_cancel(number: IdArgument, config: ConfigOption = None) -> None:
-    """Cancel all jobs and deliveries of a series that are not done."""
+    """Cancel all jobs and deliveries of derived series that are not done; originals go on."""
     with opened(config) as store:
         if store.series.get(number) is None:
             raise _missing("series", number)
@@ -283,10 +294,11 @@ def deliveries_list(
         print_json(details)
         return
     print_table(
-        ["id", "state", "destination", "done", "attempt", "queued", "next try", "failure"],
+        ["id", "state", "destination", "what", "done", "attempt", "queued", "next try", "failure"],
         [
             [
-                d.delivery.id, d.delivery.state, d.delivery.destination, f"{d.n_done}/{d.n_instances}",
+                d.delivery.id, d.delivery.state, d.delivery.destination, _what(d.delivery),
+                f"{d.n_done}/{d.n_instances}",
                 d.delivery.attempt, ago(d.delivery.created_at),
                 ago(d.delivery.not_before) if d.delivery.state is DeliveryState.PENDING else "",
                 d.delivery.failure,
@@ -295,6 +307,11 @@ def deliveries_list(
         ],
         empty="no deliveries yet",
     )  # fmt: skip
+
+
+def _what(delivery: Delivery) -> str:
+    """What a delivery carries, in a few words."""
+    return "derived" if delivery.series_id is None else f"originals of series {delivery.series_id}"
 
 
 def deliveries_show(number: IdArgument, config: ConfigOption = None, json: JsonOption = False) -> None:
@@ -312,6 +329,7 @@ def deliveries_show(number: IdArgument, config: ConfigOption = None, json: JsonO
     _facts(
         [
             ("destination", d.destination),
+            ("what", _what(d)),
             ("state", d.state),
             ("done", f"{detail.n_done} of {detail.n_instances}"),
             ("attempt", d.attempt),

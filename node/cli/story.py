@@ -66,6 +66,9 @@ def _series(series: Series, story: Story) -> Iterator[str]:
             mark = "held" if v.held else "did not hold"
             yield _fact("", f"{v.rule}: {v.keyword} {v.wanted}: {mark} ({v.found})")
         yield _fact("config", series.config_digest)
+    for d in story.deliveries:
+        if d.series_id == series.id:
+            yield _fact("originals", _joined(f"delivery {d.id} to {d.destination}: {d.state}", d.failure))
     for job in story.jobs:
         if job.series_id == series.id:
             yield from _job(job, story)

@@ -161,13 +161,27 @@ def test_deliveries_are_listed_with_what_is_done(store: Store) -> None:
     store.deliveries.record_outcomes(delivery.id, "w", delivery.attempt, [*done[:2], refused])
     assert store.deliveries.retry_later(delivery.id, "w", delivery.attempt, after(60), "1 instance refused")
     row = columns(luminode("deliveries", "list").out)[1]
-    assert row[:5] == ["1", "PENDING", "pacs", "2/3", "1"]
+    assert row[:6] == ["1", "PENDING", "pacs", "derived", "2/3", "1"]
     assert luminode("deliveries", "list", "--json").json[0]["n_done"] == 2
     told = luminode("deliveries", "show", 1)
     assert "2 of 3" in told.out
     assert [refused.sop_instance_uid, "A900H", "[no]"] in columns(told.out)
     shown = luminode("deliveries", "show", 1, "--json").json
     assert len(shown["outcomes"]) == 3
+
+
+def test_originals_are_listed_among_deliveries_and_with_their_series(store: Store) -> None:
+    forward = {"archive": {"kind": "folder", "path": "out"}}
+    series_id = store.reception.record([received(store, 1)], forward=forward)[0].series_id
+    assert f"originals of series {series_id}" in luminode("deliveries", "list").out
+    assert "0 of 1" in luminode("deliveries", "show", 1).out
+    shown = luminode("series", "show", series_id)
+    assert "originals to" in shown.out
+    assert "archive" in shown.out
+    assert luminode("series", "show", series_id, "--json").json["originals"][0]["destination"] == "archive"
+    assert "delivery 1 to archive: PENDING" in luminode("provenance", "1.2.3.1.1").out
+    assert luminode("series", "cancel", series_id).out == f"series {series_id}: 0 cancelled\n"
+    assert luminode("deliveries", "cancel", 1).out == "delivery 1 is cancelled\n"
 
 
 def test_a_delivery_is_cancelled_and_sent_again(store: Store) -> None:
