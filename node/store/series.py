@@ -296,6 +296,7 @@ class SeriesStore:
             )  # fmt: skip
             if closed:
                 originals.wake(connection, series_id, at)
+                _tell_if_late(connection, series_id, at)
             return closed
 
     def route(
@@ -399,3 +400,13 @@ def _base(connection: Connection, series_id: int, header: InstanceHeader) -> Map
         base = codec.pack_base(header)
         connection.execute(update(SeriesRow).where(SeriesRow.id == series_id).values(base=base))
     return base
+
+
+def _tell_if_late(connection: Connection, series_id: int, at: datetime) -> None:
+    """A generation beyond the first is what came late: a scanner that does so often wants other settings."""
+    row = connection.execute(
+        select(SeriesRow.generation, SeriesRow.count).where(SeriesRow.id == series_id)
+    ).one()
+    if row.generation > 1:
+        body = {"generation": row.generation, "n_instances": row.count}
+        events.add(connection, "warning", "series.late", body, at, series_id=series_id)

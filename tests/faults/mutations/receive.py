@@ -11,11 +11,11 @@ _CUTS = "tests/faults/test_power_loss.py::test_what_was_acknowledged_survives_a_
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         invariant="R1",
-        what="0000H is answered while the commit is still under way",
-        file=_COMMIT,
-        old="            self._lead(ticket)\n",
-        new="            threading.Thread(target=self._lead, args=(ticket,)).start()\n"
-        '            return Recorded(kind="new", series_id=0)\n',
+        what="0000H is answered before the instance is stored",
+        file="node/receive/messages.py",
+        old="            self._answer(context_id, message.command, self._store(message))\n",
+        new="            self._answer(context_id, message.command, message.refused)\n"
+        "            self._store(message)\n",
         test="tests/faults/test_crash_points.py::"
         "test_whatever_the_crash_point_all_that_was_acknowledged_comes_out_once",
     ),
