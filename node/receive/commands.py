@@ -13,7 +13,7 @@ from typing import Final
 
 C_STORE_RQ: Final = 0x0001
 C_CANCEL_RQ: Final = 0x0FFF
-N_EVENT_REPORT_RQ: Final = 0x0100
+C_ECHO_RQ: Final = 0x0030
 _RESPONSE: Final = 0x8000
 
 LARGEST_COMMAND_SET: Final = 16 * 1024

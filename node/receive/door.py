@@ -1,10 +1,10 @@
 """One association, served by one thread: pynetdicom's state machine, our loop.
 
 pynetdicom gives every association two threads that ask each other, and the socket, a thousand times a second
-whether there is anything to do. Here its parts are kept (PDUs, the state machine of PS3.8 9.2, negotiation,
-DIMSE services) and its two loops are replaced by one that waits in the kernel. While the association is
-established, the bytes of C-STORE never become pynetdicom's objects: they go from the socket's buffer to the
-spool. Whatever else comes is handed to pynetdicom as the PDU that it was.
+whether there is anything to do. Here its parts are kept (PDUs, the state machine of PS3.8 9.2, negotiation) and
+its two loops are replaced by one that waits in the kernel. While the association is established, no byte of
+P-DATA becomes an object of pynetdicom's: data sets go from the socket's buffer to the spool, and command sets are
+read and answered here. What remains for it are requests, releases and aborts.
 
 What pynetdicom leaves to the application is checked here: AE titles and addresses, that a context was
 accepted, that command, context and data set speak of the same thing, lengths and times.
@@ -47,6 +47,9 @@ LINGER_S: Final = 5.0
 FAULT_LINGER_S: Final = 1.0
 """How long the peer may take to close after we released or rejected, and after we aborted: the ARTIM timer of
 Sta13. Closing at once would make the kernel reset the connection under our last PDU."""
+
+_ABORT: Final = b"\7\0\0\0\0\4\0\0\0\0"
+"""A peer's A-ABORT as pynetdicom is given it: with a source that is none, its state machine would fail."""
 
 _OPEN: Final = ("Sta2", "Sta6")
 """States in which what the peer sends is looked at: awaiting its request, and established (PS3.8 9.2)."""
@@ -277,6 +280,8 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
         try:
             if pdu.kind == wire.ASSOCIATE_RQ:
                 raw = tidy(raw)
+            elif pdu.kind == wire.ABORT:
+                raw = _ABORT
             decoded, event = self.dul._decode_pdu(bytearray(raw))
             if pdu.kind == wire.ASSOCIATE_RQ:
                 decoded.to_primitive()  # what cannot be one has to fail here, not inside the state machine
@@ -293,16 +298,6 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
             self._released()
         elif isinstance(indicated, A_ABORT | A_P_ABORT):
             self._ended(AssociationEnd.ABORTED, "the peer aborted")
-
-    def _forward(self, pdu: bytes) -> None:
-        """Hand a P-DATA-TF to pynetdicom, and let it serve the message once it is whole."""
-        decoded, event = self.dul._decode_pdu(bytearray(pdu))
-        self.dul._recv_pdu.put(decoded)
-        self._event(event)
-        context_id, message = self.dimse.get_msg(block=False)
-        if message is not None:
-            self._serve_request(message, context_id)
-            self._pump()
 
     def _fault(self, fault: wire.Fault) -> None:
         """The peer broke the protocol."""
@@ -366,7 +361,6 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
             syntaxes,
             largest_pdu=self.requestor.maximum_length or 0,
             send=self.dul.socket.send_all,
-            forward=self._forward,
         )
         self._wire.establish(frozenset(syntaxes))
         house.commit.opened(self.identity)

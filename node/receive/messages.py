@@ -1,4 +1,4 @@
-"""The DIMSE messages of one association: C-STORE to the spool, everything else to where it belongs."""
+"""The DIMSE messages of one association: C-STORE to the spool, C-ECHO answered, everything else refused."""
 
 from __future__ import annotations
 
@@ -11,16 +11,13 @@ from node.errors import StoreError
 from node.failpoints import failpoint
 from node.log import get_logger
 from node.model import Association
-from node.receive.commands import N_EVENT_REPORT_RQ, Command, answer, as_pdus
+from node.receive.commands import C_ECHO_RQ, Command, answer, as_pdus
 from node.receive.contexts import VERIFICATION
 from node.receive.house import House
 from node.receive.intake import CONFLICT, DRAIN, Intake, Refusal, as_refusal, refuse_command
 from node.receive.terms import Terms
 
 log = get_logger()
-
-LARGEST_FOREIGN: Final = 1024 * 1024
-"""Bytes of a data set that pynetdicom may gather in memory for another service than C-STORE."""
 
 _MOST_OWED: Final = 1000
 """Of these so many are remembered: one is enough to know that the peer was not done."""
@@ -35,15 +32,7 @@ class _Drain:
     size: int = 0
 
 
-@dataclass(slots=True)
-class _Foreign:
-    """A message of a service that pynetdicom serves."""
-
-    command: Command
-    size: int = 0
-
-
-_Message: TypeAlias = Intake | _Drain | _Foreign
+_Message: TypeAlias = Intake | _Drain
 
 
 class TooMuch(Exception):
@@ -65,8 +54,6 @@ class Messages:
         The peer's Maximum Length, 0 if it has none.
     send
         Sends PDUs to the peer; raises OSError.
-    forward
-        Hands a P-DATA-TF PDU to pynetdicom.
 
     Attributes
     ----------
@@ -82,14 +69,12 @@ class Messages:
         *,
         largest_pdu: int,
         send: Callable[[bytes], None],
-        forward: Callable[[bytes], None],
     ) -> None:
         self._house = house
         self._association = association
         self._syntaxes = syntaxes
         self._largest_pdu = largest_pdu
         self._send = send
-        self._forward = forward
         self._open: dict[int, _Message] = {}
         self._asked: Terms | None = None
         self._may = False
@@ -99,9 +84,10 @@ class Messages:
     def command(self, context_id: int, command: Command) -> None:
         """A command set is complete."""
         abstract_syntax, transfer_syntax = self._syntaxes[context_id]
+        if command.field == C_ECHO_RQ and abstract_syntax == VERIFICATION and not command.has_data:
+            self._send(as_pdus(context_id, answer(command, Status.SUCCESS), self._largest_pdu))
+            return
         message = self._message(command, abstract_syntax, transfer_syntax)
-        if isinstance(message, _Foreign):
-            self._forward(as_pdus(context_id, command.raw, 0))
         if command.has_data:
             self._open[context_id] = message
         else:
@@ -127,9 +113,7 @@ class Messages:
             return Intake(house.spool, command, transfer_syntax, self._association, terms)
         if not command.is_request:
             return _Drain(command, None)  # C-CANCEL of nothing, or the response to nothing
-        if abstract_syntax != VERIFICATION or command.field == N_EVENT_REPORT_RQ:
-            return _Drain(command, Refusal(Status.UNRECOGNIZED_OPERATION, "operation is not supported"))
-        return _Foreign(command)
+        return _Drain(command, Refusal(Status.UNRECOGNIZED_OPERATION, "operation is not supported"))
 
     def _authorized(self, terms: Terms) -> bool:
         """Whether the peer may still store: asked again only when the terms have changed."""
@@ -147,19 +131,12 @@ class Messages:
                 raise TooMuch
             return
         message.size += sum(map(len, pieces))
-        if isinstance(message, _Foreign):
-            if message.size > LARGEST_FOREIGN:
-                raise TooMuch
-            self._forward(fragment(context_id, b"".join(pieces), last=False))
-        elif message.size > DRAIN * self._house.terms.max_instance:
+        if message.size > DRAIN * self._house.terms.max_instance:
             raise TooMuch
 
     def data_end(self, context_id: int) -> None:
         """A data set is complete."""
-        message = self._open.pop(context_id)
-        if isinstance(message, _Foreign):
-            self._forward(fragment(context_id, b"", last=True))
-        self._complete(context_id, message)
+        self._complete(context_id, self._open.pop(context_id))
 
     def discard(self) -> bool:
         """The association ends: remove what is incomplete; True if there was anything."""
@@ -173,7 +150,7 @@ class Messages:
     def _complete(self, context_id: int, message: _Message) -> None:
         if isinstance(message, Intake):
             self._answer(context_id, message.command, self._store(message))
-        elif isinstance(message, _Drain) and message.refused is not None:
+        elif message.refused is not None:
             self._answer(context_id, message.command, message.refused)
 
     def _store(self, intake: Intake) -> Refusal | None:
@@ -211,14 +188,3 @@ class Messages:
         failpoint("receive.before_answer")
         self._send(as_pdus(context_id, response, self._largest_pdu))
         failpoint("receive.answered")
-
-
-def fragment(context_id: int, data: bytes, *, last: bool) -> bytes:
-    """A P-DATA-TF PDU with one fragment of a data set."""
-    return (
-        b"\x04\x00"
-        + (len(data) + 6).to_bytes(4, "big")
-        + (len(data) + 2).to_bytes(4, "big")
-        + bytes((context_id, 2 if last else 0))
-        + data
-    )
