@@ -215,7 +215,7 @@ def _cut(door: House, stream: bytes, cut: int, how: str, chance: random.Random) 
             step = chance.choice([100, 1000, 5000])
             peer.send(stream[at : min(at + step, cut)])
             at += step
-            while select.select([peer.sock], [], [], chance.choice([0, 0.002]))[0]:
+            while select.select([peer.sock], [], [], chance.choice([0, 0.02, 0.1]))[0]:
                 answer = peer.answer()
                 assert answer.status == 0
                 acknowledged.add(f"1.2.3.{answer.message}")
