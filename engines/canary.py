@@ -46,7 +46,7 @@ class Answer:
     runtime, device
         What it ran on.
     seconds
-        How long it took, the first call's own costs included.
+        How long one slice took, the second time: the first call has costs of its own.
     largest, rms
         Difference from what was expected, HU or as a fraction of the canary's scale.
     against
@@ -93,14 +93,15 @@ def prove(engine: Engine, reference: Callable[[], Engine] | None = None) -> Answ
         The device is in an unknown state.
     """
     card = engine.card
-    began = time.perf_counter()
     got = _asked(engine)
+    began = time.perf_counter()
+    again = _asked(engine)
     seconds = time.perf_counter() - began
     expected, against = kept(card), "kept"
     if expected is None and reference is not None:
         expected, against = _inner(_asked(reference()), card), "reference"
     if expected is None:
-        expected, against = _inner(_asked(engine), card), "itself"
+        expected, against = _inner(again, card), "itself"
     largest, rms = _apart(_inner(got, card), expected, card)
     if not (largest <= MOST[card.unit] and rms <= RMS[card.unit]):  # NaN is no answer either
         unit = "HU" if card.unit == "HU" else "of the scale"

@@ -61,9 +61,10 @@ def read_verified(path: Path, sha256: str) -> bytes:
     with os.fdopen(handle, "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise CardInvalid(f"the weights file {path.name} is not a plain file")
-        if os.fstat(file.fileno()).st_size > MAX_BYTES:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_BYTES:
             raise CardInvalid(f"the weights file {path.name} is larger than 1 GiB")
-        content = file.read(MAX_BYTES + 1)
+        content = file.read(size + 1)  # what is asked for is allocated at once, and memory may be bounded
     seen = hashlib.sha256(content).hexdigest()
     if seen != sha256:
         raise WeightsMismatch(

@@ -29,7 +29,7 @@ Emit: TypeAlias = Callable[[Item, Source, Stored, "Ran"], None]
 Tell: TypeAlias = Callable[[str, float], None]
 
 SLAB = 16
-SLAB_PIXELS = 1 << 22
+_SLAB_PIXELS = 1 << 22
 """A slab of large matrices has fewer slices: what it takes, in memory and in time, is the same for all."""
 _BEHIND_BYTES = 8 << 20
 """Pixels that may wait to be derived while the engine goes on."""
@@ -168,10 +168,20 @@ class _Work:
             emitter.finished(ref, stored, ran)
 
     def _slabs(self, stack: Stack) -> Iterator[tuple[int, int]]:
-        n_pixels = stack.rows * stack.columns * self.engine.card.scale**2
-        step = max(1, min(self.slab, SLAB_PIXELS // max(1, n_pixels)))
+        step = slices_at_once(stack, self.engine.card.scale, self.slab)
         for first in range(0, len(stack), step):
             yield first, min(first + step, len(stack))
+
+
+def slices_at_once(stack: Stack, scale: int, slab: int = SLAB) -> int:
+    """How many slices of a stack are worked on at once by an engine of this scale, at most."""
+    n_pixels = stack.rows * stack.columns * scale**2
+    return max(1, min(slab, _SLAB_PIXELS // max(1, n_pixels)))
+
+
+def slab_pixels(stack: Stack, scale: int) -> int:
+    """Pixels that go into an engine between two signs of life, at most."""
+    return min(len(stack), slices_at_once(stack, scale)) * stack.rows * stack.columns
 
 
 class _Emitter:

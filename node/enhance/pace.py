@@ -8,7 +8,6 @@ from collections.abc import Callable
 from statistics import median
 
 from engines.canary import SHAPE
-from node.enhance.chain import SLAB_PIXELS
 
 KEPT = 64
 ENOUGH = 3
@@ -28,7 +27,7 @@ class Pace:
     """
 
     def __init__(self, canary_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._guess_s = canary_s * SLAB_PIXELS / (SHAPE[1] * SHAPE[2])
+        self._pixel_s = canary_s / (SHAPE[1] * SHAPE[2])
         self._clock = clock
         self._steps: deque[float] = deque(maxlen=KEPT)
         self._last: float | None = None
@@ -44,13 +43,15 @@ class Pace:
             self._steps.append(now - self._last)
         self._last = now
 
-    def expected_s(self, n_bytes: int = 0) -> float:
+    def expected_s(self, n_pixels: int, n_bytes: int = 0) -> float:
         """Seconds that a step takes here: the median, or a guess until there are enough of them.
 
         Parameters
         ----------
+        n_pixels
+            Of the largest slab.
         n_bytes
             Of the largest instance that is written between two steps.
         """
-        step = median(self._steps) if len(self._steps) >= ENOUGH else self._guess_s
+        step = median(self._steps) if len(self._steps) >= ENOUGH else self._pixel_s * n_pixels
         return step + n_bytes / SLOWEST_DISK

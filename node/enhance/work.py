@@ -19,7 +19,7 @@ from node.dicom.part10 import write_part10
 from node.dicom.references import Reference
 from node.dicom.source import Source
 from node.dicom.stacks import Stack, stacks
-from node.enhance.chain import SLAB, Item, Ran, Report, Stored, run
+from node.enhance.chain import SLAB, Item, Ran, Report, Stored, run, slab_pixels
 from node.enhance.workshop import Proven, Workshop
 from node.errors import OutOfSpace, SeriesError, StoreError
 from node.failpoints import failpoint
@@ -49,7 +49,7 @@ def do(
     tell: Callable[[str, float], None],
     *,
     reference: bool = False,
-    expect: Callable[[Proven, int], None] = lambda _engine, _n_bytes: None,
+    expect: Callable[[Proven, int, int], None] = lambda _engine, _n_pixels, _n_bytes: None,
 ) -> None:
     """Do a job and record it.
 
@@ -60,7 +60,8 @@ def do(
     reference
         Do without accelerators.
     expect
-        Called before the engine is, with what is known of it and the bytes of the largest derived instance.
+        Called before the engine is, with what is known of it, the pixels of the largest slab and the bytes of the
+        largest derived instance.
 
     Raises
     ------
@@ -92,7 +93,7 @@ def do(
     if store.spool.free_bytes() < plan.n_bytes:
         hint = "free space on the spool's file system"
         raise OutOfSpace("there is no room for what this job makes", hint=hint)
-    expect(proven, plan.largest)
+    expect(proven, max(slab_pixels(s, engine.card.scale) for s in plan.stacks), plan.largest)
     params = Params(strength=float(job.params["strength"]), options=dict(job.params.get("options", {})))
     bench = _Bench(store, how, plan)
     try:

@@ -211,20 +211,20 @@ def work_off(store: Store, workshop: Workshop, job: Job, owner: str, shared: Any
     progress: dict[str, float] = {}
 
     pace: Pace | None = None
-    largest = 0
+    most = (0, 0)
 
-    def expect(proven: Proven, n_bytes: int) -> None:
-        nonlocal pace, largest
-        pace, largest = proven.pace, n_bytes
+    def expect(proven: Proven, n_pixels: int, n_bytes: int) -> None:
+        nonlocal pace, most
+        pace, most = proven.pace, (n_pixels, n_bytes)
         pace.begin()
         shared[DEVICE] = CPU if proven.device == "cpu" else ACCELERATED
-        shared[STEP] = pace.expected_s(largest)
+        shared[STEP] = pace.expected_s(*most)
 
     def tell(step: str, share: float) -> None:
         progress[step] = round(share, 3)
         if pace is not None:
             pace.told(step)
-            shared[STEP] = pace.expected_s(largest)
+            shared[STEP] = pace.expected_s(*most)
         shared[PROGRESS] = time.monotonic()
         if shared[STOP] == NOW or taken.is_set():
             raise Stopped
