@@ -6,6 +6,9 @@ from tests.faults.mutations import Mutation, Unexercised
 
 _COMMIT = "node/receive/commit.py"
 _SPOOL = "node/store/spool.py"
+_RECEIVING = "tests/faults/test_receiving.py"
+_LATE = "tests/faults/test_order_and_lateness.py"
+_RESTARTS = "tests/faults/test_restarts.py"
 _CUTS = "tests/faults/test_power_loss.py::test_what_was_acknowledged_survives_a_power_cut_at_any_moment"
 
 MUTATIONS: tuple[Mutation, ...] = (
@@ -50,6 +53,110 @@ MUTATIONS: tuple[Mutation, ...] = (
         old='cursor.execute("PRAGMA synchronous=FULL")',
         new='cursor.execute("PRAGMA synchronous=NORMAL")',
         test=_CUTS,
+    ),
+    Mutation(
+        invariant="R3",
+        what="a sync that failed is tried again on the same file",
+        file=_SPOOL,
+        old='            raise disk_error(error, "sync") from None\n',
+        new="            os.fdatasync(self._fd)\n",
+        test="tests/faults/test_disk_errors.py::test_whatever_the_disk_refuses_nobody_is_told_that_it_is_stored",
+    ),
+    Mutation(
+        invariant="R3",
+        what="a folder that could not be synced is passed over",
+        file=_SPOOL,
+        old='            raise disk_error(error, "sync of a folder") from None\n',
+        new="            return\n",
+        test="tests/faults/test_disk_errors.py::test_whatever_the_disk_refuses_nobody_is_told_that_it_is_stored",
+    ),
+    Mutation(
+        invariant="R4",
+        what="a defect of ours is told as a lack of resources",
+        file="node/receive/intake.py",
+        old="    return Refusal(*DEFECT)  # a defect of ours\n",
+        new="    return Refusal(*STORE)\n",
+        test=f"{_RECEIVING}::test_every_way_to_fail_has_its_status",
+    ),
+    Mutation(
+        invariant="R5",
+        what="what a cut association had begun is left under tmp",
+        file="node/receive/door.py",
+        old="            messages.discard()\n",
+        new="            pass\n",
+        test=f"{_RECEIVING}::test_wherever_the_stream_is_cut_what_was_answered_stays_and_nothing_of_the_rest",
+    ),
+    Mutation(
+        invariant="R6",
+        what="every file says that it is Explicit VR Little Endian",
+        file="node/receive/intake.py",
+        old="part10.head(command.sop_class_uid, command.sop_instance_uid, transfer_syntax_uid)",
+        new='part10.head(command.sop_class_uid, command.sop_instance_uid, "1.2.840.10008.1.2.1")',
+        test=f"{_RECEIVING}::test_stored_bytes_are_sent_bytes",
+    ),
+    Mutation(
+        invariant="R7",
+        what="the same bytes again count as other bytes",
+        file="node/store/reception.py",
+        old="        if known.sha256 == one.sha256:\n",
+        new="        if known.sha256 == one.sha256 and known.id < 0:\n",
+        test=f"{_RECEIVING}::test_a_duplicate_is_harmless_in_sequence_and_at_once",
+    ),
+    Mutation(
+        invariant="R8",
+        what="slices are stacked in the order of their arrival",
+        file="node/dicom/volumes.py",
+        old="    ordered = sorted(group, key=lambda p: (p.at_mm, p.uid, p.number))\n",
+        new="    ordered = list(group)\n",
+        test=f"{_LATE}::test_the_order_of_arrival_changes_nothing",
+    ),
+    Mutation(
+        invariant="R9",
+        what="nobody is told of a generation that came late",
+        file="node/store/series.py",
+        old="                _tell_if_late(connection, series_id, at)\n",
+        new="",
+        test=f"{_LATE}::test_what_comes_late_is_never_dropped_nor_silently_mixed",
+    ),
+    Mutation(
+        invariant="R9",
+        what="what was derived already is derived again with what came late",
+        file="node/enhance/work.py",
+        old="headers.keys() - _made_by_others(store, derived_series_uid, job.id)",
+        new="headers.keys() - set()",
+        test=f"{_LATE}::test_what_comes_late_is_never_dropped_nor_silently_mixed",
+    ),
+    Mutation(
+        invariant="R10",
+        what="associations of a dead receiver stay open",
+        file="node/receive/server.py",
+        old="lost = self._store.reception.lose_open_associations(now, receiver=self.name)",
+        new="lost = 0",
+        test=f"{_RESTARTS}::test_a_restart_in_mid_series_loses_neither_count_nor_timer",
+    ),
+    Mutation(
+        invariant="R11",
+        what="SIGTERM is not heard",
+        file="node/process.py",
+        old="        stop.set()\n",
+        new="        pass\n",
+        test=f"{_RESTARTS}::test_a_stop_under_load_drains",
+    ),
+    Mutation(
+        invariant="R13",
+        what="the engine takes bytes with another digest",
+        file="node/enhance/scratch.py",
+        old="        if digest != self.sha256:\n",
+        new="        if not digest and self.sha256:\n",
+        test="tests/faults/test_bit_rot.py::test_rotten_bytes_are_never_processed",
+    ),
+    Mutation(
+        invariant="R13",
+        what="the sender takes bytes with another digest",
+        file="node/deliver/parcel.py",
+        old="        if digest != parcel.sha256:\n",
+        new="        if not digest and parcel.sha256:\n",
+        test="tests/faults/test_bit_rot.py::test_rotten_bytes_are_never_sent",
     ),
 )
 
