@@ -163,7 +163,9 @@ class Lane:
         known = self._watchers.of(where.endpoint, patience)
         if not self._watchers.admits(known):
             # Not a try: it waits with the others until the breaker lets one through.
-            store.deliveries.release(delivery.id, self._owner, delivery.attempt, known.looks_again(clock))
+            again = known.looks_again(clock)
+            store.deliveries.release(delivery.id, self._owner, delivery.attempt, again)
+            store.deliveries.postpone(delivery.id, again)
             return True
         self.current = delivery
         try:
@@ -282,6 +284,8 @@ class Lane:
             # Where the destination is well, what comes next does not wait for what gave trouble.
             wakes = self._originals and not way.known.breaker.failures
             store.retry_later(it.id, self._owner, it.attempt, not_before, verdict.failure, wakes=wakes)
+            if way.known.breaker.failures:
+                store.postpone(it.id, way.known.reopens(self._clock))
             log.warning(
                 "delivery.delayed", **about, attempt=it.attempt, why=verdict.failure,
                 pause_s=round((not_before - now).total_seconds(), 1),

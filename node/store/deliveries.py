@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, Text, cast, func, select, update
+from sqlalchemy.orm import aliased
 
 from node.errors import StoreError, TransitionRefused
 from node.model import Delivery, DeliveryState, DerivedSeries, Outcome
@@ -233,6 +234,25 @@ class Deliveries:
                 fence=(owner, attempt), only_from=(DeliveryState.SENDING,),
                 values={"attempt": attempt - 1, "not_before": at, "wakes": False},
             )  # fmt: skip
+
+    def postpone(self, delivery_id: int, until: datetime) -> int:
+        """Put off all that waits for the place of this delivery, by its settings, until that time; returns how
+        many. One by one they would be claimed and put back at each try of a destination that is away."""
+        theirs, its = DeliveryRow, aliased(DeliveryRow)
+        where = select(cast(its.settings, Text)).where(its.id == delivery_id).scalar_subquery()
+        name = select(its.destination).where(its.id == delivery_id).scalar_subquery()
+        with self._db.write() as connection:
+            return connection.execute(
+                update(theirs)
+                .where(
+                    theirs.state == DeliveryState.PENDING.value,
+                    theirs.destination == name,
+                    theirs.not_before < until,
+                    cast(theirs.settings, Text) == where,
+                )
+                .values(not_before=until, wakes=False)
+                .execution_options(synchronize_session=False)
+            ).rowcount
 
     def requeue_expired(self, now: datetime) -> builtins.list[int]:
         """SENDING under a lease that ran out -> PENDING; returns their ids. Claiming does not need it."""

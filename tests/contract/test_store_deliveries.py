@@ -234,3 +234,17 @@ def test_deliveries_are_found_by_what_is_asked(store: Store) -> None:
     assert store.deliveries.detail(99) is None
     assert store.deliveries.derived(99) is None
     assert store.deliveries.outcomes(99) == {}
+
+
+def test_what_waits_for_one_place_is_put_off_together(store: Store) -> None:
+    """R29: neither what goes elsewhere, nor what is under way, nor what waits for longer."""
+    for series in (1, 2, 3, 4):
+        outbox(store, series=series, n=1, destinations=("pacs", "other"))
+    first = claimed(store, destination="pacs")
+    assert store.deliveries.retry_later(first.id, "d1", 1, after(900), "nobody there")
+    second = claimed(store, destination="pacs")
+    assert store.deliveries.postpone(second.id, after(20)) == 2
+    assert store.deliveries.due_destinations(after(1)) == ["other"]
+    assert claimed(store, now=after(20), destination="pacs").id not in (first.id, second.id)
+    assert state(store, second.id) is DeliveryState.SENDING
+    assert store.deliveries.postpone(99, after(60)) == 0
