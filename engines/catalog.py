@@ -93,6 +93,11 @@ class Catalog:
             key, n = f"{name}#{n}", n + 1
         return key
 
+    @property
+    def place(self) -> Place:
+        """Where engines run."""
+        return self._place
+
     def names(self) -> tuple[str, ...]:
         """Names of all engines whose cards are sound, sorted."""
         return tuple(sorted(self._entries))
@@ -165,7 +170,7 @@ class Catalog:
         stood = climb(wanted, runtime, avoid, self._rungs)
         calls = min(n_threads, MOST_CALLS) if stood.network.device == "cpu" else 1
         core = core_of(entry.card, stood.network, calls)
-        return Enhancer(entry.card, core, n_threads, refusals=stood.refusals)
+        return Enhancer(entry.card, core, n_threads, refusals=stood.refusals, keep=stood.keep)
 
     def _without_weights(self, entry: _Entry, runtime: str, threads: int) -> Enhancer:
         from engines.classical import CORES

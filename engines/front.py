@@ -108,11 +108,19 @@ class Enhancer:
     """A card and a core behind the guards: meets :class:`engines.base.Engine`."""
 
     def __init__(
-        self, card: Card, core: Core, threads: int = 1, *, refusals: tuple[Refusal, ...] = ()
+        self,
+        card: Card,
+        core: Core,
+        threads: int = 1,
+        *,
+        refusals: tuple[Refusal, ...] = (),
+        keep: Callable[[], None] = lambda: None,
     ) -> None:
         self._card = card
         self.refusals = refusals
         """Why faster runtimes than the one at work do not serve."""
+        self.keep = keep
+        """Keeps what the runtime compiled so far for the next start; see :class:`engines.ladder.Compiling`."""
         self._core = core
         self._threads = threads
         self._turn = BoundedSemaphore(max(1, core.calls))

@@ -92,18 +92,37 @@ class Refusal:
     hint: str = ""
 
 
+def _nothing() -> None:
+    """What there is to keep of a network that compiles nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compiling:
+    """A network that compiles kernels while it is used, and what keeps them for the next start.
+
+    Attributes
+    ----------
+    keep
+        Raises PlanMismatch or RuntimeUnavailable where they cannot be kept: that costs time, no result.
+    """
+
+    network: Network
+    keep: Callable[[], None]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stood:
-    """The network of the rung that holds, and why those above it do not."""
+    """The network of the rung that holds, why those above it do not, and what keeps what it compiled."""
 
     network: Network
     refusals: tuple[Refusal, ...]
+    keep: Callable[[], None] = _nothing
 
 
-Rung = Callable[[Wanted], "Network"]
+Rung = Callable[[Wanted], "Network | Compiling"]
 
 
-def _plan(name: str, wanted: Wanted) -> Network:
+def _plan(name: str, wanted: Wanted) -> Network | Compiling:
     """A network of a kept plan: fp16 if there is one, else fp32."""
     from engines.runtime import flavour, gpu, profile
     from engines.runtime.onnx import read_verified
@@ -121,15 +140,25 @@ def _plan(name: str, wanted: Wanted) -> Network:
     plans = Plans(wanted.place.plans)
     key, plan = _kept(plans, wanted, name, flavour.version(name), card, mine.digest())
     row = flavour.flavour(name)
-    return TensorrtNetwork.load(
+    before = plans.cached("kernels", key, card) if row.runtime_cache else None
+    network = TensorrtNetwork.load(
         plan,
         name=name,
         profile=mine,
         factor=wanted.card.scale,
         which=wanted.place.gpu,
-        kernels=plans.cached("kernels", key, card) if row.runtime_cache else None,
+        kernels=before,
         most_bytes=wanted.place.most_bytes,
     )
+    if not row.runtime_cache:
+        return network
+
+    def keep() -> None:
+        made = network.kernels()
+        if made and made != before:
+            plans.cache("kernels", key, card, made)
+
+    return Compiling(network=network, keep=keep)
 
 
 def _kept(
@@ -193,7 +222,10 @@ def climb(
             refusals.append(_avoided(name))
             continue
         try:
-            return Stood(network=rungs[name](wanted), refusals=tuple(refusals))
+            made = rungs[name](wanted)
+            if isinstance(made, Compiling):
+                return Stood(network=made.network, refusals=tuple(refusals), keep=made.keep)
+            return Stood(network=made, refusals=tuple(refusals))
         except (RuntimeUnavailable, OutOfMemory) as e:
             refusals.append(Refusal(runtime=name, kind=_kind(e), message=e.message, hint=e.hint))
     raise _none(refusals)

@@ -13,6 +13,8 @@ from types import FrameType
 
 _PR_SET_PDEATHSIG = 1
 
+CUDA_VISIBLE = "CUDA_VISIBLE_DEVICES"
+
 
 def die_with_parent() -> None:
     """Ask Linux for SIGTERM when the parent dies, however it dies (prctl(2), PR_SET_PDEATHSIG)."""
@@ -50,3 +52,17 @@ def stop_on_signals(stop: threading.Event, reload: Callable[[], None] | None = N
     signal.signal(signal.SIGTERM, ask)
     signal.signal(signal.SIGINT, ask)
     signal.signal(signal.SIGHUP, again)
+
+
+def show_gpu(device: str | None) -> None:
+    """Let this process, and those that it starts, see one GPU alone; before anything of CUDA is loaded.
+
+    Parameters
+    ----------
+    device
+        A number, which is then ``nvidia-smi``'s (CUDA's own order is by speed), or a UUID, of a MIG slice too. Empty
+        shows none, None leaves things as they are.
+    """
+    if device is not None:
+        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+        os.environ[CUDA_VISIBLE] = device

@@ -39,6 +39,7 @@ from node.config.values import (
     Database,
     Duration,
     Filled,
+    GpuDevice,
     KeptFor,
     Name,
     Number,
@@ -55,7 +56,7 @@ from node.config.values import (
 
 __all__ = [
     "ClientTLS", "CloseOn", "Config", "Destination", "DimseDestination", "EngineSettings",
-    "FolderDestination", "HostPort", "Keep", "LogSettings", "NodeSettings", "Peer", "Retry", "Rule",
+    "FolderDestination", "GpuSettings", "HostPort", "Keep", "LogSettings", "NodeSettings", "Peer", "Retry", "Rule",
     "Section", "SeriesSettings", "ServerTLS", "StoreSettings", "Timeouts",
 ]  # fmt: skip
 
@@ -233,9 +234,10 @@ class EngineSettings(Section):
         description="0 gives the stored pixels back (interpolated, where the engine doubles the matrix), 1 is the "
         "most it does. Left out: the engine's own.",
     )
-    runtime: Literal["auto", "tensorrt", "tensorrt_rtx", "onnx"] = Field(
+    runtime: Literal["auto", "tensorrt", "tensorrt_rtx", "onnx_cuda", "onnx"] = Field(
         default="auto",
-        description="What runs a learned engine: `auto` is tensorrt, then tensorrt_rtx, then onnx (CPU).",
+        description="What runs a learned engine: `auto` is the first of tensorrt, tensorrt_rtx, onnx_cuda and onnx "
+        "(CPU) that is there and answers rightly. Jobs of an engine that insists on one wait or are held without it.",
     )
     options: Options = Field(default={}, description="Further settings of this engine, see its card.")
     description_suffix: Annotated[Text, Field(max_length=32)] = Field(
@@ -257,6 +259,37 @@ class EngineSettings(Section):
         default=False,
         description="Enhance series that the scanner's own deep learning has denoised already.",
     )
+
+
+class GpuSettings(Section):
+    """The GPUs that learned engines run on. A node without one needs nothing of this."""
+
+    devices: tuple[GpuDevice, ...] | None = Field(
+        default=None,
+        description="GPUs to use: numbers or UUIDs as `nvidia-smi -L` shows them, of MIG slices too. Each gets a "
+        "worker of its own, and its own mark if it turns out unfit. Left out: the first one that there is. An empty "
+        "list: none, the CPU alone.",
+        json_schema_extra=RESTART,
+    )
+    memory: Annotated[Size, Field(ge=100_000_000)] | None = Field(
+        default=None,
+        description="GPU memory that one engine may take at most, besides its weights. Left out: four fifths of what "
+        "is free when it is loaded.",
+        json_schema_extra=RESTART,
+    )
+    plans: Filled | None = Field(
+        default=None,
+        description="Folder of compiled plans; for the node's user alone, since a plan is code. Left out: `plans` "
+        "beside `store.spool`.",
+        json_schema_extra=RESTART,
+    )
+
+    @model_validator(mode="after")
+    def _each_once(self) -> GpuSettings:
+        devices = [d.casefold() for d in self.devices or ()]
+        if len(set(devices)) < len(devices):
+            raise Refused("`devices` names a GPU twice", "each GPU has one worker")
+        return self
 
 
 class Retry(Section):
@@ -423,4 +456,5 @@ class Config(Section):
         default=(),
         description="Which series are enhanced. Read downwards, the first match wins; no match: ignored.",
     )
+    gpu: GpuSettings = Field(default=GpuSettings(), description="The GPUs that learned engines run on.")
     log: LogSettings = Field(default=LogSettings(), description="What the node writes to standard error.")

@@ -86,6 +86,7 @@ _HOST = re.compile(
 )
 _UID = re.compile(r"(?:0|[1-9][0-9]*)(?:\.(?:0|[1-9][0-9]*))+", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+_GPU = re.compile(r"(?:[0-9]|[1-9][0-9])|GPU-[0-9a-fA-F-]{8,40}|MIG-[0-9a-zA-Z/-]{8,80}", re.ASCII)
 _WHOLE = re.compile(r"[+-]?[0-9]{1,12}", re.ASCII)
 _NUMBER = re.compile(
     r"[+-]?(?:[0-9]{1,15}(?:\.[0-9]{0,12})?|\.[0-9]{1,12})(?:[eE][+-]?[0-9]{1,2})?", re.ASCII
@@ -254,6 +255,17 @@ def name(value: object) -> str:
     )
 
 
+def gpu(value: object) -> str:
+    """A GPU: its number in ``nvidia-smi -L``, its UUID, or that of a MIG slice of one."""
+    said = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(said, str) and _GPU.fullmatch(said.strip()):
+        return said.strip()
+    raise Refused(
+        f"{quote(value)} is no GPU",
+        "write a number, or a UUID as `nvidia-smi -L` shows it: GPU-... or MIG-...",
+    )
+
+
 def database(value: object) -> str:
     """A database URL. It may hold a password, so no fault repeats it."""
     if not isinstance(value, str):
@@ -314,5 +326,10 @@ AETitle: TypeAlias = Annotated[
 Network: TypeAlias = Annotated[str, BeforeValidator(network)]
 UID: TypeAlias = Annotated[str, BeforeValidator(uid)]
 Name: TypeAlias = Annotated[str, BeforeValidator(name)]
+GpuDevice: TypeAlias = Annotated[
+    str,
+    BeforeValidator(gpu),
+    WithJsonSchema({"type": ["string", "integer"], "pattern": f"^({_GPU.pattern})$"}),
+]
 Options: TypeAlias = Annotated[dict[str, Any], BeforeValidator(natural)]
 Database: TypeAlias = Annotated[str, BeforeValidator(database)]

@@ -134,6 +134,7 @@ _WORDING: Mapping[str, str] = {
     "network": "IP address or network",
     "uid": "UID",
     "name": "name",
+    "gpu": "GPU",
     "natural": "settings by name",
     "database": "database URL",
     "_address": "host:port",
