@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import selectors
 import socket
 import threading
@@ -15,7 +16,7 @@ from tests.faults.hostile import MB, REQUEST, SCANNER, Crowd, Echo, Node, good
 from tests.faults.ledger import record
 from tests.faults.scale import FULL, count
 from tests.peers import wait_until
-from tests.senders import CT, EXPLICIT, associate_rq, data_set, message, p_data, pdv, store_rq
+from tests.senders import CT, EXPLICIT, RELEASE, associate_rq, data_set, message, p_data, pdv, store_rq
 
 MAX_PDU = 131072
 
@@ -193,40 +194,40 @@ def test_drippers_that_come_again_from_everywhere_do_not_take_the_last_seat(tmp_
 
 def test_bytes_that_drip_inside_an_association_end_it(tmp_path: Path) -> None:
     """R15: a whole PDU has its time, and a message of whole but tiny PDUs has its own."""
-    with Node(tmp_path, node={"timeouts": {"pdu": "2s", "dimse": "3s"}}) as node:
+    with Node(tmp_path, node={"timeouts": {"pdu": "2s", "dimse": "4s"}}) as node:
         with node.peer() as dripping, node.peer() as tiny:
             dripping.associate(CT)
             tiny.associate(CT)
             data = data_set("1.2.3.1", pixels=bytes(4000))
-            dripping.send(p_data(pdv(1, 3, store_rq("1.2.3.1"))))
             tiny.send(p_data(pdv(1, 3, store_rq("1.2.3.1"))))
             began = time.monotonic()
-            rest = p_data(pdv(1, 2, data))
-            ended: dict[str, float] = {}
-            for at in range(200):
+            ended: dict[str, tuple[int, float]] = {}
+            for at in range(60):
                 for name, peer, piece in (
-                    ("a PDU byte by byte", dripping, rest[at : at + 1]),
+                    ("a PDU byte by byte", dripping, RELEASE[at // 2 : at // 2 + 1] if at % 2 else b""),
                     ("whole PDUs of a byte each", tiny, p_data(pdv(1, 0, data[at : at + 1]))),
                 ):
+                    if name in ended:
+                        continue
                     with contextlib.suppress(OSError):
                         peer.send(piece)
-                    peer.sock.settimeout(0.02)
-                    with contextlib.suppress(TimeoutError):
-                        if peer.read()[0] in (0, 7) and name not in ended:
-                            ended[name] = time.monotonic() - began
+                    if select.select([peer.sock], [], [], 0)[0]:
+                        ended[name] = (peer.read()[0], time.monotonic() - began)
                 if len(ended) == 2:
                     break
-                time.sleep(0.1)
+                time.sleep(0.25)
         node.quiet()
         record(
             "R15",
-            load="an established peer that drips a PDU (2 s allowed), one that sends whole PDUs of 1 byte (3 s)",
+            load="a peer that drips a PDU (2 s allowed), one that sends whole PDUs of 1 byte (4 s allowed)",
             count=2,
-            result=", ".join(f"{name}: cut after {s:.1f} s" for name, s in ended.items()),
+            result=", ".join(f"{name}: cut after {s:.1f} s" for name, (_, s) in ended.items()),
             ok=len(ended) == 2,
         )
-        assert set(ended) == {"a PDU byte by byte", "whole PDUs of a byte each"}
-        assert max(ended.values()) <= 15
+        assert {name: kind for name, (kind, _) in ended.items()} == {
+            "a PDU byte by byte": 7,
+            "whole PDUs of a byte each": 7,
+        }
         assert node.tmp() == []
         assert node.stored() == {}
 

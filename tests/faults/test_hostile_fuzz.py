@@ -177,7 +177,7 @@ def _feed(raw: bytes, dice: random.Random, established: bool) -> None:
 
 
 def _decode(request: bytes, dice: random.Random) -> None:
-    """What is left for pynetdicom, now and then, for it is slow. Whatever it raises is a fault of the peer to a door."""
+    """What is left for pynetdicom, now and then, for it is slow; a door takes whatever it raises for a fault."""
     if dice.random() < 0.1:
         with contextlib.suppress(Exception):
             decoded = A_ASSOCIATE_RQ()
