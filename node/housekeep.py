@@ -19,8 +19,8 @@ from typing import Any
 
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.cron import CronTrigger
-from apscheduler.triggers.interval import IntervalTrigger
 
 from node.config.schema import Config
 from node.config.snapshot import forwarding
@@ -235,8 +235,30 @@ class Housekeeper:
         self._store.events.add("info", "report.daily", body, _now())
 
 
+class Every(BaseTrigger):  # type: ignore[misc]
+    """Every so many seconds from now on.
+
+    The library's own interval lists every run that was missed, one by one, with its lock held: after a clock that
+    was set 400 days ahead that took a minute in which nothing ran at all (R53).
+
+    Parameters
+    ----------
+    seconds
+        Between two runs.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._interval = timedelta(seconds=seconds)
+
+    def get_next_fire_time(self, previous_fire_time: datetime | None, now: datetime) -> datetime:
+        """The next time; after one that lies far from now, behind or ahead, an interval from now."""
+        if previous_fire_time is not None and now - self._interval < previous_fire_time <= now:
+            return previous_fire_time + self._interval
+        return now + self._interval
+
+
 def _every(seconds: float) -> Callable[[], object]:
-    return lambda: IntervalTrigger(seconds=seconds, timezone=UTC)
+    return lambda: Every(seconds)
 
 
 def _daily(hour: int, minute: int) -> Callable[[], object]:

@@ -64,11 +64,13 @@ class Watch:
         A step that this process did not live to see is not taken out.
         """
         self.look()
-        age = (now - since).total_seconds()
+        at, end, passed = since.timestamp(), now.timestamp(), 0.0
         for after, step in reversed(self._steps):
-            if (step > 0 and since.timestamp() < after - step + 1.0) or (step < 0 and since > now):
-                age -= step
-        return max(age, 0.0)
+            if after - 1.0 <= at <= end + 1.0:
+                break  # written since this step
+            passed += end - after
+            end = after - step
+        return max(passed + end - at, 0.0)
 
     def _both(self) -> tuple[float, float]:
         while True:

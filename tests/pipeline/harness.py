@@ -55,10 +55,12 @@ class Node:
     database: str
     process: subprocess.Popen[bytes] | None = None
     log: Path = field(default_factory=Path)
+    first_on_path: Path | None = None
 
     def start(self) -> None:
         self.log = self.folder / "node.log"
-        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        path = [str(p) for p in (self.first_on_path, REPOSITORY) if p is not None]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "node", "serve", "--config", str(self.config)],
