@@ -10,6 +10,8 @@ compared with its reference runtime at once, and where it runs on that, with its
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -149,12 +151,21 @@ def _apart(got: Floats, expected: Floats, card: Card) -> tuple[float, float]:
     return float(np.abs(difference).max()), float(np.sqrt(np.mean(difference * difference)))
 
 
+def _key(card: Card) -> str:
+    """Digest of all in a card that the answer depends on."""
+    told = (
+        card.name, card.version, card.family, card.weights_sha256, card.bound, card.bound_sigmas, card.sigma_range,
+        card.neighbours, card.scale, dict(card.parameters),
+    )  # fmt: skip
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+
+
 def kept(card: Card) -> Floats | None:
-    """The answer that is kept for these weights; None if there is none."""
+    """The answer that is kept for this engine as its card says it is; None if there is none."""
     path = FOLDER / f"{card.name}.npz"
     try:
         with np.load(path, allow_pickle=False) as found:
-            if str(found["weights_sha256"]) != card.weights_sha256 or str(found["version"]) != card.version:
+            if str(found["key"]) != _key(card):
                 return None
             values: Floats = found["values"].astype(np.float32) * np.float32(_STEP)
             return values
@@ -167,7 +178,7 @@ def keep(engine: Engine) -> Path:
     card = engine.card
     values = np.rint(_inner(_asked(engine), card) / _STEP).astype(np.int32)
     path = FOLDER / f"{card.name}.npz"
-    np.savez_compressed(path, values=values, weights_sha256=card.weights_sha256, version=card.version)
+    np.savez_compressed(path, values=values, key=_key(card))
     return path
 
 

@@ -52,10 +52,10 @@ class Mark:
     why: str
 
 
-def mark_path(spool: Path) -> Path:
-    """Where the mark of this host lies."""
-    host = re.sub(r"[^A-Za-z0-9.-]", "_", socket.gethostname())[:64]
-    return spool / f"gpu-unfit-{host}.json"
+def mark_path(spool: Path, gpu: str = "") -> Path:
+    """Where the mark of this host lies; of one of its GPUs, where each has a worker of its own."""
+    name = re.sub(r"[^A-Za-z0-9.-]", "_", f"{socket.gethostname()}-{gpu}" if gpu else socket.gethostname())
+    return spool / f"gpu-unfit-{name[:128]}.json"
 
 
 def read_mark(path: Path) -> Mark | None:
