@@ -116,6 +116,8 @@ class Node:
             self.process.kill()
             self.process.wait(10)
             raise
+        finally:
+            shutil.rmtree(self.spool, ignore_errors=True)  # some of these tests fill gigabytes
 
     def inside(self, path: Path) -> Path:
         """A path as the process sees it, mounts of its own included."""
