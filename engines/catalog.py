@@ -170,7 +170,9 @@ class Catalog:
         stood = climb(wanted, runtime, avoid, self._rungs)
         calls = min(n_threads, MOST_CALLS) if stood.network.device == "cpu" else 1
         core = core_of(entry.card, stood.network, calls)
-        return Enhancer(entry.card, core, n_threads, refusals=stood.refusals, keep=stood.keep)
+        return Enhancer(
+            entry.card, core, n_threads, refusals=stood.refusals, keep=stood.keep, close=stood.close
+        )
 
     def _without_weights(self, entry: _Entry, runtime: str, threads: int) -> Enhancer:
         from engines.classical import CORES

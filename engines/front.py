@@ -115,12 +115,13 @@ class Enhancer:
         *,
         refusals: tuple[Refusal, ...] = (),
         keep: Callable[[], None] = lambda: None,
+        close: Callable[[], None] = lambda: None,
     ) -> None:
         self._card = card
         self.refusals = refusals
         """Why faster runtimes than the one at work do not serve."""
-        self.keep = keep
-        """Keeps what the runtime compiled so far for the next start; see :class:`engines.ladder.Compiling`."""
+        self.keep, self.close = keep, close
+        """See :class:`engines.ladder.OnGpu`."""
         self._core = core
         self._threads = threads
         self._turn = BoundedSemaphore(max(1, core.calls))
@@ -233,7 +234,7 @@ class Enhancer:
 
         def finished(i: int, residual: Residual) -> Outcome:
             return restored(
-                residual.values, slices[i], self._card, strength, looked=i in looked, stage=residual.stage
+                residual.values, slices[i], self._card, strength, looked=i in looked, worst=residual.worst
             )
 
         def one(i: int) -> Outcome:
@@ -243,7 +244,7 @@ class Enhancer:
                 return Outcome(values=values, reason=reasons[i])
             with self._turn:
                 residual = self._core.residual(tasks[i], tile=tile)
-            return finished(i, Residual(values=residual, stage="bare"))
+            return finished(i, Residual(values=residual))
 
         indices = list(reasons)
         if isinstance(self._core, SlabCore) and tasks and tile == 0:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from engines.runtime.network import Network
     from engines.runtime.plans import PlanKey, Plans
 
-Kind = Literal["absent", "plan", "memory", "avoided"]
+Kind = Literal["absent", "plan", "memory", "avoided", "canary"]
 
 MOST_CALLS = 4
 """Slices in a network at once, on a CPU: one thread each is a tenth faster than many on one slice, but each
@@ -84,6 +84,7 @@ class Refusal:
     kind
         ``absent``: its library, driver or GPU is not there, which is no fault. ``plan``: there is no plan that
         may be loaded; building one mends it. ``memory``: the GPU has too little. ``avoided``: it was not asked.
+        ``canary``: it answered a question of known answer wrongly (told by whoever asks, not by the ladder).
     """
 
     runtime: str
@@ -93,36 +94,41 @@ class Refusal:
 
 
 def _nothing() -> None:
-    """What there is to keep of a network that compiles nothing."""
+    """Where there is nothing to keep, or to give back that would not go by itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Compiling:
-    """A network that compiles kernels while it is used, and what keeps them for the next start.
+class OnGpu:
+    """A network that holds a GPU's memory.
 
     Attributes
     ----------
     keep
-        Raises PlanMismatch or RuntimeUnavailable where they cannot be kept: that costs time, no result.
+        Keeps the kernels that it compiled so far for the next start. Raises PlanMismatch or RuntimeUnavailable where
+        they cannot be kept: that costs time, no result.
+    close
+        Gives everything back.
     """
 
     network: Network
-    keep: Callable[[], None]
+    keep: Callable[[], None] = _nothing
+    close: Callable[[], None] = _nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stood:
-    """The network of the rung that holds, why those above it do not, and what keeps what it compiled."""
+    """The network of the rung that holds, why those above it do not, and what :class:`OnGpu` tells of it."""
 
     network: Network
     refusals: tuple[Refusal, ...]
     keep: Callable[[], None] = _nothing
+    close: Callable[[], None] = _nothing
 
 
-Rung = Callable[[Wanted], "Network | Compiling"]
+Rung = Callable[[Wanted], "Network | OnGpu"]
 
 
-def _plan(name: str, wanted: Wanted) -> Network | Compiling:
+def _plan(name: str, wanted: Wanted) -> OnGpu:
     """A network of a kept plan: fp16 if there is one, else fp32."""
     from engines.runtime import flavour, gpu, profile
     from engines.runtime.onnx import read_verified
@@ -150,15 +156,13 @@ def _plan(name: str, wanted: Wanted) -> Network | Compiling:
         kernels=before,
         most_bytes=wanted.place.most_bytes,
     )
-    if not row.runtime_cache:
-        return network
 
     def keep() -> None:
         made = network.kernels()
         if made and made != before:
             plans.cache("kernels", key, card, made)
 
-    return Compiling(network=network, keep=keep)
+    return OnGpu(network=network, keep=keep, close=network.close)
 
 
 def _kept(
@@ -223,9 +227,8 @@ def climb(
             continue
         try:
             made = rungs[name](wanted)
-            if isinstance(made, Compiling):
-                return Stood(network=made.network, refusals=tuple(refusals), keep=made.keep)
-            return Stood(network=made, refusals=tuple(refusals))
+            held = made if isinstance(made, OnGpu) else OnGpu(network=made)
+            return Stood(network=held.network, refusals=tuple(refusals), keep=held.keep, close=held.close)
         except (RuntimeUnavailable, OutOfMemory) as e:
             refusals.append(Refusal(runtime=name, kind=_kind(e), message=e.message, hint=e.hint))
     raise _none(refusals)

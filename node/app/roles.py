@@ -6,13 +6,15 @@ import contextlib
 import os
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from node.app.engines import cards, threads
+from node.app.engines import cards, place, shown, threads
 from node.app.health import Loop, Pulse, late
 from node.app.settings import Settings
 from node.app.supervise import ROLES, STARTED
+from node.config.schema import Config
 from node.log import get_logger
 from node.process import die_with_parent, stop_on_signals
 from node.store import Store, owners
@@ -98,37 +100,42 @@ def _gather(settings: Settings, store: Store, stop: Loop) -> None:
 
 
 def _enhance(settings: Settings, store: Store, stop: Loop) -> None:
-    from node.enhance.guardian import Guardian
-    from node.enhance.health import Health, mark_path
-    from node.enhance.prove import check_main
-    from node.enhance.signs import Watch
-    from node.enhance.worker import take_back, worker_main
+    from node.enhance.guardian import guard
+    from node.enhance.worker import take_back
 
     n = take_back(store, _now())
     if n:
         log.warning("jobs.taken_back", n=n)
-    c = settings.started
+    devices = shown(settings.started)
+    guardians = [_guardian(settings.started, store, device, len(devices)) for device in devices]
+    names = ["worker"] if len(guardians) == 1 else [f"worker {n}" for n in range(1, len(guardians) + 1)]
+    vital = {name: partial(_worker, one) for name, one in zip(names, guardians, strict=True)}
+    with Pulse(store.spool.root, "enhance", vital={"loop": stop.late, **vital}):
+        guard(guardians, stop)
+
+
+def _guardian(c: Config, store: Store, device: str | None, n_workers: int) -> Guardian:
+    """The guardian of the worker on one GPU; several share cores and memory."""
+    from node.enhance import memory, signs
+    from node.enhance.guardian import Guardian
+    from node.enhance.health import Health, mark_path
+    from node.enhance.prove import check_main
+    from node.enhance.worker import worker_main
+
     warm = tuple(dict.fromkeys((e.engine, e.runtime) for e in c.engines.values()))
-    guardian = Guardian(
+    where, n_threads = place(c), threads(n_workers)
+    n_bytes = int(memory.SHARE * memory.there_is() / n_workers) if n_workers > 1 else 0
+    spool = str(Path(c.store.spool).resolve())
+    return Guardian(
         worker_main,
-        (
-            c.store.database,
-            str(Path(c.store.spool).resolve()),
-            c.log.level,
-            c.log.format,
-            threads(),
-            warm,
-        ),
+        (c.store.database, spool, c.log.level, c.log.format, n_threads, warm, n_bytes, where, device),
         store.jobs,
-        health=Health(mark_path(store.spool.root), store.events.tell),
+        name="worker" if n_workers == 1 else f"worker on GPU {device}",
+        health=Health(mark_path(store.spool.root, device or ""), store.events.tell, device=device or None),
         check=check_main,
-        check_arguments=(warm, threads(), c.log.level, c.log.format),
-        watch=Watch(),
+        check_arguments=(warm, n_threads, c.log.level, c.log.format, where, device),
+        watch=signs.Watch(partial(signs.sources, device)),
     )
-    with Pulse(
-        store.spool.root, "enhance", vital={"loop": stop.late, "worker": lambda: _worker(guardian)}
-    ):  # fmt: skip
-        guardian.run(stop)
 
 
 def _deliver(settings: Settings, store: Store, stop: Loop) -> None:

@@ -104,6 +104,9 @@ def _body(body: Mapping[str, Any]) -> Iterator[str]:
             )
         if value:
             yield _fact(name, str(value))
+        if name == "device":
+            for one in body.get("refused", ()):
+                yield _fact("", f"not {one['runtime']}: {one['because']}")
 
 
 def _own_derived(story: Story) -> Iterator[str]:

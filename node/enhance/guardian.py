@@ -16,7 +16,7 @@ from __future__ import annotations
 import multiprocessing
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from multiprocessing.context import SpawnProcess
@@ -142,15 +142,12 @@ class Guardian:
         self._without_gpu = False
         self._undead: list[SpawnProcess] = []
         self._wait_s = self._patience.respawn_s
-        self._started_at = self._start_at = 0.0
+        self._started_at = self._start_at = self._asked_at = 0.0
         self.restarts = 0
 
     def run(self, stop: threading.Event) -> None:
         """Guard until ``stop`` is set, then let the worker put down its job and end."""
-        while not stop.is_set():
-            self.look()
-            stop.wait(0.1)
-        self._end()
+        guard((self,), stop)
 
     def look(self) -> None:
         """One look at the worker: start, replace or kill it as needed."""
@@ -275,17 +272,34 @@ class Guardian:
             check.close()
         self._checking = None
 
-    def _end(self) -> None:
+    def ask(self) -> None:
+        """Tell the worker to put down its job and end."""
         self._shared[STOP] = NOW
+        self._asked_at = time.monotonic()
+
+    def end(self) -> None:
+        """Wait until the worker, who was asked, has ended; kill it where it does not."""
         if self._checking is not None:
             self._kill(self._checking)
         if self._process is None:
             return
-        self._process.join(self._patience.drain_s)
+        self._process.join(max(0.0, self._asked_at + self._patience.drain_s - time.monotonic()))
         if self._process.exitcode is None:
             self._kill(self._process)
         if self._shared[JOB]:
             put_back(self._jobs, int(self._shared[JOB]), int(self._shared[ATTEMPT]), "")
+
+
+def guard(guardians: Sequence[Guardian], stop: threading.Event) -> None:
+    """Guard several workers, each on a GPU of its own, until ``stop`` is set; they put down their jobs together."""
+    while not stop.is_set():
+        for one in guardians:
+            one.look()
+        stop.wait(0.1)
+    for one in guardians:
+        one.ask()
+    for one in guardians:
+        one.end()
 
 
 def put_back(jobs: Jobs, job_id: int, attempt: int, how: str, *, accelerated: bool = False) -> None:

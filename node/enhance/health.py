@@ -6,8 +6,8 @@ doubt (node/enhance/signs.py). While it is open, workers are started without the
 the declared fallback serves, or jobs that insist are held. It closes when a process of its own has loaded an engine
 on the GPU and answered a question of known answer, tried once in a few minutes. Nothing here ever resets a GPU.
 
-The mark is a small file beside the database's spool, named for this host: a restart forgets nothing, and it holds
-while the database is away.
+The mark is a small file in the spool, named for this host, and for the GPU where there are several: a restart forgets
+nothing, and it holds while the database is away.
 """
 
 from __future__ import annotations
@@ -79,6 +79,8 @@ class Health:
     tell
         Called as ``tell(level, event, body)`` when the breaker opens or closes; called again until it returns True.
         It must not raise.
+    device
+        The GPU in what is told, where there are several.
     """
 
     def __init__(
@@ -88,8 +90,10 @@ class Health:
         *,
         limits: Limits | None = None,
         clock: Callable[[], float] = time.monotonic,
+        device: str | None = None,
     ) -> None:
         self._path = path
+        self._of = {} if device is None else {"gpu": device}
         self._tell = tell
         self._limits = limits or Limits()
         self._clock = clock
@@ -100,7 +104,7 @@ class Health:
         self.mark = read_mark(path)
         self._check_at = clock() + self._limits.check_first_s
         if self.mark is not None:
-            log.error("gpu.still_unfit", since=self.mark.since, why=self.mark.why)
+            log.error("gpu.still_unfit", **self._of, since=self.mark.since, why=self.mark.why)
 
     @property
     def unfit(self) -> bool:
@@ -137,7 +141,7 @@ class Health:
             _write(self._path, json.dumps({"since": self.mark.since, "why": why}))
         except OSError as e:
             log.error("gpu.mark_not_kept", because=e.strerror)
-        self._say("critical", "gpu.unfit", {"why": why, "since": self.mark.since})
+        self._say("critical", "gpu.unfit", {**self._of, "why": why, "since": self.mark.since})
 
     def check_due(self) -> bool:
         """Whether it is time to try the GPU again; asking starts the next pause."""
@@ -153,7 +157,7 @@ class Health:
         mark, self.mark = self.mark, None
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()
-        self._say("info", "gpu.fit", {"was": mark.why, "since": mark.since})
+        self._say("info", "gpu.fit", {**self._of, "was": mark.why, "since": mark.since})
 
     def tell(self) -> None:
         """Tell again what could not be told; cheap when there is nothing."""

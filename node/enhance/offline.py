@@ -22,7 +22,7 @@ from node.dicom.source import Source
 from node.dicom.stacks import stacks
 from node.dicom.uids import derivation_key
 from node.enhance.chain import Item, Ran, Report, Stored, Tell, run
-from node.enhance.work import content_order, neighbours_of
+from node.enhance.work import content_order, named, neighbours_of
 from node.errors import NodeError
 from node.model import InstanceHeader
 
@@ -182,7 +182,7 @@ def _derivation(
             weights_sha256=card.weights_sha256,
             strength=params.strength,
             scale=card.scale,
-            runtime=ran.runtime,
+            runtime=named(ran.runtime),
             device=ran.device,
             description_suffix=output.description_suffix,
             series_number_offset=output.series_number_offset,

@@ -44,8 +44,21 @@ KERNEL_LOG = Path("/dev/kmsg")
 DRIVER = Path("/proc/driver/nvidia/version")
 
 
-def told(line: str) -> str:
-    """What a line of the kernel's log says of a GPU, if it is fatal; else ""."""
+_ADDRESS = re.compile(r"\b([0-9a-fA-F]{4,8}):([0-9a-fA-F]{2}):([0-9a-fA-F]{2})\b")
+
+Address = tuple[int, int, int]
+"""Domain, bus and device on PCI."""
+
+
+def addresses(text: str) -> set[Address]:
+    """The PCI addresses in a text."""
+    return {(int(a, 16), int(b, 16), int(c, 16)) for a, b, c in _ADDRESS.findall(text)}
+
+
+def told(line: str, of: Address | None = None) -> str:
+    """What a line of the kernel's log says of a GPU, or of the one at an address, if it is fatal; else ""."""
+    if of is not None and addresses(line) - {of}:
+        return ""
     found = _XID.search(line)
     if found:
         number = int(found[2])
@@ -64,7 +77,8 @@ class Source(Protocol):
 class KernelLog:
     """New lines of the kernel's log; only its end: what was there before is the mark's business."""
 
-    def __init__(self, path: Path = KERNEL_LOG) -> None:
+    def __init__(self, path: Path = KERNEL_LOG, of: Address | None = None) -> None:
+        self._of = of
         self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         os.lseek(self._fd, 0, os.SEEK_END)
 
@@ -80,29 +94,50 @@ class KernelLog:
                 break
             if not data:
                 break
-            found += [t for line in data.decode("utf-8", "replace").splitlines() if (t := told(line))]
+            found += [
+                t for line in data.decode("utf-8", "replace").splitlines() if (t := told(line, self._of))
+            ]
         return found
 
 
 class Nvml:
-    """What NVML tells of every GPU of the host."""
+    """What NVML tells of every GPU of the host, or of the one that a worker is shown."""
 
-    def __init__(self, nvml: Any) -> None:
+    def __init__(self, nvml: Any, shown: str | None = None) -> None:
         self._nvml = nvml
         nvml.nvmlInit()
         self._n = int(nvml.nvmlDeviceGetCount())
         self._gpus = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(self._n)]
+        self.of: Address | None = None
+        if shown:
+            self._narrow(shown)
         self._broken_bits = [self._uncorrected(gpu) for gpu in self._gpus]
         self._events = nvml.nvmlEventSetCreate()
         for gpu in self._gpus:
             with contextlib.suppress(nvml.NVMLError):  # not on every model
                 nvml.nvmlDeviceRegisterEvents(gpu, nvml.nvmlEventTypeXidCriticalError, self._events)
 
+    def _narrow(self, shown: str) -> None:
+        """Look at one GPU alone. NVML counts as ``nvidia-smi`` does; a MIG slice has the signs of its GPU."""
+        nvml = self._nvml
+        try:
+            if shown.isdigit():
+                gpu = self._gpus[int(shown)]
+            else:
+                gpu = nvml.nvmlDeviceGetHandleByUUID(shown)
+                if shown.startswith("MIG-"):
+                    gpu = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(gpu)
+            bus = nvml.nvmlDeviceGetPciInfo(gpu).busId
+        except (nvml.NVMLError, IndexError):  # better the signs of all than those of none
+            return
+        self._gpus = [gpu]
+        self.of = next(iter(addresses(bus.decode() if isinstance(bus, bytes) else str(bus))), None)
+
     @classmethod
-    def there(cls) -> Nvml | None:
+    def there(cls, shown: str | None = None) -> Nvml | None:
         """NVML with at least one GPU; None where the package, the driver or the GPU is not there."""
         try:
-            found = cls(importlib.import_module("pynvml"))
+            found = cls(importlib.import_module("pynvml"), shown)
         except Exception as e:  # its root class is in the module that may not be there
             log.debug("nvml.absent", because=type(e).__name__)
             return None
@@ -142,16 +177,16 @@ class Nvml:
             return 0
 
 
-def sources() -> list[Source]:
-    """What can be read on this host; nothing where there is no NVIDIA driver."""
+def sources(shown: str | None = None) -> list[Source]:
+    """What can be read on this host, of one GPU or of all; nothing where there is no NVIDIA driver."""
     found: list[Source] = []
     if not DRIVER.exists():
         return found
-    nvml = Nvml.there()
+    nvml = Nvml.there(shown)
     if nvml is not None:
         found.append(nvml)
     with contextlib.suppress(OSError):  # privileges are needed, and not in a container
-        found.append(KernelLog())
+        found.append(KernelLog(of=nvml.of if nvml is not None else None))
     return found
 
 

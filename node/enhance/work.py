@@ -11,6 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from engines.base import NEIGHBOUR_MM, Card, Params
+from engines.errors import OutOfMemory, RuntimeUnavailable
+from engines.ladder import Refusal
+from engines.runtime import flavour
 from node import __version__
 from node.dicom.derivation import Derivation
 from node.dicom.derive import derive
@@ -30,7 +33,10 @@ from node.store.jobs import NewDerived
 
 log = get_logger()
 
-_LIBRARIES = ("numpy", "scipy", "scikit-image", "PyWavelets", "onnxruntime", "pydicom", "pynetdicom")
+_LIBRARIES = (
+    "numpy", "scipy", "scikit-image", "PyWavelets", "onnxruntime", "pydicom", "pynetdicom", "tensorrt",
+    "tensorrt-rtx-cu13-libs", "cuda-python",
+)  # fmt: skip
 
 
 _RECORD_WITHIN_S = 120.0
@@ -76,12 +82,32 @@ def do(
     StoreError, OSError
         The database or the disk did not do what was asked.
     """
+    runtime = str(job.params.get("runtime", "auto"))
+    while True:
+        try:
+            _do(workshop, job, owner, tell, runtime, reference, expect)
+        except OutOfMemory as e:
+            if reference or not workshop.step_down(job.engine, runtime, e):
+                raise
+        else:
+            workshop.worked(job.engine, runtime, reference=reference)
+            return
+
+
+def _do(
+    workshop: Workshop,
+    job: Job,
+    owner: str,
+    tell: Callable[[str, float], None],
+    runtime: str,
+    reference: bool,
+    expect: Callable[..., None],
+) -> None:
     store = workshop.store
     started = time.monotonic()
     series = store.series.get(job.series_id)
     if series is None:
         raise SeriesError("the series of this job is no longer on record")
-    runtime = str(job.params.get("runtime", "auto"))
     proven = workshop.proven(job.engine, runtime, reference=reference)
     engine = proven.engine
     _same_engine(engine.card, job.params["card"])
@@ -105,7 +131,7 @@ def do(
             )  # fmt: skip
         store.spool.sync_dirs([d.path for d in bench.made])
         failpoint("enhance.names_durable")
-        body = _body(job, engine.card, report, plan, time.monotonic() - started)
+        body = _body(job, proven, report, plan, time.monotonic() - started)
         _record(store, job, owner, bench.derived(series), body, tell)
     except BaseException:
         bench.clear(job)
@@ -254,7 +280,7 @@ class _Derivations:
             weights_sha256=card.weights_sha256,
             strength=float(job.params["strength"]),
             scale=card.scale,
-            runtime=ran.runtime,
+            runtime=named(ran.runtime),
             device=ran.device,
             description_suffix=output["description_suffix"],
             series_number_offset=output["series_number_offset"],
@@ -374,12 +400,12 @@ def _nothing(store: Store, job: Job, owner: str, series: Series, how: _Derivatio
 
 def _body(
     job: Job,
-    card: Card,
+    proven: Proven,
     report: Report,
     plan: _Plan,
     seconds: float,
 ) -> dict[str, Any]:
-    told = asdict(card)
+    told = asdict(proven.engine.card)
     return {
         "engine": {k: told[k] for k in _TOLD_OF_CARD},
         "strength": job.params["strength"],
@@ -389,6 +415,7 @@ def _body(
         "attempt": job.attempt,
         "runtime": report.runtime,
         "device": report.device,
+        "refused": [_refused(r) for r in proven.refused],
         "figures": {k: round(v, 6) for k, v in report.figures.items()},
         "notes": list(report.notes),
         "excluded": dict(plan.left_out),
@@ -398,6 +425,19 @@ def _body(
         "seconds": {**{k: round(v, 4) for k, v in report.seconds.items()}, "total": round(seconds, 4)},
         "versions": versions(),
     }
+
+
+def _refused(one: Refusal) -> dict[str, str]:
+    """A faster runtime that was there and did not serve, as the provenance tells it."""
+    return {"runtime": one.runtime, "kind": one.kind, "because": one.message}
+
+
+def named(runtime: str) -> str:
+    """A runtime as derived objects name it: a TensorRT with its version, of which its results depend."""
+    try:
+        return f"{runtime} {flavour.version(runtime)}" if runtime in flavour.FLAVOURS else runtime
+    except RuntimeUnavailable:
+        return runtime
 
 
 def versions() -> dict[str, str]:

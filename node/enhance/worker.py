@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import engines.errors as ee
+from engines.catalog import Catalog
+from engines.ladder import Place
 from node.enhance import signs
 from node.enhance.failures import TRIES, judge, lost, text
 from node.enhance.guardian import (
@@ -49,8 +51,9 @@ from node.errors import StoreError, TransitionRefused
 from node.failpoints import failpoint
 from node.log import configure, get_logger
 from node.model import Job, JobState
-from node.process import die_with_parent
+from node.process import die_with_parent, show_gpu
 from node.store import Store
+from node.store.events import Level
 from node.store.owners import certainly_dead, me
 
 log = get_logger()
@@ -72,6 +75,8 @@ def worker_main(
     threads: int,
     warm: Sequence[tuple[str, str]] = (),
     memory: int = 0,
+    place: Place | None = None,
+    shown: str | None = None,
     *,
     without_gpu: bool = False,
 ) -> None:
@@ -83,6 +88,10 @@ def worker_main(
         (engine, runtime) pairs to load before the first job asks for them.
     memory
         Bytes that this process may take; 0 means a share of what there is.
+    place
+        Where engines run.
+    shown
+        The GPU that this process may see; see :func:`node.process.show_gpu`.
     without_gpu
         Do without runtimes that need it.
     """
@@ -90,6 +99,7 @@ def worker_main(
     def ask(_number: int, _frame: object) -> None:
         shared[STOP] = NOW
 
+    show_gpu(shown)
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -101,9 +111,12 @@ def worker_main(
     try:
         bound(memory)
         with Store.open(database, Path(spool), create=False) as store:
-            workshop = _workshop(store, threads, without_gpu)
-            if _warm_up(workshop, warm, shared):
-                _work(store, workshop, shared)
+            workshop = _workshop(store, threads, place or Place(), without_gpu or shown == "")
+            try:
+                if _warm_up(workshop, warm, shared):
+                    _work(store, workshop, shared)
+            finally:
+                workshop.stop()
     except BaseException as e:
         log.critical("worker.broke", because=type(e).__name__, told=text(e))
         sys.exit(1)
@@ -112,15 +125,20 @@ def worker_main(
         os._exit(DEVICE_LOST)
 
 
-def _workshop(store: Store, threads: int, without_gpu: bool) -> Workshop:
-    def alarm(event: str, body: Mapping[str, Any]) -> None:
-        log.error(event, **body)
+def _workshop(store: Store, threads: int, place: Place, without_gpu: bool) -> Workshop:
+    def note(level: Level, event: str, body: Mapping[str, Any]) -> None:
+        told = {"info": log.info, "warning": log.warning}.get(level, log.error)
+        told(event, **body)
         try:
-            store.events.add("critical", event, body, datetime.now(UTC))
+            store.events.add(level, event, body, datetime.now(UTC))
         except StoreError as e:
             log.error("event.not_recorded", event_name=event, because=type(e).__name__)
 
-    workshop = Workshop(store=store, threads=threads, alarm=alarm)
+    def alarm(event: str, body: Mapping[str, Any]) -> None:
+        note("critical", event, body)
+
+    catalog = Catalog.default(place=place)
+    workshop = Workshop(store=store, threads=threads, catalog=catalog, alarm=alarm, note=note)
     if without_gpu:
         workshop.avoid = workshop.catalog.accelerated()
     for folder, fault in workshop.catalog.faults().items():
@@ -171,6 +189,7 @@ def _work(store: Store, workshop: Workshop, shared: Any) -> None:
                     log.error("job.claim_failed", because=type(e).__name__, told=e.message)
                 away = True
             if job is None:
+                workshop.look()
                 ticker.wait(0.5)
             else:
                 failpoint("enhance.claimed")
