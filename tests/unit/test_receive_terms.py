@@ -6,6 +6,7 @@ import errno
 from datetime import UTC, datetime
 
 import pytest
+from pynetdicom import build_context
 
 from node.config.network import HostPort, Peer
 from node.config.schema import Config, NodeSettings, StoreSettings
@@ -58,6 +59,23 @@ def test_terms_are_a_snapshot_of_the_configuration() -> None:
     one = terms(config)
     assert (one.refuse_below, one.duplicates, one.max_instance) == (7, "replace", 2_000_000_000)
     assert terms(config, one.contexts).contexts is one.contexts
+
+
+def test_new_jobs_are_rejected_before_instances_are_refused() -> None:
+    def of(**store: int) -> int:
+        return terms(Config(node=NODE, store=StoreSettings(**store))).reject_below  # type: ignore[arg-type]
+
+    assert of(refuse_below=8_000) == 10_000
+    assert of(refuse_below=0) == 0
+    assert of(refuse_below=8_000, reject_below=8_000) == 8_000
+    with pytest.raises(ValueError, match="less than `refuse_below`"):
+        of(refuse_below=8_000, reject_below=7_999)
+
+
+def test_an_association_that_proposes_storage_is_told_from_an_echo() -> None:
+    contexts = terms(Config(node=NODE)).contexts
+    assert not contexts.for_storage([build_context("1.2.840.10008.1.1"), build_context("1.2.3")])
+    assert contexts.for_storage([build_context("1.2.840.10008.1.1"), build_context(CT)])
 
 
 # --- pace ---------------------------------------------------------------------------------------------
