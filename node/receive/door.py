@@ -38,7 +38,8 @@ from node.receive.terms import BUSY, BUSY_ADDRESS, NO_SPACE, STOPPING, Rejection
 log = get_logger()
 
 BUFFER: Final = 256 * 1024
-"""Bytes read at once, for each association."""
+FIRST_BUFFER: Final = 16 * 1024
+"""Bytes read at once, for each association, and for each connection that is none yet."""
 
 TICK_S: Final = 0.5
 """How often an association that waits looks whether the node is stopping."""
@@ -134,7 +135,7 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
 
     def _serve(self) -> None:
         self._pump()  # AE-5: ARTIM starts, Sta2
-        self._buffer = memoryview(bytearray(BUFFER))
+        self._buffer = memoryview(bytearray(FIRST_BUFFER))
         while self._state in _OPEN and not self._out_of_time():
             n_bytes = self.dul.socket.read(self._buffer)
             if n_bytes > 0:
@@ -363,6 +364,7 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
             send=self.dul.socket.send_all,
         )
         self._wire.establish(frozenset(syntaxes))
+        self._buffer = memoryview(bytearray(BUFFER))
         house.commit.opened(self.identity)
         log.debug("assoc.accepted", assoc=self.identity.id, calling_ae=calling, address=self.address)
 
