@@ -38,7 +38,7 @@ log = get_logger()
 TICK_S = 2.0
 """The scheduler shows that it runs this often."""
 
-_ECHO_S = 10.0
+_ECHO_S = 8.0
 _ANSWER_S = 5.0
 _GRACE_S = 300.0
 _FOREVER = timedelta(days=365 * 200)
