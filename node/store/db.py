@@ -10,7 +10,9 @@ Every error of a driver becomes a `StoreError` whose text holds no value of any 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -170,6 +172,12 @@ def _sqlite(url: URL, busy_timeout_s: float) -> Engine:
         max_overflow=112,
         pool_timeout=BUSY_TIMEOUT_S,
     )
+
+    @event.listens_for(engine, "do_connect")
+    def _connects(_dialect: Any, _record: Any, _arguments: Any, _named: Any) -> None:
+        # SQLite would make it readable for others; its log gets the mode that the database has.
+        with contextlib.suppress(OSError):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
     @event.listens_for(engine, "connect")
     def _connected(connection: Any, _record: Any) -> None:
