@@ -26,6 +26,9 @@ from tests.senders import CT, EXPLICIT, VERIFICATION, Peer, associate_rq, data_s
 ROOT = Path(__file__).resolve().parents[2]
 MB = 1 << 20
 
+BUSY_S = 20.0
+"""What a test waits for an answer on a machine that is busy with others. The target is in the ledger's ``ok``."""
+
 SCANNER = "127.0.0.2"
 """Where the good scanner calls from; the bad peers call from 127.0.0.1 unless a test says otherwise."""
 

@@ -19,7 +19,7 @@ from node.receive.commands import parse
 from node.receive.intake import Intake
 from node.receive.terms import terms
 from node.store.spool import Spool
-from tests.faults.hostile import MB, Echo, Node, good
+from tests.faults.hostile import BUSY_S, MB, Echo, Node, good
 from tests.faults.ledger import record
 from tests.faults.scale import count
 from tests.receiving import at_once, config, utc
@@ -136,8 +136,8 @@ def test_structure_is_bounded_at_the_door(tmp_path: Path) -> None:
         )
         assert set(node.stored()) == stored
         assert echo.failed == []
-        assert took[slowest] <= 3.0  # target: 1 s, on a machine that does nothing else
-        assert echo.worst <= 5.0
+        assert took[slowest] <= 4.0  # target: 1 s, on a machine that does nothing else
+        assert echo.worst <= BUSY_S
 
 
 def test_bytes_that_trickle_are_not_looked_at_again_and_again(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_bytes_that_trickle_are_not_looked_at_again_and_again(tmp_path: Path) ->
         ok=took <= 1.0,
     )
     assert arrived.series_uid == "1.2.3.4"
-    assert took <= 2.0
+    assert took <= 4.0
 
 
 def test_long_headers_cost_one_window_and_not_one_for_each_peer(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_structure_is_bounded_for_whoever_reads_the_header(tmp_path: Path, expli
         result=f"a typed error for each beyond the bounds; {took[slowest]:.2f} s of processor at most ({slowest})",
         ok=took[slowest] <= 2.0,
     )
-    assert took[slowest] <= 3.0
+    assert took[slowest] <= 4.0
 
 
 # --- R19 --------------------------------------------------------------------------------------------------
@@ -299,5 +299,5 @@ def test_inflation_is_bounded(tmp_path: Path) -> None:
         assert status == 0
         assert spooled <= 4 * MB
         assert growth <= 64 * MB
-        assert reading <= 5.0
+        assert reading <= BUSY_S
         assert echo.failed == []

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.hostile import MB, REQUEST, SCANNER, Crowd, Echo, Node, good
+from tests.faults.hostile import BUSY_S, MB, REQUEST, SCANNER, Crowd, Echo, Node, good
 from tests.faults.ledger import record
 from tests.faults.scale import FULL, count
 from tests.peers import wait_until
@@ -62,8 +62,8 @@ def test_no_pdu_allocates_beyond_its_cap(tmp_path: Path) -> None:
         assert set(told) <= {0, 7}
         assert grown <= 64 * MB
         assert growth <= 64 * MB
-        assert worst <= 5.0  # the target is 1 s, which a busy machine may need for itself
-        assert took <= 5.0
+        assert worst <= BUSY_S
+        assert took <= BUSY_S
 
 
 def test_pdus_at_the_cap_are_served(tmp_path: Path) -> None:
@@ -167,10 +167,10 @@ def test_slow_loris_occupies_nothing(tmp_path: Path) -> None:
             ok=statuses == [0] * n and gone <= within_s,
             lost=n - len(node.stored()),
         )
-        assert took <= 5.0  # target: 1 s
+        assert took <= BUSY_S
         assert statuses == [0] * n
         assert len(node.stored()) == n
-        assert gone <= within_s + 10
+        assert gone <= within_s + BUSY_S
 
 
 def test_drippers_that_come_again_from_everywhere_do_not_take_the_last_seat(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_drippers_that_come_again_from_everywhere_do_not_take_the_last_seat(tmp_
             lost=n - len(node.stored()),
         )
         assert len(node.stored()) == n
-        assert max(waits) <= 15.0  # the storm is made on the same machine
+        assert max(waits) <= BUSY_S
         assert threads <= 128 + 60
 
 
@@ -263,7 +263,7 @@ def test_an_idle_flood_stops_nobody(tmp_path: Path, where: str) -> None:
         assert alive <= 64 + 16
         assert threads <= 110
         assert load <= 0.5
-        assert max(waits) <= 5.0
+        assert max(waits) <= BUSY_S
 
 
 def test_monitors_that_only_knock_are_no_load(tmp_path: Path) -> None:

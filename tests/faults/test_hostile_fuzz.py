@@ -25,7 +25,7 @@ from node.receive.associate import RequestError, tidy
 from node.receive.commands import CommandSetError, answer, as_pdus, parse
 from node.receive.wire import CommandSet, Pdu, Wire
 from tests.faults.fuzz import case, data_sets, mutated, pdu
-from tests.faults.hostile import MB, REQUEST, Echo, Node, good
+from tests.faults.hostile import BUSY_S, MB, REQUEST, Echo, Node, good
 from tests.faults.ledger import record
 from tests.faults.scale import FULL, SEED, count
 from tests.receiving import at_once
@@ -348,7 +348,7 @@ def test_no_conversation_stops_the_node_or_is_told_what_is_not_so(tmp_path: Path
         assert tmp == []
         assert defects == 0, log[-3000:]
         assert echo.failed == []
-        assert echo.worst <= 5.0
+        assert echo.worst <= BUSY_S
         assert growth <= 16
         assert levels[-1][1] <= levels[0][1] + 2
         assert levels[-1][2] <= levels[0][2] + 2

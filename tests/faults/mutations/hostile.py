@@ -72,10 +72,10 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         invariant="R18",
-        what="a closed association keeps its socket",
+        what="connections that were closed still count",
         file=_DOOR,
-        old="            wrapped._shutdown_socket()\n        sockets.close(self._sock)\n",
-        new="            sockets._kept = [*getattr(sockets, '_kept', []), wrapped.socket]\n",
+        old="        self._house.gate.leave(self)\n",
+        new="",
         test=_test("crowds", "128_associations_at_once"),
     ),
     Mutation(
