@@ -169,6 +169,7 @@ def test_what_is_not_configured_stays_closed(what: str, tmp_path: Path) -> None:
         while process.poll() is None:
             if listens(port):
                 opened.set()
+                process.terminate()
                 return
 
     watching = threading.Thread(target=look)
