@@ -21,6 +21,7 @@ from node.store import Store, owners
 
 if TYPE_CHECKING:
     from node.enhance.guardian import Guardian
+    from node.gather.gatherer import InForce
 
 log = get_logger()
 
@@ -70,13 +71,11 @@ def _receive(settings: Settings, store: Store, stop: Loop) -> None:
 
 
 def _gather(settings: Settings, store: Store, stop: Loop) -> None:
-    from node.gather.gatherer import Gatherer, InForce
+    from node.gather.gatherer import Gatherer
     from node.housekeep import Housekeeper
 
     settings.record_in(store)
-    gatherer = Gatherer(
-        store, lambda: InForce(config=settings.config, digest=settings.loaded.digest), cards()
-    )
+    gatherer = Gatherer(store, lambda: in_force(settings), cards())
     started = os.environ.get(STARTED, "")
     keeper = Housekeeper(
         store,
@@ -152,6 +151,14 @@ _ROLES: Mapping[str, Callable[[Settings, Store, Loop], None]] = {
     "deliver": _deliver,
 }
 assert set(_ROLES) == set(ROLES)
+
+
+def in_force(settings: Settings) -> InForce:
+    """What decides now, and the digest of that: read once, for an edit may come between two looks (R49)."""
+    from node.gather.gatherer import InForce
+
+    now = settings.loaded
+    return InForce(config=now.config, digest=now.digest)
 
 
 def _spool(store: Store, settings: Settings) -> str:

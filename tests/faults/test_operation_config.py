@@ -9,10 +9,14 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from node.config.load import parse
+from node.app.roles import in_force
+from node.app.settings import Settings
+from node.config.load import LoadedConfig, parse
+from node.config.schema import Config
 from tests.faults import ledger
 from tests.faults.scale import SEED, count
 from tests.faults.site import Shift, settle, site
@@ -185,6 +189,26 @@ def test_no_edit_stops_or_half_applies(tmp_path: Path) -> None:
     )
     assert ok, (found, mixed, answers, placed, stopped)
     assert len(versions) >= n // BURST
+
+
+def test_what_decides_and_its_digest_are_of_one_version(tmp_path: Path) -> None:
+    """However often an edit takes effect between two looks."""
+    editor = Editor(site(tmp_path).config, SEED)
+
+    class Edited:
+        """Settings in which every look finds the next version."""
+
+        @property
+        def loaded(self) -> LoadedConfig:
+            return parse(editor.good())
+
+        @property
+        def config(self) -> Config:
+            return self.loaded.config
+
+    found = in_force(cast(Settings, Edited()))
+    name = found.config.rules[0].name
+    assert found.digest == parse(editor.base.replace("name: ct,", f"name: {name},")).digest
 
 
 @pytest.mark.parametrize("kind", ["torn", "bomb", "unknown_key", "no_utf8", "empty", "huge"])
