@@ -157,7 +157,7 @@ def hold_regions(
     largest
         Bound of the residual (G2), kept in every round.
     """
-    side = (min(side[0], residual.shape[0]), min(side[1], residual.shape[1]))
+    side = _inside(side, residual.shape)
     for _ in range(SETTLING):
         means = region_means(residual, valid, side)
         if float(np.abs(means).max()) <= tolerance:
@@ -167,6 +167,22 @@ def hold_regions(
         under = _least(np.minimum(excess, 0), side, residual.shape, 0.0)
         moved = residual + over - under
         residual = keep_invalid(bound(moved, np.float32(largest)), valid)
+    return weaken_regions(residual, valid, side, tolerance)
+
+
+def weaken_regions(
+    residual: Floats, valid: Mask, side: tuple[int, int], tolerance: float, worst: float | None = None
+) -> Floats:
+    """The end of :func:`hold_regions`: what the rounds did not settle is made weaker, where it is too much.
+
+    Parameters
+    ----------
+    worst
+        The largest mean of a region, where it is known already.
+    """
+    if worst is not None and worst <= 1.15 * tolerance:
+        return residual if worst <= tolerance else residual * np.float32(tolerance / worst)
+    side = _inside(side, residual.shape)
     for _ in range(3):
         means = np.abs(region_means(residual, valid, side))
         if float(means.max()) <= 1.15 * tolerance:
@@ -175,6 +191,11 @@ def hold_regions(
         residual = residual * _least(weak, side, residual.shape, 1.0)
     worst = float(np.abs(region_means(residual, valid, side)).max())
     return residual if worst <= tolerance else residual * np.float32(tolerance / worst)
+
+
+def _inside(side: tuple[int, int], shape: tuple[int, ...]) -> tuple[int, int]:
+    """A region that is larger than the slice is the slice."""
+    return min(side[0], shape[0]), min(side[1], shape[1])
 
 
 def _least(values: Floats, side: tuple[int, int], shape: tuple[int, ...], else_: float) -> Floats:
@@ -223,7 +244,7 @@ def guarded_detail(
     """
     safe = keep_invalid(bound(finite(detail), largest), valid)
     safe = keep_invalid(complement(lock_mean(safe, valid, radius)), valid)
-    side = (min(side[0], safe.shape[0]), min(side[1], safe.shape[1]))
+    side = _inside(side, safe.shape)
     most = float(np.abs(safe).max())
     mean = float(np.abs(region_means(safe, valid, side)).max())
     weakest = min(

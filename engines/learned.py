@@ -39,9 +39,6 @@ WHOLE = 1536
 
 TILE = 1024
 
-SURE = 0.999
-"""Of the tolerance of a region: where a device says less, its other order of addition does not matter."""
-
 
 class Learned:
     """The core of a learned engine.
@@ -101,8 +98,7 @@ class Learned:
 class LearnedSlabs(Learned):
     """The core of a learned engine whose network takes whole slabs: meets :class:`engines.front.SlabCore`.
 
-    Where its device can, the residuals come back bounded, masked and locked; regions that still move too far
-    are the host's.
+    Where its device can, the residuals come back guarded but for the last step, which is the host's.
     """
 
     def __init__(self, card: Card, network: SlabNetwork) -> None:
@@ -120,19 +116,16 @@ class LearnedSlabs(Learned):
         side = max(up(n, self._card.alignment) for n in tasks[0].values.shape)
         if side > self._slabs.largest:
             for task in tasks:
-                yield Residual(values=self.residual(task, tile=0), stage="bare")
+                yield Residual(values=self.residual(task, tile=0))
             return
-        slab, most = self._slab(tasks)
+        slab = self._slab(tasks)
         for answer in self._slabs.slab(slab):
             if not answer.finite:
                 raise guards.not_finite()
-            if slab.region is None:
-                yield Residual(values=answer.values, stage="bare")
-            else:
-                yield Residual(values=answer.values, stage="held" if answer.worst <= most else "locked")
+            yield Residual(values=answer.values, worst=None if slab.region is None else answer.worst)
 
-    def _slab(self, tasks: Sequence[Task]) -> tuple[Slab, float]:
-        """The tasks as the network takes them, and how much a region's mean may be for sure."""
+    def _slab(self, tasks: Sequence[Task]) -> Slab:
+        """The tasks as the network takes them."""
         card, first = self._card, tasks[0]
         unit_x, unit_c = units(first)
         found: dict[int, int] = {}
@@ -155,11 +148,12 @@ class LearnedSlabs(Learned):
                 above=index(t.values if t.above is None else t.above),
                 c=float(np.float32(t.sigma / unit_c)),
                 largest=float(b.largest),
+                tolerance=float(np.float32(b.tolerance)),
             )
             for t, b in zip(tasks, bounds, strict=True)
         ]
         guarded = card.scale == 1 and card.family != "autoencoder"
-        slab = Slab(
+        return Slab(
             slices=slices,
             valid=[None if t.valid.all() else t.valid for t in tasks],
             items=items,
@@ -168,7 +162,6 @@ class LearnedSlabs(Learned):
             factor=card.scale,
             region=Region(radius=bounds[0].radius, side=bounds[0].side) if guarded else None,
         )
-        return slab, SURE * bounds[0].tolerance
 
     def _tile(self, asked: int, side: int) -> int:
         """A tile whose window, with its halo at both sides, the network takes."""

@@ -7,7 +7,6 @@ may be finished in any order and beside each other.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -58,17 +57,19 @@ class Outcome:
     error: float | None = None
 
 
-Stage = Literal["bare", "locked", "held"]
-"""How far a residual has come: as the core said it; bounded, masked and locked elsewhere by the law of
-:func:`engines.guards.guarded`; or that, and found to move no region by more than it may."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Residual:
-    """What a core said of a slice, float32, and what has been done to it since."""
+    """What a core said of a slice, float32.
+
+    Attributes
+    ----------
+    worst
+        None: it is as the core said it. Else it went through :func:`engines.guards.guarded` elsewhere, up to
+        the last round of :func:`engines.guards.hold_regions`, and this is the largest mean of a region since.
+    """
 
     values: Floats
-    stage: Stage
+    worst: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +142,13 @@ def trusted(residual: Floats, sigma: float, trust: float) -> Floats:
 
 
 def restored(
-    residual: Floats, one: Slice, card: Card, strength: float, *, looked: bool, stage: Stage = "bare"
+    residual: Floats,
+    one: Slice,
+    card: Card,
+    strength: float,
+    *,
+    looked: bool,
+    worst: float | None = None,
 ) -> Outcome:
     """Finish a slice.
 
@@ -149,9 +156,9 @@ def restored(
     ----------
     residual
         float32, what the core returned: noise (y, x), or with ``card.scale`` 2 detail (2 y, 2 x).
-    stage
-        How far it has come already. What is not ``bare`` is noise of a slice of ``card.scale`` 1, from no
-        autoencoder. Whatever it says, :func:`engines.guards.check` looks at the result.
+    worst
+        Of a residual that was guarded elsewhere, see :class:`Residual`; never of an autoencoder's, nor with
+        ``card.scale`` 2. Whatever it says, :func:`engines.guards.check` looks at the result.
     looked
         Whether the noise is to be measured before and after.
 
@@ -160,7 +167,7 @@ def restored(
     engines.errors.OutputImplausible
         A guard broke.
     """
-    if stage == "bare":
+    if worst is None:
         guards.finite(residual)
     factor, valid = card.scale, one.valid
     before = plain(one.values, one.filled, valid, factor)
@@ -174,10 +181,8 @@ def restored(
             residual = trusted(residual, one.sigma, float(card.parameters["trust"]))
     bounds = limits(card, sigma=one.sigma, scale=one.scale, unit=one.unit, spacing_mm=one.spacing_mm)
     largest = bounds.largest
-    if stage == "held":
-        safe = residual
-    elif stage == "locked":
-        safe = guards.hold_regions(residual, valid, bounds.side, bounds.tolerance, largest)
+    if worst is not None:
+        safe = guards.weaken_regions(residual, valid, bounds.side, bounds.tolerance, worst)
     elif factor == 1:
         safe = guards.guarded(
             residual,

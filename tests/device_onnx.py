@@ -133,7 +133,7 @@ class StandIn:
         self._asked: set[int] = set()
         self._graphs: dict[int, list[_Call]] = {}
         self._capture: tuple[int, list[_Call]] | None = None
-        self._accesses: list[_Access] = []
+        self._accesses: dict[tuple[int, int, int, bool], _Access] = {}
         self._waits: dict[int, list[_Op]] = {}
         self._seen: Clock = {}
         self._next = 1
@@ -262,7 +262,7 @@ class StandIn:
             return False
         self._perform(op)
         _merge(self._seen, op.clock)
-        self._accesses = [a for a in self._accesses if self._seen.get(a.stream, 0) < a.number]
+        self._accesses = {k: a for k, a in self._accesses.items() if self._seen.get(a.stream, 0) < a.number}
         return True
 
     def upload(self, address: int, pinned: Pinned, at: int, n_bytes: int, stream: int) -> None:
@@ -345,7 +345,7 @@ class StandIn:
 
     def touched_by_host(self, where: Range, *, writes: bool) -> None:
         """The host reads or writes pinned memory, now."""
-        for a in self._accesses:
+        for a in self._accesses.values():
             if _overlap(where, a) and (writes or a.writes) and self._seen.get(a.stream, 0) < a.number:
                 raise Hazard(f"the host {'writes' if writes else 'reads'} what {a.what} may still use")
 
@@ -366,12 +366,15 @@ class StandIn:
             _merge(op.clock, earlier.clock)
         op.clock[stream] = op.number
         for where, writing in [(r, False) for r in reads] + [(w, True) for w in writes]:
-            for a in self._accesses:
+            for a in self._accesses.values():
                 ordered = op.clock.get(a.stream, 0) >= a.number
                 if _overlap(where, a) and (writing or a.writes) and not ordered:
                     raise Hazard(f"{what} and {a.what} touch the same memory, in no order")
-        self._accesses += [_Access(*r, False, stream, op.number, what) for r in reads]
-        self._accesses += [_Access(*w, True, stream, op.number, what) for w in writes]
+        # What comes after the last of a stream's equal accesses comes after all of them.
+        for writing, ranges in ((False, reads), (True, writes)):
+            for start, end in ranges:
+                made = _Access(start, end, writing, stream, op.number, what)
+                self._accesses[stream, start, end, writing] = made
         queue.append(op)
         if what == "upload":
             self._uploads += [(w, op) for w in writes]
@@ -410,7 +413,7 @@ class StandIn:
         return self._seen.get(op.stream, 0) >= op.number
 
     def _idle(self, where: Range, why: str) -> None:
-        for a in self._accesses:
+        for a in self._accesses.values():
             if _overlap(where, a) and self._seen.get(a.stream, 0) < a.number:
                 raise Hazard(f"{why} while {a.what} may still use it")
 
@@ -443,24 +446,33 @@ def touched(kernel: str, a: Sequence[Any], grid: Extent) -> tuple[list[Range], l
     if kernel == "first":
         pixels = 4 * n * a[5] * a[6]
         return [some(a[0], 4 * n * a[7] * a[8]), some(a[1], item)], [some(a[3], said), some(a[4], pixels)]
-    if kernel == "sums":
-        pixels = 4 * n * a[5] * a[6]
-        return [some(a[0], pixels), some(a[1], item)], [some(a[3], pixels), some(a[4], pixels)]
     if kernel == "lock":
         pixels = 4 * n * a[5] * a[6]
         return [some(a[1], item), some(a[3], pixels), some(a[4], pixels)], [some(a[0], pixels)]
-    assert kernel == "regions"
-    pixels = 4 * n * a[4] * a[5]
-    return [some(a[0], pixels), some(a[1], pixels), some(a[2], item)], [some(a[3], said)]
+    if kernel == "regions":
+        pixels = 4 * n * a[5] * a[6]
+        reads = [some(a[0], pixels), some(a[1], pixels), some(a[2], item)]
+        return reads, [some(a[3], said), some(a[4], pixels)]
+    if kernel == "spread":
+        pixels = 4 * n * a[5] * a[6]
+        reads = [some(a[0], pixels), some(a[1], item), some(a[2], said)]
+        return reads, [some(a[3], pixels), some(a[4], pixels)]
+    pixels = 4 * n * a[6] * a[7]
+    told = [some(a[1], item), some(a[5], said)]
+    if kernel == "sums":
+        return [some(a[0], pixels), *told], [some(a[3], pixels), some(a[4], pixels)]
+    assert kernel == "settle"
+    return [some(a[3], pixels), some(a[4], pixels), *told], [some(a[0], pixels)]
 
 
 def chosen(kernel: str, a: Sequence[Any], grid: Extent) -> list[Range]:
     """What a kernel reads where its items say: slots of slices, masks. Known when it runs, not before."""
-    if kernel == "regions":
+    if kernel in ("regions", "spread"):
         return []
     raw = ctypes.string_at(int(a[1]), grid[2] * kernels.ITEM.itemsize)
     items = np.frombuffer(raw, kernels.ITEM)
-    pixels = int(a[5] * a[6])
+    at = 6 if kernel in ("sums", "settle") else 5
+    pixels = int(a[at] * a[at + 1])
     if kernel == "gather":
         slots = {int(item[k]) for item in items for k in ("below", "self", "above")}
         return [(int(a[0]) + 4 * pixels * s, int(a[0]) + 4 * pixels * (s + 1)) for s in slots]

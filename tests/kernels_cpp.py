@@ -45,6 +45,7 @@ typedef const float* F;
 typedef float* G;
 typedef const Item* I;
 typedef Said* S;
+typedef const Said* T;
 typedef const unsigned char* M;
 
 extern "C" int run(const char* name, const unsigned* grid, const unsigned* block, void** a) {
@@ -53,11 +54,15 @@ extern "C" int run(const char* name, const unsigned* grid, const unsigned* block
     } else if (!std::strcmp(name, "first")) {
         EVERY_THREAD(first(P(0, F), P(1, I), P(2, M), P(3, S), P(4, G), N(5), N(6), N(7), N(8), N(9)))
     } else if (!std::strcmp(name, "sums")) {
-        EVERY_THREAD(sums(P(0, F), P(1, I), P(2, M), P(3, G), P(4, G), N(5), N(6), N(7), N(8)))
+        EVERY_THREAD(sums(P(0, F), P(1, I), P(2, M), P(3, G), P(4, G), P(5, T), N(6), N(7), N(8), N(9), N(10)))
     } else if (!std::strcmp(name, "lock")) {
         EVERY_THREAD(lock(P(0, G), P(1, I), P(2, M), P(3, F), P(4, F), N(5), N(6), N(7)))
     } else if (!std::strcmp(name, "regions")) {
-        EVERY_THREAD(regions(P(0, F), P(1, F), P(2, I), P(3, S), N(4), N(5), N(6), N(7)))
+        EVERY_THREAD(regions(P(0, F), P(1, F), P(2, I), P(3, S), P(4, G), N(5), N(6), N(7), N(8), N(9)))
+    } else if (!std::strcmp(name, "spread")) {
+        EVERY_THREAD(spread(P(0, F), P(1, I), P(2, T), P(3, G), P(4, G), N(5), N(6), N(7), N(8), N(9)))
+    } else if (!std::strcmp(name, "settle")) {
+        EVERY_THREAD(settle(P(0, G), P(1, I), P(2, M), P(3, F), P(4, F), P(5, T), N(6), N(7), N(8), N(9)))
     } else {
         return 1;
     }

@@ -52,8 +52,8 @@ class Item:
     ----------
     c
         Its noise, in the unit of the network's ``c``.
-    largest
-        Bound of its residual (G2), in the unit of the volume.
+    largest, tolerance
+        Bounds of its residual (G2) and of the mean of a region of it (G3), in the unit of the volume.
     """
 
     below: int
@@ -61,6 +61,7 @@ class Item:
     above: int
     c: float
     largest: float
+    tolerance: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,8 +89,9 @@ class Slab:
     factor
         Pixels along an axis that come out for one that goes in: 1 or 2.
     region
-        Where it is given, G8, G2, G4 and the lock of G3 are applied on the device, and the largest mean of
-        a region is told. None: the bare residual is wanted. Not with ``factor`` 2.
+        Where it is given, :func:`engines.guards.guarded` is applied on the device but for the weakening of
+        regions, and the largest mean of a region is told. None: the bare residual is wanted. Not with
+        ``factor`` 2.
     """
 
     slices: Sequence[Floats]
@@ -112,7 +114,7 @@ class Answer:
     finite
         Whether all of the network's output was numbers.
     worst
-        The largest mean of a region, unsigned, to about 1e-5 of the residual's size; 0 if not asked for.
+        The largest mean of a region of it, unsigned; 0 if not asked for.
     """
 
     values: Floats

@@ -75,6 +75,7 @@ def sizes(shape: Shape, room: Room) -> dict[str, int]:
         "r": area * n * shape.plane * FLOAT,
         "total": guard * n * shape.pixels * FLOAT,
         "count": guard * n * shape.pixels * FLOAT,
+        "excess": guard * n * shape.pixels * FLOAT,
         "out": RING * n * area * shape.pixels * FLOAT,
         "said": RING * n * kernels.SAID.itemsize,
     }
@@ -187,7 +188,8 @@ class Session:
                     self._at["masks"] + mask * shape.pixels, turn.up, at, shape.pixels, self._copies
                 )
                 at += shape.pixels
-            items[j] = (*step.slots[j], mask, item.c, item.largest, slab.unit_x, slab.unit_r)
+            bounds = (item.largest, item.tolerance)
+            items[j] = (*step.slots[j], mask, item.c, *bounds, slab.unit_x, slab.unit_r)
         turn.up.write(0, items)
         device.upload(
             self._at["items"] + stage * kernels.ITEM.itemsize, turn.up, 0, items.nbytes, self._copies
@@ -218,7 +220,8 @@ class Session:
             Answer(
                 values=turn.down.read(j * size, self.shape.out, np.float32),
                 finite=not int(said[j]["broken"]),
-                worst=float(said[j]["worst"]),
+                # Of the last round that was needed.
+                worst=float(next((w for w in said[j]["worst"][::-1] if w), 0.0)),
             )
             for j in range(step.count)
         ]
@@ -317,17 +320,30 @@ class Session:
             return
         pixelwise = _grid(shape.rows, shape.columns, n)
         strips = _grid(-(-shape.rows // kernels.STRIP), shape.columns, n)
-        both: list[Argument] = [out, items, masks, total, count, rows, columns]
+        excess = address(at["excess"])
+        size_in = [rows, columns]
         if region.radius:
             radius = number(region.radius)
-            self._kernel("sums", strips, [*both, radius, radius])
-            self._kernel("lock", pixelwise, [*both, radius])
+            self._kernel(
+                "sums", strips, [out, items, masks, total, count, said, *size_in, radius, radius, number(0)]
+            )
+            self._kernel("lock", pixelwise, [out, items, masks, total, count, *size_in, radius])
         side = (min(region.side[0], shape.rows), min(region.side[1], shape.columns))
-        self._kernel("sums", strips, [*both, number(0), number(side[0] - 1)])
-        self._kernel(
-            "regions", pixelwise,
-            [total, count, items, said, rows, columns, number(side[0]), number(side[1])],
-        )  # fmt: skip
+        side_y, side_x, down = number(side[0]), number(side[1]), number(side[0] - 1)
+        for i in range(kernels.SETTLING + 1):
+            turn = number(i)
+            self._kernel(
+                "sums", strips, [out, items, masks, total, count, said, *size_in, number(0), down, turn]
+            )
+            self._kernel(
+                "regions", pixelwise, [total, count, items, said, excess, *size_in, side_y, side_x, turn]
+            )
+            if i == kernels.SETTLING:
+                break
+            self._kernel(
+                "spread", pixelwise, [excess, items, said, total, count, *size_in, side_y, side_x, turn]
+            )
+            self._kernel("settle", pixelwise, [out, items, masks, total, count, said, *size_in, side_x, turn])
 
     def _kernel(self, name: str, grid: Extent, arguments: Sequence[Argument]) -> None:
         self._device.launch(name, grid, kernels.BLOCK, arguments, self._work)
