@@ -32,21 +32,12 @@ from tests.peers import wait_until
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def why_not() -> str:
-    """Why no such file system can be mounted here; empty if it can."""
-    if not Path("/dev/fuse").exists():
-        return "there is no /dev/fuse"
-    try:
-        import mfusepy  # noqa: F401
-    except (ImportError, OSError) as error:
-        return f"FUSE is not installed: {error}"
-    if os.geteuid() != 0 and not any(Path(p, "fusermount3").exists() for p in ("/bin", "/usr/bin")):
-        return "fusermount3 is not installed"
-    return ""
+class CannotMount(Exception):
+    """No such file system can be mounted here; the text says why."""
 
 
 class PowerlessDisk:
-    """A mounted disk; a context manager.
+    """A mounted disk; a context manager, which raises `CannotMount`.
 
     Parameters
     ----------
@@ -61,13 +52,22 @@ class PowerlessDisk:
 
     def __enter__(self) -> PowerlessDisk:
         self.mount.mkdir(exist_ok=True)
+        if not Path("/dev/fuse").exists():
+            raise CannotMount("there is no /dev/fuse")
         self._process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", "tests.faults.powerloss", str(self.mount), str(self.after)],
             cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
-        wait_until(lambda: os.path.ismount(self.mount), 30, "the disk is mounted", every_s=0.01)
+        wait_until(self._mounted, 60, "the disk is mounted", every_s=0.01)
         return self
+
+    def _mounted(self) -> bool:
+        if self._process.poll() is not None:
+            assert self._process.stderr is not None
+            told = self._process.stderr.read().strip().rpartition("\n")[2]
+            raise CannotMount(f"a file system of our own cannot be mounted here: {told}")
+        return os.path.ismount(self.mount)
 
     def __exit__(self, *_exc: object) -> None:
         self._process.kill()

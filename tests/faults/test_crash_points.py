@@ -10,6 +10,7 @@ import pytest
 from tests.faults.crash import Point, every_point, run
 from tests.faults.ledger import record
 from tests.faults.scale import SEED, count
+from tests.faults.tracing import needs_tracing
 from tests.peers import needs
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(900)]
@@ -41,7 +42,8 @@ def plan(n_wards: int) -> list[list[Point]]:
 def test_whatever_the_crash_point_all_that_was_acknowledged_comes_out_once(
     sqlite_template: Path, tmp_path: Path
 ) -> None:
-    needs("storescp", "strace")
+    needs("storescp")
+    needs_tracing()
     n = count(100, 2000)
     tally = run(tmp_path, sqlite_template, plan(n), enough=n)
     kills = ", ".join(f"{role} {k}" for role, k in sorted(tally.killed.items()))

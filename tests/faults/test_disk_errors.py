@@ -19,7 +19,8 @@ from tests.faults.ledger import record
 from tests.faults.nursery import Child, Nursery
 from tests.faults.scale import SEED, count
 from tests.faults.scanners import Log, encoded, slice_uid
-from tests.peers import listens, needs, wait_until
+from tests.faults.tracing import needs_tracing
+from tests.peers import listens, wait_until
 from tests.senders import CT, Peer
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(600)]
@@ -88,6 +89,14 @@ def tried_again(log: Path) -> list[str]:
     return found
 
 
+def unheard(log: Path) -> list[str]:
+    """Calls on the way of an instance through the spool that were made to fail."""
+    lines = log.read_text(errors="replace").splitlines()
+    return [
+        line for line in lines if "(INJECTED)" in line and re.search(r"/spool/(tmp/|[0-9a-f]{2}[>\"/])", line)
+    ]
+
+
 def cases() -> list[tuple[str, str, int]]:
     """(call, error, n): all of them, or some by chance."""
     every = list(itertools.product(FAILING, ERRORS, range(1, MOST + 1)))
@@ -102,7 +111,7 @@ def cases() -> list[tuple[str, str, int]]:
 def test_whatever_the_disk_refuses_nobody_is_told_that_it_is_stored(
     sqlite_template: Path, tmp_path: Path
 ) -> None:
-    needs("strace")
+    needs_tracing()
     found, log = Found(), Log()
     with Nursery() as nursery:
         ward = Ward(tmp_path / "ward", sqlite_template, None, nursery, Tally(), log)
@@ -158,5 +167,7 @@ def judge(
         found.faults.append(f"{case}: answered {strange}")
     if not aborted and all(statuses[u] for u in list(statuses)[-1:]):
         found.faults.append(f"{case}: the last instance of the association was still refused")
+    if not (refused or aborted) and (passed := unheard(trace)):
+        found.faults.append(f"{case}: failed, and nobody was told: {passed[:2]}")
     if again := tried_again(trace):
         found.faults.append(f"{case}: tried again: {again[:2]}")

@@ -17,9 +17,10 @@ from node.store import Store
 from tests.faults.crash import CONFIG, Tally, Ward
 from tests.faults.ledger import record
 from tests.faults.nursery import Child, Nursery
-from tests.faults.powerloss import PowerlessDisk, why_not
+from tests.faults.powerloss import CannotMount, PowerlessDisk
 from tests.faults.scale import SEED, count
 from tests.faults.scanners import N_SLICES, Log, Scanner, at_work
+from tests.faults.tracing import needs_tracing
 from tests.peers import StoreScp, free_port, listens, needs, wait_until
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(600)]
@@ -122,8 +123,11 @@ def test_what_was_acknowledged_survives_a_power_cut_at_any_moment(
     sqlite_template: Path, tmp_path: Path
 ) -> None:
     needs("storescp")
-    if reason := why_not():
-        pytest.skip(reason)
+    try:
+        with PowerlessDisk(tmp_path / "try", tmp_path / "tried"):
+            pass
+    except CannotMount as reason:
+        pytest.skip(str(reason))
     n, chance, found = count(20, 240), random.Random(SEED), Found()
     pacs = StoreScp(tmp_path / "pacs", "+xa")
     try:
@@ -158,7 +162,7 @@ def test_what_was_acknowledged_survives_a_power_cut_at_any_moment(
 
 def test_every_answer_comes_after_its_syncs_in_their_order(sqlite_template: Path, tmp_path: Path) -> None:
     """What the cuts rest on, seen from outside, where no file system can be mounted too."""
-    needs("strace")
+    needs_tracing()
     trace, log = tmp_path / "trace", Log()
     with Nursery() as nursery:
         ward = Ward(tmp_path / "ward", sqlite_template, None, nursery, Tally(), log)

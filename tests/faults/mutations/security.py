@@ -63,5 +63,5 @@ UNEXERCISED: tuple[Unexercised, ...] = (
         why="masking is tested case by case (tests/unit/test_config_load.py, tests/contract/test_store_faults.py); no "
         "canary was sought over all outputs of a running node.",
     ),
-    Unexercised(invariant="S13", why="attacked as R47."),
+    Unexercised(invariant="S13", why="attacked as R47, by the tests of the engines."),
 )
