@@ -29,8 +29,8 @@ ROLES_TOGETHER = 5
 """Every so many cuts all roles are at work, and all of it is delivered afterwards."""
 
 
-IN_ORDER = r"((row|folder) )*bytes name folder (root )?row (row )*"
-"""What precedes an answer; the rows around it are openings of associations, the root is synced for a new folder."""
+IN_ORDER = r"((row|folder) )*bytes name folder (root )?row ((row|folder) )*"
+"""What precedes an answer; what lies around it are openings of associations, the root is synced for a new folder."""
 
 
 @dataclass(slots=True)
@@ -207,7 +207,7 @@ def _steps(line: str) -> Iterator[str]:
         end = path[1].rpartition("ward")[2]
         yield (
             "row "
-            if end.endswith("-wal")
+            if end.startswith("/luminode.db")
             else "bytes "
             if "/tmp/" in end
             else "root "
