@@ -5,7 +5,8 @@ made of the middle one. A process whose device, driver, library or memory is bro
 answers wrongly, and is found out before a patient's image is. An engine without a kept answer (a site's own) is
 compared with its reference runtime at once, and where it runs on that, with itself.
 
-``python -m engines.canary`` asks every shipped engine and keeps the answers; a new version of an engine needs it.
+``python -m engines.canary`` asks every shipped engine, keeps the answers, and seals the cards (engines/card.py); a
+new engine or a new version of one needs it.
 """
 
 from __future__ import annotations
@@ -197,9 +198,13 @@ def make_questions() -> None:
 
 
 def main() -> int:
-    """Keep the answers of all shipped engines."""
-    from engines.catalog import Catalog
+    """Keep the answers of all shipped engines, and seal their cards."""
+    from engines.card import SEAL, content
+    from engines.catalog import ZOO, Catalog
 
+    folders = sorted(p.parent for p in ZOO.glob("*/card.yaml"))
+    told = {folder.name: hashlib.sha256(content(folder)).hexdigest() for folder in folders}
+    (ZOO / SEAL).write_text(json.dumps(told, indent=1) + "\n")
     catalog = Catalog.default()
     if not (FOLDER / "ct.npz").exists():
         make_questions()

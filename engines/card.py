@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -106,24 +109,71 @@ def digest(core: str | None, parameters: dict[str, int | float | str]) -> str:
     return hashlib.sha256(told.encode()).hexdigest()
 
 
-def read(folder: Path) -> CardFile:
+SEAL = "seal.json"
+"""Beside engine folders: name -> SHA-256 of its card, of all that belong there. The shipped zoo has one, made by
+``python -m engines.canary``."""
+
+
+def seals(folder: Path) -> Mapping[str, str] | None:
+    """The digests of the cards of a folder of engines; None if it is not sealed.
+
+    Raises
+    ------
+    CardInvalid
+        There is a seal that cannot be read: no engine of this folder is known to be what was released.
+    """
+    try:
+        told = json.loads((folder / SEAL).read_bytes())
+        return {str(name): str(sha256) for name, sha256 in told.items()}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, AttributeError) as e:
+        raise CardInvalid(f"{folder.name}: {SEAL} cannot be read", hint="install the release again") from e
+
+
+def content(folder: Path) -> bytes:
+    """The bytes of ``folder/card.yaml``, a plain file.
+
+    Raises
+    ------
+    CardInvalid
+    """
+    try:
+        # A link could lead anywhere, a pipe would block every process of the node.
+        handle = os.open(folder / "card.yaml", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as e:
+        raise CardInvalid(f"{folder.name}: card.yaml cannot be read: {e.strerror}") from e
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise CardInvalid(f"{folder.name}: card.yaml is not a plain file")
+    with os.fdopen(handle, "rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise CardInvalid(f"{folder.name}: card.yaml is larger than 64 KiB")
+    return data
+
+
+def read(folder: Path, seal: Mapping[str, str] | None = None) -> CardFile:
     """Read ``folder/card.yaml``.
+
+    Parameters
+    ----------
+    seal
+        Of the folder that it is in (:func:`seals`): nothing parses a card that is not the sealed one.
 
     Raises
     ------
     CardInvalid
         With every fault in its message; the folder's name must be the engine's.
     """
-    path = folder / "card.yaml"
+    data = content(folder)
+    if seal is not None and seal.get(folder.name) != hashlib.sha256(data).hexdigest():
+        raise CardInvalid(
+            f"{folder.name}: card.yaml is not the one that was released",
+            hint="install the release again; who made a new engine seals it with `python -m engines.canary`",
+        )
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except OSError as e:
-        raise CardInvalid(f"{folder.name}: card.yaml cannot be read: {e.strerror}") from e
-    if len(content) > MAX_BYTES:
-        raise CardInvalid(f"{folder.name}: card.yaml is larger than 64 KiB")
-    try:
-        loaded = YAML(typ="safe", pure=True).load(content.decode("utf-8"))
+        loaded = YAML(typ="safe", pure=True).load(data.decode("utf-8"))
     except (YAMLError, UnicodeDecodeError, RecursionError) as e:
         first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise CardInvalid(f"{folder.name}: card.yaml is not YAML: {first}") from e

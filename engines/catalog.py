@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engines.base import Card
-from engines.card import CardFile, as_card, digest, read
+from engines.card import CardFile, as_card, digest, read, seals
 from engines.errors import CardInvalid, EngineError, RuntimeUnavailable, WeightsMismatch
 from engines.ladder import ACCELERATED, MOST_CALLS, RUNGS, Place, Rung, Wanted, climb
 
@@ -74,9 +74,14 @@ class Catalog:
             if not isinstance(e, FileNotFoundError):
                 self._faults[folder.name] = CardInvalid(f"{folder.name}: cannot be listed: {e.strerror}")
             return
+        try:
+            seal = seals(folder)
+        except CardInvalid as e:
+            self._faults[folder.name] = e
+            return
         for path in inside:
             try:
-                file = read(path)
+                file = read(path, seal)
                 if file.name in self._entries:
                     raise CardInvalid(
                         f"{file.name}: there is an engine of this name already",

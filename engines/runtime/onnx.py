@@ -58,9 +58,10 @@ def read_verified(path: Path, sha256: str) -> bytes:
             f"the weights file {path.name} cannot be opened: {e.strerror}",
             hint="it must be a plain file in the engine's folder",
         ) from e
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise CardInvalid(f"the weights file {path.name} is not a plain file")
     with os.fdopen(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise CardInvalid(f"the weights file {path.name} is not a plain file")
         size = os.fstat(file.fileno()).st_size
         if size > MAX_BYTES:
             raise CardInvalid(f"the weights file {path.name} is larger than 1 GiB")

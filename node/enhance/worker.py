@@ -22,7 +22,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import engines.errors as ee
 from engines.catalog import Catalog
 from engines.ladder import Place
 from node.enhance import signs
@@ -159,10 +158,8 @@ def _warm_up(workshop: Workshop, warm: Sequence[tuple[str, str]], shared: Any) -
                 log.error("device.lost", engine=name, because=type(e).__name__, told=text(e))
                 shared[DEVICE] = LOST
                 return False
-            if not isinstance(e, ee.EngineError):
-                raise
-            # Its jobs will be held with the same words.
-            workshop.alarm("engine.refused", {"engine": name, "because": f"{type(e).__name__}: {e.message}"})
+            # Its jobs will be held with the same words; the other engines serve.
+            workshop.alarm("engine.refused", {"engine": name, "because": f"{type(e).__name__}: {text(e)}"})
     shared[STEP], shared[DEVICE] = 0.0, CPU
     return True
 
