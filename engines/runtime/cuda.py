@@ -182,6 +182,7 @@ class CudaDevice:
                 result.CUDA_ERROR_NOT_SUPPORTED,
             }
         )
+        self._capturing = False
         self._module: Any = None
         self._functions: dict[str, Any] = {}
 
@@ -237,7 +238,7 @@ class CudaDevice:
         if code == self._no_memory:
             raise OutOfMemory("the GPU has no memory left", hint="end what else uses it")
         name = _name(self._driver, code)
-        if code in self._no_capture:
+        if self._capturing and code in self._no_capture:
             raise CaptureFailed(name)
         raise DeviceLost(
             f"the GPU failed: {name}",
@@ -326,17 +327,25 @@ class CudaDevice:
     def begin_capture(self, stream: int) -> None:
         """Capture what this thread enqueues; other threads' work does not disturb it."""
         mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        self._ask(self._driver.cuStreamBeginCapture(stream, mode))
+        self._capturing = True
+        try:
+            self._ask(self._driver.cuStreamBeginCapture(stream, mode))
+        except BaseException:
+            self._capturing = False
+            raise
 
     def end_capture(self, stream: int) -> int:
         """The graph, ready to be replayed."""
-        graph = self._ask(self._driver.cuStreamEndCapture(stream))
-        if not int(graph):
-            raise CaptureFailed("nothing was captured")
         try:
-            return int(self._ask(self._driver.cuGraphInstantiate(graph, 0)))
+            graph = self._ask(self._driver.cuStreamEndCapture(stream))
+            if not int(graph):
+                raise CaptureFailed("nothing was captured")
+            try:
+                return int(self._ask(self._driver.cuGraphInstantiate(graph, 0)))
+            finally:
+                self._driver.cuGraphDestroy(graph)
         finally:
-            self._driver.cuGraphDestroy(graph)
+            self._capturing = False
 
     def replay(self, graph: int, stream: int) -> None:
         """Run a graph."""

@@ -16,15 +16,14 @@ Errors, of every call::
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ctypes import c_float, c_int32, c_uint64
+from ctypes import c_int32, c_uint64
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
-import numpy as np
 import numpy.typing as npt
 
-Argument: TypeAlias = c_uint64 | c_int32 | c_float
-"""Of a kernel: an address, a number, or a real number."""
+Argument: TypeAlias = c_uint64 | c_int32
+"""Of a kernel: an address or a number. Real numbers lie in the items, so that a graph fits every series."""
 
 Extent: TypeAlias = tuple[int, int, int]
 """Of a grid or a block, along x, y, z."""
@@ -165,8 +164,3 @@ def address(value: int) -> c_uint64:
 def number(value: int) -> c_int32:
     """A whole number as a kernel's argument."""
     return c_int32(value)
-
-
-def real(value: float | np.float32) -> c_float:
-    """A real number as a kernel's argument."""
-    return c_float(float(value))

@@ -124,7 +124,6 @@ class Session:
         self._used: set[int] = set()
         self._arena = arena = Arena(device)
         try:
-            # The copies' stream and the events come first: giving back is in reverse, and they are idle then.
             self._copies, self._work = arena.stream(), arena.stream()
             self._at = {name: self._allocate(n) for name, n in sizes(shape, room).items()}
             self._down_said = room.bucket * shape.factor**2 * shape.pixels * FLOAT

@@ -119,8 +119,15 @@ def a_device() -> tuple[cuda.CudaDevice, Any]:
     return cuda.CudaDevice(driver, 0, 0, "a GPU", "86"), driver
 
 
-def test_every_code_of_cuda_has_one_meaning() -> None:
+@pytest.mark.parametrize("capturing", [False, True])
+def test_every_code_of_cuda_has_one_meaning(capturing: bool) -> None:
     device, driver = a_device()
+    fine = driver.CUresult.CUDA_SUCCESS
+    device._driver = SimpleNamespace(
+        cuStreamBeginCapture=lambda stream, mode: (fine,), CUstreamCaptureMode=driver.CUstreamCaptureMode
+    )
+    if capturing:
+        device.begin_capture(1)
     meanings: dict[type, set[str]] = {}
     for code in driver.CUresult:
         try:
@@ -131,7 +138,9 @@ def test_every_code_of_cuda_has_one_meaning() -> None:
         meanings.setdefault(kind, set()).add(code.name)
     assert meanings[int] == {"CUDA_SUCCESS"}
     assert meanings[OutOfMemory] == {"CUDA_ERROR_OUT_OF_MEMORY"}
-    assert "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED" in meanings[CaptureFailed]
+    # Only a capture can fail as one: elsewhere the same code says that the device cannot be trusted.
+    assert "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED" in meanings[CaptureFailed if capturing else DeviceLost]
+    assert (CaptureFailed in meanings) == capturing
     for name in ("ILLEGAL_ADDRESS", "LAUNCH_FAILED", "ECC_UNCORRECTABLE", "LAUNCH_TIMEOUT", "NOT_READY"):
         assert f"CUDA_ERROR_{name}" in meanings[DeviceLost]
     assert len(meanings[DeviceLost]) > 60
