@@ -125,6 +125,8 @@ class Receiver:
             lost_associations=lost,
             swept_files=swept,
         )
+        if self._limits()[1] < node.max_associations:
+            log.warning("receiver.few_files", hint="node.max_associations needs twice as many open files")
         if node.accept_from == "any":
             log.warning("receiver.open", hint="accept_from: any lets everybody in; list the scanners instead")
 

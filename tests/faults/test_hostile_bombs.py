@@ -166,7 +166,7 @@ def test_bytes_that_trickle_are_not_looked_at_again_and_again(tmp_path: Path) ->
 
 def test_long_headers_cost_one_window_and_not_one_for_each_peer(tmp_path: Path) -> None:
     """R20: UIDs behind an enormous element are looked for in the file, by one thread at a time."""
-    n, size = count(4, 24), 60 * MB
+    n, size = count(4, 24), count(40, 60) * MB
     piece = element(0x0009, 0x0010, "LO", b"ACME") + struct.pack("<HH2sHL", 0x0009, 0x1001, b"OB", 0, size)
     plain = data_set("1.2.77.1")
     at = plain.index(b"\x10\0\x10\0")

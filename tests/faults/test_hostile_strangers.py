@@ -64,8 +64,8 @@ def _client_hello(site: Site) -> bytes:
 
 def test_a_stalled_handshake_blocks_nobody(tmp_path: Path, site: Site) -> None:
     """R17: peers that say nothing, half a greeting, or a whole one and then nothing."""
-    each, within_s = 17, count(3, 10)
-    timeouts = {} if FULL else {"timeouts": {"acse": "3s"}}
+    each, within_s = 17, count(2, 10)
+    timeouts = {} if FULL else {"timeouts": {"acse": "2s"}}
     hello = _client_hello(site)
     scanner = site.context(site.authority)
     with Node(tmp_path, node={"tls": site.tls, **timeouts}) as node:
