@@ -149,6 +149,8 @@ progress      decode 100%, survey 100%, enhance 40%
     "jobs retry": r"""
 $ luminode jobs retry 1
 job 1 is queued
+$ luminode jobs retry --held
+4 jobs are queued
 """,
     "jobs cancel": r"""
 $ luminode jobs cancel 1
@@ -222,6 +224,39 @@ $ luminode config history
 $ luminode db upgrade
 the schema is up to date
 """,
+    "db rebuild": r"""
+$ luminode db rebuild
+the old database is kept as luminode.db.damaged-20260302-091500
+318 instances were found in the spool and recorded
+""",
+    "health": r"""
+$ luminode health
+FAIL gather    destination pacs         10.0.0.9:104 cannot be reached: nobody listens there
+ok   deliver   process
+ok   deliver   loop
+ok   enhance   process
+ok   enhance   loop
+ok   enhance   worker
+ok   gather    process
+ok   gather    loop
+ok   gather    scheduler
+ok   gather    database
+ok   gather    configuration
+ok   receive   process
+ok   receive   door
+ok   receive   spool
+ok   node      process
+ok   node      roles
+""",
+    "backup": r"""
+$ luminode backup /backup/luminode-2026-03-02
+/backup/luminode-2026-03-02: the database and 318 files, 166.7 MB
+""",
+    "restore": r"""
+$ luminode restore /backup/luminode-2026-03-02
+318 files and the database are back
+41 series were done when it was made; their records have no files
+""",
     "spool fsck": r"""
 $ luminode spool fsck --verify
 88 files, 88 records
@@ -235,6 +270,10 @@ STATUS_1: Mapping[str, str] = {
     "serve": "the store cannot be used",
     "demo": "a derived instance is missing in the PACS at the end",
     "check": "anything is not in order",
+    "health": "the node does not run here, or any part of it does not work",
+    "backup": "it could not be made; nothing is left of it",
+    "restore": "there is something in its place already, it is not whole, or what was put back does not verify",
+    "db rebuild": "the node runs, the database is sound, or it is PostgreSQL",
     "route": "no DICOM series is there",
     "enhance": "a series failed, or no DICOM series is there. A series that is not for this engine is no failure: "
     "its reason is told",
@@ -255,6 +294,24 @@ STATUS_1: Mapping[str, str] = {
 """When a verb ends with 1 besides where its store cannot be used."""
 
 MORE: Mapping[str, str] = {
+    "health": """
+Each process of the node writes a sign of life into `spool/health` every two seconds, with what is wrong with its
+parts: a row that cannot be written, a file that cannot be made durable, a loop that does not come round, a worker that
+does not get on, a PACS that does not answer C-ECHO. What breaks is told within 15 seconds. The verb reads these files
+alone: it works when the database does not.
+""",
+    "backup": """
+While the node runs. What was acknowledged to a scanner before it began is in it, unless it was delivered: the files of
+what is done are left out, `--whole` takes them along. See [backup.md](operations/backup.md).
+""",
+    "restore": """
+To the database and the spool that config.yaml names, which must hold nothing else. Every file is verified before
+anything is touched; one that was cut off may be run again.
+""",
+    "db rebuild": """
+What was received and not yet removed by retention comes back as series from the AE title `RECOVERED`; what was made of
+it is made again, with the same UIDs and bytes. Records of what is done, and provenance, are only in the old file.
+""",
     "serve": """
 Starts one process a role and starts a dead one again. SIGTERM ends it in order: no new associations, what is
 under way is finished or put back. SIGHUP reads config.yaml again. `--role` runs one role alone, for one container

@@ -132,7 +132,6 @@ def test_the_compose_configuration_is_valid_and_fits_the_other_containers(compos
     assert compose["services"]["db"]["environment"]["POSTGRES_USER"] in config.store.database
     assert config.store.spool.startswith("/var/lib/luminode")
     assert compose["services"]["node"]["ports"] == [f"{config.node.listen.port}:{config.node.listen.port}"]
-    assert config.node.ae_title in [p.ae_title for p in config.node.accept_from]  # the healthcheck's C-ECHO
     pacs = config.destinations["orthanc"]
     orthanc = orthanc_configuration()
     assert isinstance(pacs, DimseDestination)
@@ -160,7 +159,7 @@ def test_the_dockerfile_keeps_the_rules(stages: tuple[dockerfile.Stage, ...]) ->
     assert final.all("USER") == ["10001:10001"]
     assert json.loads(final.all("ENTRYPOINT")[0]) == ["luminode"]
     assert json.loads(final.all("CMD")[0]) == ["serve"]
-    assert "luminode echo" in final.all("HEALTHCHECK")[0]
+    assert "luminode health --live" in final.all("HEALTHCHECK")[0]
     assert final.all("EXPOSE") == ["11112"]
     for text in build.all("COPY"):
         *sources, _ = text.split()
