@@ -42,7 +42,6 @@ check: $(VENV)/dev.stamp  ## ruff, mypy --strict, import contracts
 	$(BIN)/lint-imports
 
 faults: $(VENV)/dev.stamp  ## The fault tests with full counts, their mutations, docs/reliability.md (up to 2 hours)
-	rm -f var/faults/results.jsonl var/faults/mutations.jsonl
 	@status=0; \
 	LUMINODE_FAULTS=full $(BIN)/python -m pytest $(FAULTS) -n $(WORKERS) --dist loadscope -q || status=1; \
 	$(BIN)/python -m tests.faults.mutate || status=1; \

@@ -17,6 +17,9 @@ from tests.faults.scale import FULL, SEED
 OUT = Path(os.environ.get("LUMINODE_FAULTS_OUT", "var/faults"))
 """Where the lines go; git ignores it."""
 
+RUN = f"{datetime.now(UTC).isoformat(timespec='seconds')} {os.getpid()}"
+"""Marks what one run of a test told: all of it gives way to what a later run of the same test tells."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
@@ -48,6 +51,7 @@ class Row:
     full: bool = FULL
     date: str = ""
     commit: str = ""
+    run: str = RUN
 
 
 def record(

@@ -7,8 +7,10 @@ counts, but a later part run that is red is shown beside it. Nothing else writes
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,26 +41,47 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
 
 
-def key_of(row: Mapping[str, Any]) -> str:
-    """What a later row must share with an earlier one to take its place."""
-    return " | ".join((row["invariant"], row["test"], row["load"], "full" if row["full"] else "part"))
-
-
 def merge(
     known: dict[str, Any], results: Iterable[Mapping[str, Any]], proofs: Iterable[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Put what was run over what is known."""
-    rows = {key_of(r): r for r in known.get("results", [])} | {key_of(r): dict(r) for r in results}
+    """Put what was run over what is known. What tells of tests and mutations that are no more is dropped."""
+    rows: dict[tuple[str, str, bool], list[dict[str, Any]]] = {}
+    for row in (*known.get("results", []), *results):
+        told = rows.setdefault((row["invariant"], row["test"], row["full"]), [])
+        if told and told[0].get("run", "") != row.get("run", ""):
+            told.clear()
+        told[:] = [*(r for r in told if r["load"] != row["load"]), dict(row)]
     proven = {(p["invariant"], p["what"]): p for p in known.get("mutations", [])}
     proven |= {(p["invariant"], p["what"]): dict(p) for p in proofs}
     current = {(m.invariant, m.what) for m in all_mutations()}
     return {
-        "results": sorted(rows.values(), key=lambda r: (_order(r["invariant"]), key_of(r))),
+        "results": sorted(
+            (r for (_, test, _), told in rows.items() if exists(test) for r in told),
+            key=lambda r: (_order(r["invariant"]), r["test"], r["load"], r["full"]),
+        ),
         "mutations": sorted(
             (p for at, p in proven.items() if at in current),
             key=lambda p: (_order(p["invariant"]), p["what"]),
         ),
     }
+
+
+def exists(test: str) -> bool:
+    """Whether a test of this node id (parameters aside) is still there."""
+    path, _, name = test.partition("[")[0].partition("::")
+    return name in _tests_of(ROOT / path)
+
+
+@cache
+def _tests_of(path: Path) -> frozenset[str]:
+    if not path.is_file():
+        return frozenset()
+    module = ast.parse(path.read_text(encoding="utf-8"))
+    found = {n.name for n in module.body if isinstance(n, ast.FunctionDef)}
+    for one in module.body:
+        if isinstance(one, ast.ClassDef):
+            found |= {f"{one.name}::{n.name}" for n in one.body if isinstance(n, ast.FunctionDef)}
+    return frozenset(found)
 
 
 def _order(invariant: str) -> tuple[str, int]:

@@ -58,10 +58,13 @@ def test_every_promise_that_is_attacked_is_put_on_record() -> None:
 # the page -----------------------------------------------------------------------------------------
 
 
+HERE = "tests/faults/test_promises.py::test_the_page_keeps_what_was_run_and_shows_what_was_not"
+
+
 def row(**more: object) -> dict[str, object]:
     whole = {
         "invariant": "R1", "load": "a load", "count": 3, "result": "fine", "ok": True, "lost": 0, "extra": 0,
-        "test": "tests/faults/test_a.py::test_b", "seed": 5, "full": False, "date": "2026-01-02", "commit": "",
+        "test": HERE, "seed": 5, "full": False, "date": "2026-01-02", "commit": "",
     }  # fmt: skip
     return whole | more
 
@@ -69,7 +72,9 @@ def row(**more: object) -> dict[str, object]:
 def test_the_page_keeps_what_was_run_and_shows_what_was_not() -> None:
     first = report.merge({}, [row(full=True, count=2000), row(count=100)], [])
     again = report.merge(
-        first, [row(count=99), row(invariant="R2", test="t::x[a]"), row(invariant="R2", test="t::x[b]")], []
+        first,
+        [row(count=99), row(invariant="R2", test=f"{HERE}[a]"), row(invariant="R2", test=f"{HERE}[b]")],
+        [],
     )
     text = report.page(again)
     assert "| 2,000 |" in text
@@ -77,6 +82,15 @@ def test_the_page_keeps_what_was_run_and_shows_what_was_not() -> None:
     assert len([line for line in text.splitlines() if line.startswith("| R2 |")]) == 1
     assert "| 6 |" in text
     assert "not exercised" in next(line for line in text.splitlines() if line.startswith("| R51 |"))
+
+
+def test_a_later_run_takes_the_place_of_an_earlier_one_and_what_is_no_more_is_dropped() -> None:
+    first = report.merge(
+        {}, [row(run="1", load="a"), row(run="1", load="b"), row(test="tests/gone.py::test_x")], []
+    )
+    assert [r["load"] for r in first["results"]] == ["a", "b"]
+    again = report.merge(first, [row(run="2", load="c")], [])
+    assert [r["load"] for r in again["results"]] == ["c"]
 
 
 def test_a_red_row_cannot_hide_behind_a_full_one() -> None:
