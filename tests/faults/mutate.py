@@ -16,12 +16,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from queue import Queue
 
 from tests.faults import mutations as folder
 from tests.faults.ledger import OUT
@@ -29,6 +32,7 @@ from tests.faults.mutations import Mutation, Unexercised
 
 ROOT = Path(__file__).resolve().parents[2]
 PRODUCT = ("node", "engines", "training")
+WORKERS = int(os.environ.get("LUMINODE_FAULTS_WORKERS", "2"))
 LONGEST_S = 600.0
 """A test that takes longer with the break than this hangs, and a hang is red."""
 
@@ -176,21 +180,40 @@ def prove(copy: Copy, mutation: Mutation) -> Proof:
 def main(arguments: Sequence[str]) -> int:
     """Prove the mutations of the named promises, or all; returns how many did not turn red (at most 99)."""
     wanted = [m for m in all_mutations() if not arguments or m.invariant in arguments]
+    by_test: dict[str, list[Mutation]] = {}
+    for mutation in wanted:
+        by_test.setdefault(mutation.test, []).append(mutation)
     OUT.mkdir(parents=True, exist_ok=True)
     ledger = (OUT / "mutations.jsonl").absolute()
-    silent = 0
-    with tempfile.TemporaryDirectory(prefix="luminode-mutate-") as name:
-        copy = Copy(copy_checkout(Path(name).resolve()))
-        for number, mutation in enumerate(wanted, 1):
+    silent, lock = list[Mutation](), threading.Lock()
+
+    def prove_all(copy: Copy, mutations: Sequence[Mutation]) -> None:
+        for mutation in mutations:
             proof = prove(copy, mutation)
-            silent += not proof.red
-            with ledger.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(proof)) + "\n")
-            sign = "red" if proof.red else "NOT RED"
-            print(
-                f"[{number}/{len(wanted)}] {proof.invariant} {sign}: {proof.what} ({proof.told})", flush=True
-            )
-    return min(silent, 99)
+            with lock:
+                if not proof.red:
+                    silent.append(mutation)
+                with ledger.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(asdict(proof)) + "\n")
+                sign = "red" if proof.red else "NOT RED"
+                print(f"{proof.invariant} {sign}: {proof.what} ({proof.told})", flush=True)
+
+    with tempfile.TemporaryDirectory(prefix="luminode-mutate-") as name:
+        copies: Queue[Copy] = Queue()
+        for number in range(WORKERS):
+            copies.put(Copy(copy_checkout(Path(name).resolve() / str(number))))
+
+        def lane(mutations: Sequence[Mutation]) -> None:
+            copy = copies.get()
+            try:
+                prove_all(copy, mutations)
+            finally:
+                copies.put(copy)
+
+        with ThreadPoolExecutor(WORKERS) as pool:
+            list(pool.map(lane, by_test.values()))
+    print(f"{len(wanted) - len(silent)} of {len(wanted)} turned their test red", flush=True)
+    return min(len(silent), 99)
 
 
 if __name__ == "__main__":
