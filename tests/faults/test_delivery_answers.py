@@ -209,9 +209,14 @@ def test_lost_answers_are_sent_again_never_skipped_never_failed(
                 made += delivery(store, {f"pacs{s}": told}, size, series=r * senders + s, side=16)
         with delivering(store):
             wait_until(
-                lambda: all(state(store, d) is SENT for d in made[-senders:]), 600, "the last", every_s=0.2
+                lambda: all(state(store, d) is SENT for d in made[-senders:]),
+                count(60, 900),
+                "the last",
+                every_s=0.2,
             )
-            wait_until(lambda: all(state(store, d) is SENT for d in made), 600, "all is sent", every_s=0.2)
+            wait_until(
+                lambda: all(state(store, d) is SENT for d in made), count(60, 900), "all is sent", every_s=0.2
+            )
         lost_answers = sum(network.loses(n) for n in range(proxy.n_answers)) if network.loses else 0
     straight = [d for d in made if d.destination in {f"pacs{s}" for s in range(0, senders, 2)}]
     stalls = sum(found.attempt - 1 for d in straight if (found := store.deliveries.get(d.id)))

@@ -41,7 +41,9 @@ def next_due(store: Store, after: datetime) -> datetime | None:
     """When the next delivery becomes due."""
     waiting = DeliveryRow.state == DeliveryState.PENDING.value
     with store.database.read() as connection:
-        found = connection.execute(select(func.min(DeliveryRow.not_before)).where(waiting)).scalar_one_or_none()
+        found = connection.execute(
+            select(func.min(DeliveryRow.not_before)).where(waiting)
+        ).scalar_one_or_none()
     return max(found, after) if found is not None else None
 
 
@@ -134,7 +136,7 @@ def test_one_destinations_trouble_is_not_anothers(
     fast = {"first": 0.1, "at_most": 0.5}
     beside = {
         "down": dimse_settings(free_port(), "DOWN", retry=fast),
-        "frozen": frozen.settings(timeout=1, retry=fast),
+        "frozen": frozen.settings(timeout=5, retry=fast),
         **alone,
     }
     with delivering(store):
