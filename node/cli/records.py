@@ -262,14 +262,42 @@ def _progress(shares: Mapping[str, Any]) -> str:
     return ", ".join(f"{step} {share:.0%}" for step, share in shares.items())
 
 
-def jobs_retry(number: IdArgument, config: ConfigOption = None) -> None:
+def jobs_retry(
+    number: Annotated[
+        int | None, typer.Argument(help="The number in the first column of `list`.", show_default=False)
+    ] = None,
+    held: Annotated[bool, typer.Option("--held", help="Every job that is HELD.")] = False,
+    config: ConfigOption = None,
+) -> None:
     """Run a job again: the same objects, should it have made them before."""
+    if held == (number is not None):
+        raise typer.BadParameter("give a number, or --held")
     with opened(config) as store:
+        if number is None:
+            n, refused = _retry_held(store)
+            told = f"{n} jobs are queued"
+            out.print(told + (f", {refused} cannot be: what they need was removed" if refused else ""))
+            return
         if store.jobs.get(number) is None:
             raise _missing("jobs", number)
         with _state_told(store.jobs, number):
             store.jobs.retry(number, _now())
     out.print(f"job {number} is queued")
+
+
+def _retry_held(store: Store) -> tuple[int, int]:
+    """Queue all that is HELD; (how many, how many could not be)."""
+    n = refused = 0
+    before: int | None = None
+    while held := store.jobs.list([JobState.HELD], before_id=before):
+        before = held[-1].id
+        for job in held:
+            try:
+                store.jobs.retry(job.id, _now())
+                n += 1
+            except TransitionRefused:
+                refused += 1
+    return n, refused
 
 
 def jobs_cancel(number: IdArgument, config: ConfigOption = None) -> None:

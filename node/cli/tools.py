@@ -33,6 +33,7 @@ from node.cli.common import (
 from node.config.schema import Config, DimseDestination, FolderDestination
 from node.config.values import Refused, ae_title
 from node.deliver.files import FileOutcome, echo, send_files
+from node.enhance.health import marks
 from node.enhance.offline import Found, Made, enhance_series, find
 from node.errors import ConfigError, EnhanceError, NodeError
 from node.gather.decide import decide_series
@@ -76,6 +77,7 @@ def check(
     findings += _check_store(given.config)
     findings += broken
     findings += _check_engines(given.config)
+    findings += _check_marks(given.config)
     if not offline:
         for name, settings in given.config.destinations.items():
             answer = echo(settings, calling_ae=given.config.node.ae_title)
@@ -145,6 +147,15 @@ def _check_engines(config: Config) -> list[_Finding]:
         )
         findings.append(_Finding(what=f"engine {name}", ok=True, text=text))
     return findings
+
+
+def _check_marks(config: Config) -> list[_Finding]:
+    """GPUs that the node does not use because they failed."""
+    hint = "docs/operations/troubleshooting.md, A GPU is unfit; the node tries it every 5 minutes"
+    return [
+        _Finding(what=f"GPU of {host}", ok=False, text=f"not used since {m.since}: {m.why}", hint=hint)
+        for host, m in marks(Path(config.store.spool)).items()
+    ]
 
 
 # route --------------------------------------------------------------------------------------------

@@ -69,6 +69,16 @@ def read_mark(path: Path) -> Mark | None:
         return Mark(since="", why="its mark cannot be read")
 
 
+def marks(spool: Path) -> dict[str, Mark]:
+    """All marks in a spool, by host (and GPU, where each has a worker of its own)."""
+    found = {}
+    for path in sorted(spool.glob("gpu-unfit-*.json")):
+        mark = read_mark(path)
+        if mark is not None:
+            found[path.stem.removeprefix("gpu-unfit-")] = mark
+    return found
+
+
 class Health:
     """The breaker. Used by the guardian alone, from one thread.
 

@@ -139,6 +139,20 @@ def test_a_job_that_is_held_is_retried_and_cancelled(store: Store) -> None:
     assert luminode("jobs", "retry", 1).status == 0
 
 
+def test_all_that_is_held_is_retried_at_once(store: Store) -> None:
+    for series in (1, 2, 3):
+        queued(store, series=series)
+    for _ in range(2):
+        job = store.jobs.claim("w", 30, NOW)
+        assert job is not None
+        store.jobs.fail(job.id, "w", job.attempt, state=JobState.HELD, failure="the GPU is lost", at=NOW)
+    assert luminode("jobs", "retry").status == 2
+    assert luminode("jobs", "retry", 1, "--held").status == 2
+    assert luminode("jobs", "retry", "--held").out == "2 jobs are queued\n"
+    assert store.jobs.counts() == {JobState.QUEUED: 3}
+    assert luminode("jobs", "retry", "--held").out == "0 jobs are queued\n"
+
+
 def test_a_job_that_is_done_is_not_cancelled(store: Store) -> None:
     outbox(store)
     told = luminode("jobs", "cancel", 1)
