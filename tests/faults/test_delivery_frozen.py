@@ -169,7 +169,7 @@ def test_no_attempt_with_the_default_settings_takes_longer_than_a_minute() -> No
 
 
 SLOW: list[tuple[str, Network, int, float]] = [
-    ("64 kB/s", Network(bytes_per_s=64 * 1024, chunk=8192), count(256, 512), 1.2),
+    ("64 kB/s", Network(bytes_per_s=64 * 1024, chunk=8192), count(320, 512), 2.5),
     ("500 ms more each way", Network(delay_s=0.5), count(64, 256), 2.5),
     ("chunks of 1 byte", Network(chunk=1), count(16, 64), 2.5),
 ]
