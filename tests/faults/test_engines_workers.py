@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from itertools import cycle, pairwise
 from pathlib import Path
@@ -228,3 +230,21 @@ def test_running_out_of_memory_is_contained(make: MakeBench) -> None:
     assert failures <= {"MemoryError", "OutOfMemory"}
     assert grown < 64
     assert not bench.violations([*once, *good])
+
+
+def test_the_bound_of_memory_is_told_by_an_error() -> None:
+    """R40: what a worker may take is bounded in the process itself, or the kernel would choose whom to kill."""
+    told = (
+        "from node.enhance.memory import bound, there_is\n"
+        "import numpy as np, resource\n"
+        "assert bound(1 << 30) == 1 << 30\n"
+        "held = []\n"
+        "try:\n"
+        "    while len(held) < 64: held.append(np.empty(1 << 26, np.uint8))\n"
+        "    raise SystemExit('4 GiB without an error')\n"
+        "except MemoryError: pass\n"
+        "held.clear()\n"
+        "assert 0 < there_is() and bound() <= there_is()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
