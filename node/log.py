@@ -175,9 +175,13 @@ class Spout:
 _spouts: dict[int, Spout] = {}
 
 
-def _spout(stream: TextIO) -> Spout:
-    """The spout of a stream's descriptor; one for each, however often logging is set up anew."""
-    descriptor = stream.fileno()
+def _spout(stream: TextIO) -> Spout | TextIO:
+    """The spout of a stream's descriptor; one for each, however often logging is set up anew. A stream without one
+    lies in memory, for which nobody waits."""
+    try:
+        descriptor = stream.fileno()
+    except (OSError, AttributeError):
+        return stream
     if descriptor not in _spouts:
         _spouts[descriptor] = Spout(descriptor)
         atexit.register(_last_words, _spouts[descriptor])
