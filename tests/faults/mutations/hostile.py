@@ -122,8 +122,10 @@ MUTATIONS: tuple[Mutation, ...] = (
         invariant="R21",
         what="the header of an element is believed to be whole",
         file=_SCAN,
-        old="            if start + 4 > size:\n                raise _Short(start + 4)\n            (length,)",
-        new="            (length,)",
+        old="        if pos + 8 > size:\n"
+        "            raise _Short(pos + 8, found if pos == size else None)\n"
+        "        group, element, vr, length = unpack(buffer, pos)\n",
+        new="        group, element, vr, length = unpack(buffer, pos)\n",
         test=_test("fuzz", "no_mutated_data_set_escapes"),
     ),
     Mutation(
