@@ -122,7 +122,7 @@ def balance(known: dict[str, str], arrived: Collection[str], log: Log) -> Balanc
 
 
 def settle(
-    node: Node, log: Log, arrived: Callable[[], Collection[str]] | None = None, within_s: float = 90
+    node: Node, log: Log, arrived: Callable[[], Collection[str]] | None = None, within_s: float = 300
 ) -> Balance:
     """Wait until all that was acknowledged has arrived, then for whatever else comes; the balance."""
     seen = arrived or (lambda: outbox(node))
@@ -163,7 +163,7 @@ class Shift:
     def __exit__(self, *_exc: object) -> None:
         self.finish()
 
-    def finish(self, within_s: float = 60) -> None:
+    def finish(self, within_s: float = 240) -> None:
         """No new series; those at hand are sent to their end."""
         self.stop.set()
         for thread in self._threads:
@@ -187,7 +187,7 @@ class Shift:
 
     def _some(self, scanner: Scanner, *, alone: bool) -> None:
         """An association: for the whole series, or for one slice of it, as some scanners do."""
-        with Peer(self.node.port, timeout=60.0) as peer:
+        with Peer(self.node.port, timeout=120.0) as peer:
             peer.associate(CT, calling=scanner.title)
             for k in scanner.left[:1] if alone else list(scanner.left):
                 uid = slice_uid(scanner.number, k)

@@ -100,7 +100,7 @@ class Soak:
                 watcher.start()
             with Shift(node) as shift:
                 self._strike_on(self._began + self.seconds, pacs_folder, port)
-                shift.finish(120)
+                shift.finish(300)
             ended = time.monotonic()
             found = settle(node, shift.log, self._pacs.uids, 300)
             drained = time.monotonic() - ended

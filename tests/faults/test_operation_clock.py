@@ -85,7 +85,7 @@ def _jump(
     waiting.end()
     with node.store() as store:
         wait_until(
-            lambda: any(d.attempt for d in store.deliveries.list()), 40, "a delivery was tried", every_s=0.1
+            lambda: any(d.attempt for d in store.deliveries.list()), 240, "a delivery was tried", every_s=0.1
         )
     half = Series(node, log)
     half.send(*range(5))
@@ -100,7 +100,7 @@ def _jump(
     with node.store() as store:
         wait_until(
             lambda: not balance(sources(store), earlier + arrives.uids(), log).lost,
-            60,
+            240,
             "all is delivered",
             every_s=0.3,
         )

@@ -132,6 +132,7 @@ class Editor:
         self.put("x: y\n" * 1_000_000)
 
 
+@pytest.mark.timeout(900)
 def test_no_edit_stops_or_half_applies(tmp_path: Path) -> None:
     n = count(40, 1000)
     node = site(tmp_path)
@@ -154,7 +155,7 @@ def test_no_edit_stops_or_half_applies(tmp_path: Path) -> None:
             with node.store() as store:
                 wait_until(
                     lambda: (now := store.configs.current()) is not None and now.text == last,
-                    30, "the last good edit is in force",
+                    240, "the last good edit is in force",
                 )  # fmt: skip
         found = settle(node, shift.log)
         with node.store() as store:

@@ -88,7 +88,7 @@ def stored(node: Node, log: Log, n_series: int) -> float:
     waits = []
     for _ in range(n_series):
         number = log.begin()
-        with Peer(node.port, timeout=60.0) as peer:
+        with Peer(node.port, timeout=120.0) as peer:
             peer.associate(CT, calling="CT1")
             for k in range(10):
                 uid = slice_uid(number, k)
@@ -124,11 +124,11 @@ def test_a_log_that_does_not_read_stops_nothing(tmp_path: Path) -> None:
         pipe.block()
         blocked = stored(node, log, n)
         refused_strangers(node, 5)
-        found = settle(node, log, within_s=120)
+        found = settle(node, log, within_s=300)
         told = events(node)
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)
-        stopped = process.wait(40)
+        stopped = process.wait(90)
         took_s = time.monotonic() - began
         pipe.unblock()
     finally:
@@ -153,11 +153,11 @@ if FULL:  # in `make test` the spout's own test has to do: this one costs a node
         try:
             blocked = stored(node, log, n)
             refused_strangers(node, 5)
-            found = settle(node, log, within_s=120)
+            found = settle(node, log, within_s=300)
             told = events(node)
             began = time.monotonic()
             process.send_signal(signal.SIGTERM)
-            stopped = process.wait(40)
+            stopped = process.wait(90)
             took_s = time.monotonic() - began
         finally:
             process.kill()

@@ -347,7 +347,7 @@ def test_backups_under_load_are_whole_and_are_drained_elsewhere(tmp_path: Path) 
                     known = sources(store)
                     return before <= {known.get(uid, "") for uid in pacs.uids()}
 
-                wait_until(drains, 90, "the restored node delivers all of it", every_s=0.5)
+                wait_until(drains, 300, "the restored node delivers all of it", every_s=0.5)
                 found = balance(sources(store), pacs.uids(), shift.log)
             extra += len(found.extra)
         finally:
