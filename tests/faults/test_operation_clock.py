@@ -108,7 +108,6 @@ def _jump(
 
 
 @pytest.mark.peer
-@pytest.mark.timeout(900)
 def test_a_clock_that_is_set_changes_no_outcome(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needs("storescp")
     jumps = list(JUMPS.items()) * count(1, 5)
@@ -322,6 +321,8 @@ from pathlib import Path
 from node.config.schema import Config
 from node.housekeep import Housekeeper, _every
 from node.store import Store
+
+pytestmark = pytest.mark.timeout(600)
 
 class Slow(Housekeeper):
     def report(self):

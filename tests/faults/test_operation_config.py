@@ -22,6 +22,8 @@ from tests.faults.scale import SEED, count
 from tests.faults.site import Shift, settle, site
 from tests.peers import wait_until
 
+pytestmark = pytest.mark.timeout(600)
+
 PER_S = 20.0
 BURST = 20
 """After so many edits the file stands still twice, as it must to be judged: broken, then good."""
@@ -132,7 +134,6 @@ class Editor:
         self.put("x: y\n" * 1_000_000)
 
 
-@pytest.mark.timeout(900)
 def test_no_edit_stops_or_half_applies(tmp_path: Path) -> None:
     n = count(40, 1000)
     node = site(tmp_path)

@@ -29,6 +29,8 @@ from tests.postgres import Pair, Server, told
 from tests.receiving import House, house
 from tests.senders import CT, Peer, data_set
 
+pytestmark = pytest.mark.timeout(600)
+
 BACK_S = 10.0
 
 

@@ -27,6 +27,8 @@ from tests.faults.site import child, dimse, site, worker
 from tests.peers import StoreScp, needs, wait_until
 from tests.pipeline.harness import REPOSITORY, Node
 
+pytestmark = pytest.mark.timeout(600)
+
 WITHIN_S = 15.0
 """The promise. The test allows four times that on a machine that does other things as well; the figure is on record."""
 
@@ -115,7 +117,6 @@ def pacs_frozen(pacs: StoreScp) -> Iterator[None]:
 
 
 @pytest.mark.peer
-@pytest.mark.timeout(900)
 def test_a_dead_part_is_told(tmp_path: Path) -> None:
     needs("storescp")
     pacs = StoreScp(tmp_path / "pacs", "+xa")

@@ -23,6 +23,8 @@ from tests.peers import listens, wait_until
 from tests.pipeline.harness import REPOSITORY, Node
 from tests.senders import CT, Peer
 
+pytestmark = pytest.mark.timeout(600)
+
 NOISE_S = 0.5
 """What a busy machine may add to a p99, whatever the log does."""
 
@@ -112,7 +114,6 @@ def events(node: Node) -> int:
         return len(store.events.list(name="assoc.rejected", limit=1000))
 
 
-@pytest.mark.timeout(600)
 def test_a_log_that_does_not_read_stops_nothing(tmp_path: Path) -> None:
     n = count(8, 100)
     node = site(tmp_path, accept="[CT1]")
@@ -143,7 +144,6 @@ def test_a_log_that_does_not_read_stops_nothing(tmp_path: Path) -> None:
 
 if FULL:  # in `make test` the spout's own test has to do: this one costs a node's start
 
-    @pytest.mark.timeout(600)
     def test_a_full_log_disk_stops_nothing(tmp_path: Path) -> None:
         n = 100
         node = site(tmp_path, accept="[CT1]")

@@ -38,6 +38,8 @@ from tests.receiving import config, house
 from tests.senders import CT, data_set
 from tests.storing import NOW, closed_series, made, outbox, queued, received
 
+pytestmark = pytest.mark.timeout(600)
+
 
 def utc() -> datetime:
     return datetime.now(UTC)
@@ -307,7 +309,6 @@ def _moved(backup: Path, folder: Path, port: int) -> Node:
 
 
 @pytest.mark.peer
-@pytest.mark.timeout(600)
 def test_backups_under_load_are_whole_and_are_drained_elsewhere(tmp_path: Path) -> None:
     needs("storescp")
     n = count(2, 20)
