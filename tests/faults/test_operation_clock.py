@@ -33,6 +33,8 @@ from tests.receiving import config
 from tests.senders import CT, Peer
 from tests.storing import NOW, after, outbox, queued
 
+pytestmark = pytest.mark.timeout(600)
+
 ROOT = Path(__file__).resolve().parents[2]
 JUMPS = {"+400 d": 400 * 86400, "-5 y": -5 * 365 * 86400, "+1 h": 3600, "-1 h": -3600}
 QUIET_S = 6
@@ -321,8 +323,6 @@ from pathlib import Path
 from node.config.schema import Config
 from node.housekeep import Housekeeper, _every
 from node.store import Store
-
-pytestmark = pytest.mark.timeout(600)
 
 class Slow(Housekeeper):
     def report(self):
