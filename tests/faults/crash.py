@@ -25,8 +25,9 @@ from node.app.supervise import ROLES
 from node.model import DeliveryState, JobState, SeriesState
 from node.store import Store
 from tests.faults.nursery import Child, Nursery, ended
-from tests.faults.scanners import Log, Scanner, at_work
+from tests.faults.scanners import Log, Scanner, at_work, encoded
 from tests.peers import StoreScp, free_port, listens, wait_until
+from tests.senders import part10_data_set
 
 CALLS = {
     "openat": "openat",
@@ -78,6 +79,7 @@ destinations:
     ae_title: STORESCP
     address: "127.0.0.1:{pacs}"
     retry: {{first: 100ms, at_most: 1s}}
+    forward_originals: {forward}
 rules: [{{name: ct, when: any, enhance: ct, send_to: [pacs]}}]
 log: {{format: json, level: warning}}
 """
@@ -113,6 +115,7 @@ class Tally:
     killed: dict[str, int] = field(default_factory=dict)
     not_reached: int = 0
     acknowledged: int = 0
+    originals: int = 0
     series: int = 0
     lost: int = 0
     extra: int = 0
@@ -136,13 +139,21 @@ class Ward:
         nursery: Nursery,
         tally: Tally,
         log: Log,
+        *,
+        forward: bool = False,
     ) -> None:
         if template is not None:
             folder.mkdir()
             shutil.copy(template, folder / "luminode.db")
         self.folder, self.nursery, self.tally, self.pacs, self.log = folder, nursery, tally, pacs, log
+        self.forward = forward
         self.port = free_port()
-        text = CONFIG.format(port=self.port, folder=folder, pacs=pacs.port if pacs else free_port())
+        text = CONFIG.format(
+            port=self.port,
+            folder=folder,
+            pacs=pacs.port if pacs else free_port(),
+            forward=str(forward).lower(),
+        )
         (folder / "config.yaml").write_text(text)
         self.scanners = [Scanner(log, f"CT{n}") for n in range(1, 4)]
         self.store = Store.open(f"sqlite:///{folder}/luminode.db", folder / "spool")
@@ -286,7 +297,7 @@ class Ward:
         tally, store = self.tally, self.store
         numbers = range(self.first, self.log._next)
         mine = {u for u in self.log.acknowledged if _number(u) in numbers}
-        sources = self._at_the_pacs()
+        sources, originals = self._at_the_pacs()
         n_derived: dict[str, int] = {}
         for source in sources.values():
             n_derived[source] = n_derived.get(source, 0) + 1
@@ -305,6 +316,11 @@ class Ward:
         tally.rows_without_file += len(found.missing)
         if lost or extra:
             self._fault(f"lost {sorted(lost)[:5]}, extra {sorted(extra)[:5]}")
+        if originals != (mine if self.forward else set()):
+            tally.lost += len(mine - originals) if self.forward else 0
+            tally.extra += len(originals - mine) if self.forward else len(originals)
+            self._fault(f"originals are not what was acknowledged: {sorted(originals ^ mine)[:5]}")
+        tally.originals += len(originals)
         if not found.ok:
             self._fault(str(found))
         if any(states.values()):
@@ -312,18 +328,26 @@ class Ward:
         if not store.provenance.verify().ok:
             self._fault("the chain of provenance is broken")
 
-    def _at_the_pacs(self) -> dict[str, str]:
-        """Derived SOP Instance UID -> the source it was made from, of this ward."""
-        found = {}
+    def _at_the_pacs(self) -> tuple[dict[str, str], set[str]]:
+        """Derived SOP Instance UID -> the source it was made from, and the originals that are as they were sent."""
+        made, originals = {}, set()
         assert self.pacs is not None
+        tags = ["SOPInstanceUID", "SourceImageSequence"]
         for path in self.pacs.folder.iterdir():
-            ds = pydicom.dcmread(
-                path, specific_tags=["SOPInstanceUID", "SourceImageSequence"], stop_before_pixels=True
-            )
-            (source,) = ds.SourceImageSequence
-            found[str(ds.SOPInstanceUID)] = str(source.ReferencedSOPInstanceUID)
+            ds = pydicom.dcmread(path, specific_tags=tags, stop_before_pixels=True)
+            uid = str(ds.SOPInstanceUID)
+            if "SourceImageSequence" in ds:
+                (source,) = ds.SourceImageSequence
+                made[uid] = str(source.ReferencedSOPInstanceUID)
+            elif part10_data_set(path)[3] == self._sent(uid):
+                originals.add(uid)
+            else:
+                self._fault(f"an original has changed: {uid}")
             path.unlink()
-        return found
+        return made, originals
+
+    def _sent(self, uid: str) -> bytes:
+        return encoded(_number(uid), int(uid.rpartition(".")[2]) - 1, n=self.scanners[0].n_slices)
 
     def _fault(self, what: str) -> None:
         self.tally.faults.append(f"{self.folder.name}: {what}; lives: {', '.join(self.lives)}")
@@ -346,7 +370,9 @@ def run(
     try:
         with Nursery() as nursery:
             for number, lives in enumerate(points):
-                ward = Ward(folder / f"ward{number}", template, pacs, nursery, tally, log)
+                ward = Ward(
+                    folder / f"ward{number}", template, pacs, nursery, tally, log, forward=number % 2 == 1
+                )
                 n_faults = len(tally.faults)
                 idle: set[str] = set()
                 fed = {"receive"}

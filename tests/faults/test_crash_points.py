@@ -49,13 +49,15 @@ def test_whatever_the_crash_point_all_that_was_acknowledged_comes_out_once(
     kills = ", ".join(f"{role} {k}" for role, k in sorted(tally.killed.items()))
     told = (
         f"{tally.lost} lost, {tally.extra} extra, {tally.rows_without_file} rows without file over "
-        f"{tally.acknowledged:,} acknowledged instances of {tally.series} series; ready after "
+        f"{tally.acknowledged:,} acknowledged instances of {tally.series} series, "
+        f"{tally.originals:,} of them forwarded, as they were sent; ready after "
         f"{tally.slowest_ready_s:.1f} s at most; killed: {kills}"
     )
     record(
         "R1",
         load="SIGKILL at the n-th openat, write, writev, pwrite64, fsync, fdatasync, rename, unlink or send "
-        "of a thread, and at named places, n = 1..; 3 scanners x series of 20 slices, crash after crash; DCMTK PACS",
+        "of a thread, and at named places, n = 1..; 3 scanners x series of 20 slices, crash after crash; DCMTK PACS, "
+        "which gets originals too in every second node",
         count=tally.n_killed,
         result=told,
         ok=not tally.faults and tally.n_killed >= n,

@@ -61,7 +61,9 @@ class Case:
             ward.mkdir()
             shutil.copyfile(self.template, ward / "luminode.db")
             port = free_port()
-            (ward / "config.yaml").write_text(CONFIG.format(port=port, folder=ward, pacs=self.pacs.port))
+            (ward / "config.yaml").write_text(
+                CONFIG.format(port=port, folder=ward, pacs=self.pacs.port, forward="false")
+            )
             disk.sync()
             roles = ["receive", *(["gather", "enhance", "deliver"] if together else [])]
             children = [self.nursery.bear(role, ward) for role in roles]
