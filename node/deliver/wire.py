@@ -137,7 +137,7 @@ def connect(
             break
         sock = socket.socket(family, kind, protocol)
         try:
-            _prepare(sock, timeout_s)
+            _prepare(sock)
             sock.settimeout(left)
             sock.connect(address)
             if tls is not None:
@@ -154,11 +154,11 @@ def connect(
     raise PeerUnreachable(f"{host}:{port} cannot be reached: {reason}")
 
 
-def _prepare(sock: socket.socket, timeout_s: float) -> None:
+def _prepare(sock: socket.socket) -> None:
     # Nagle's algorithm and delayed acknowledgements together cost 40 ms an instance.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: data unacknowledged for this long ends the connection
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1000, int(timeout_s * 1000)))
+    # No TCP_USER_TIMEOUT: Linux counts it on while the peer's window is too small for what is at the head of our
+    # queue, even where the peer takes bytes all the time. A slow PACS with a small buffer was cut off by it.
 
 
 def _acknowledge_at_once(sock: socket.socket) -> None:

@@ -43,6 +43,15 @@ MUTATIONS: tuple[Mutation, ...] = (
         test=f"{_FROZEN}::test_a_slow_pacs_is_used_and_one_below_the_floor_is_tried_again",
     ),
     Mutation(
+        invariant="R31",
+        what="the kernel ends a connection whose window stays small, though the peer takes bytes all the time",
+        file="node/deliver/wire.py",
+        old="    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)",
+        new="    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)\n"
+        "    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 2500)",
+        test=f"{_FROZEN}::test_a_slow_pacs_is_used_and_one_below_the_floor_is_tried_again",
+    ),
+    Mutation(
         invariant="R32",
         what="an instance that is refused for good is tried four times",
         file="node/deliver/verdict.py",
