@@ -15,6 +15,7 @@ before it touches anything, and never overwrites.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -23,7 +24,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from sqlalchemy import inspect, select
 from sqlalchemy.engine import URL
@@ -42,6 +43,7 @@ from node.store.tables import ConflictRow, DerivedInstanceRow, InstanceRow
 MANIFEST: Final = "manifest.json"
 _NAMES: Final = {"sqlite": "luminode.db", "postgresql": "luminode.dump"}
 _MINUTES: Final = 600
+_PIECE: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,13 +213,12 @@ def _copied(spool: Spool, wanted: Iterable[str], folder: Path) -> Iterable[tuple
         to.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             with spool.open(relative) as file:
-                data = file.read()
+                told = _copy(file, to)
         except StoreError:
             if spool.exists(relative):
                 raise
             continue
-        _write(to, data)
-        yield relative, (len(data), hashlib.sha256(data).hexdigest())
+        yield relative, told
 
 
 def _manifest(folder: Path) -> Mapping[str, Any]:
@@ -265,16 +266,26 @@ def _verify(folder: Path, named: Path, manifest: Mapping[str, Any]) -> None:
 def _put(source: Path, spool: Spool, relative: str) -> None:
     to = spool.path(relative)  # no name but such as the spool makes
     to.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _write(to.with_name(f".{to.name}"), source.read_bytes())
+    with source.open("rb") as file:
+        _copy(file, to.with_name(f".{to.name}"))
     to.with_name(f".{to.name}").rename(to)
 
 
 def _write(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    _copy(io.BytesIO(data), path)
+
+
+def _copy(source: BinaryIO, to: Path) -> tuple[int, str]:
+    """Write a file that is durable, in pieces; returns its size and SHA-256."""
+    digest, size = hashlib.sha256(), 0
+    descriptor = os.open(to, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
+        while piece := source.read(_PIECE):
+            digest.update(piece)
+            size += file.write(piece)
         file.flush()
         os.fsync(file.fileno())
+    return size, digest.hexdigest()
 
 
 def _digest(path: Path) -> tuple[int, str]:
