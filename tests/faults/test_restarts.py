@@ -26,6 +26,8 @@ pytestmark = [pytest.mark.peer, pytest.mark.timeout(900)]
 
 N = 40
 QUIET_S = 3.0
+AWAY_EVERY = 5
+"""Every so many times the node is away for longer than the silence that closes a series."""
 
 
 def test_a_restart_in_mid_series_loses_neither_count_nor_timer(sqlite_template: Path, tmp_path: Path) -> None:
@@ -43,8 +45,8 @@ def test_a_restart_in_mid_series_loses_neither_count_nor_timer(sqlite_template: 
             )
             scanner = Scanner(log, "CT1", n_slices=N)
             ward.scanners = [scanner]
-            for k in ks:
-                _killed_after(ward, scanner, k)
+            for number, k in enumerate(ks):
+                _killed_after(ward, scanner, k, away_s=QUIET_S + 0.5 if number % AWAY_EVERY == 0 else 0.0)
             awake = time.time()
             gather = nursery.bear("gather", ward.folder)
             wait_until(lambda: not ward.store.series.open_series(), 60, "all series are closed")
@@ -63,8 +65,8 @@ def test_a_restart_in_mid_series_loses_neither_count_nor_timer(sqlite_template: 
     ]  # fmt: skip
     record(
         "R10",
-        load=f"receiver and gatherer killed (SIGKILL) between instances k and k + 1 of {N}, then started again and the "
-        "rest sent over a new association",
+        load=f"receiver and gatherer killed (SIGKILL) between instances k and k + 1 of {N}, then started again "
+        "(every fifth time after longer than quiet_after) and the rest sent over a new association",
         count=len(ks),
         result=f"{len(ks) - len(wrong)} of {len(ks)} series whole, in one generation, delivered once; the last closed "
         f"{max(late, default=0):.1f} s after its last instance, with quiet_after {QUIET_S:.0f} s",
@@ -78,8 +80,8 @@ def test_a_restart_in_mid_series_loses_neither_count_nor_timer(sqlite_template: 
     assert max(late, default=0) <= QUIET_S + 5
 
 
-def _killed_after(ward: Ward, scanner: Scanner, k: int) -> None:
-    """Send ``k`` slices of a new series, kill, and send the rest to the next life."""
+def _killed_after(ward: Ward, scanner: Scanner, k: int, *, away_s: float) -> None:
+    """Send ``k`` slices of a new series, kill, and send the rest to the next life, which has a moment to itself."""
     scanner.begin()
     rest = scanner.left[k:]
     scanner.left = scanner.left[:k]
@@ -87,12 +89,16 @@ def _killed_after(ward: Ward, scanner: Scanner, k: int) -> None:
         children = [ward.nursery.bear(role, ward.folder) for role in ("receive", "gather")]
         try:
             wait_until(lambda: listens(ward.port), 60, "the receiver listens")
+            if len(rest) < N - k:
+                time.sleep(min(away_s, QUIET_S / 3))
             (thread,) = at_work([scanner], ward.port, threading.Event(), n_new=0)
             thread.join(60)
             assert scanner.done, scanner.told
         finally:
             for child in children:
                 child.kill()
+        if rest:
+            time.sleep(away_s)
         scanner.left, rest = rest, []
 
 

@@ -128,10 +128,10 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         invariant="R10",
-        what="associations of a dead receiver stay open",
-        file="node/receive/server.py",
-        old="lost = self._store.reception.lose_open_associations(now, receiver=self.name)",
-        new="lost = 0",
+        what="the time in which the node was away counts as silence of the scanner",
+        file="node/gather/complete.py",
+        old="signs = [view.last_received_at, *([view.awake_since] if view.awake_since is not None else [])]",
+        new="signs = [view.last_received_at]",
         test=f"{_RESTARTS}::test_a_restart_in_mid_series_loses_neither_count_nor_timer",
     ),
     Mutation(
