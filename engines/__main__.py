@@ -26,6 +26,7 @@ from engines.catalog import KNOWN_RUNTIMES, Catalog
 from engines.classical import phantoms
 from engines.compile import PlanState
 from engines.errors import EngineError
+from engines.ladder import Place
 from engines.runtime.onnx import read_verified
 from engines.runtime.plans import Plans
 
@@ -170,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     if asked.verb == "noise":
         return _known(asked.json)
-    catalog = Catalog.default(asked.zoo)
+    catalog = Catalog.default(asked.zoo, place=Place(plans=asked.plans))
     names = asked.engines or catalog.names()
     for name in names:
         try:

@@ -20,6 +20,8 @@ from engines.runtime.plans import Plans
 MOST_SECONDS = 1800
 """A rebuild that takes longer than this hangs."""
 
+_LOOK_S = 0.02
+
 
 class Rebuild:
     """Plans being built by another process, so that a fault of TensorRT's ends that one and not this."""
@@ -38,7 +40,8 @@ class Rebuild:
         """
         if self._said is None:
             try:
-                self._said = self._child.communicate(timeout=wait_s)
+                # With nothing to wait for it would give up before it has looked (subprocess, _communicate).
+                self._said = self._child.communicate(timeout=max(wait_s, _LOOK_S))
             except subprocess.TimeoutExpired:
                 return None
         told, complaint = self._said

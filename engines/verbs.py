@@ -24,7 +24,7 @@ LEAST_PRIORITY = 10
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add what concerns plans to the command's arguments."""
-    plans = parser.add_argument_group("plans of TensorRT (build, list)")
+    plans = parser.add_argument_group("plans of TensorRT (build, list, verify, bench)")
     plans.add_argument("--plans", type=Path, default=None, help="their folder; else in the user's cache")
     plans.add_argument("--flavour", choices=list(FLAVOURS), default="", help="else all that are installed")
     plans.add_argument(

@@ -8,7 +8,7 @@ import sys
 import typer
 
 from engines.errors import EngineError
-from node.cli import admin, backup, health, records, server, tools
+from node.cli import admin, backup, gpu, health, records, server, tools
 from node.cli.common import tell_error
 from node.errors import ConfigError, NodeError
 from node.log import configure
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 server.register(app)
 tools.register(app)
+gpu.register(app)
 records.register(app)
 admin.register(app)
 health.register(app)

@@ -36,8 +36,22 @@ ok   config.yaml              valid, digest cf2d2a0e4475
 ok   database                 opens, schema up to date
 ok   provenance               6 records, chain holds
 ok   spool                    77.4 GB free, C-STORE is refused below 20.0 GB
-ok   engine ct-denoise        ct-nlm 1.0.0, classical, numpy, weights 5084ad2121c0, loaded in 1.41 s
+ok   gpu                      there is none here, or no driver: learned engines run on the CPU
+ok   TensorRT                 not installed
+ok   TensorRT for RTX         1.7.1.116
+ok   engine ct-denoise        ct-cnn 1.0.0, cnn, onnx on cpu, weights cbe4627f847d, loaded in 0.75 s
 FAIL destination pacs         10.0.0.9:104 cannot be reached: nobody listens there
+""",
+    "plans": r"""
+$ luminode plans --for 86,89
+engine  precision  flavour       for                  state                   fault  hint
+ct-cnn  fp16       tensorrt_rtx  capability 8.6, 8.9  built  1.8 MB in 1.6 s
+ct-cnn  fp32       tensorrt_rtx  capability 8.6, 8.9  built  2.7 MB in 1.4 s
+$ luminode plans
+engine  precision  flavour       state
+ct-cnn  fp16       tensorrt_rtx  ready  for capability 8.6, 8.9
+ct-cnn  fp32       tensorrt_rtx  ready  for capability 8.6, 8.9
+no GPU here: the CPU serves; --for 86,89 builds for GPUs elsewhere
 """,
     "route": r"""
 $ luminode route scans/mr
@@ -269,7 +283,9 @@ $ luminode spool fsck --verify
 STATUS_1: Mapping[str, str] = {
     "serve": "the store cannot be used",
     "demo": "a derived instance is missing in the PACS at the end",
-    "check": "anything is not in order",
+    "check": "anything is not in order; a line that says `note` is",
+    "plans": "a plan could not be built, there is no GPU to build for, or a plan that the GPU of this host would load "
+    "is missing, stale or refused",
     "health": "the node does not run here, or any part of it does not work",
     "backup": "it could not be made; nothing is left of it",
     "restore": "there is something in its place already, it is not whole, or what was put back does not verify",
@@ -322,7 +338,14 @@ The derivation date is the present time, or that of the environment variable SOU
 same call makes the same bytes. Each series has a folder of its own below the output folder.
 """,
     "check": """
-Also lists folders of engines that are broken and left out. `--offline` asks no destination.
+For each engine: what it runs on, and where there is a GPU why not on what is faster, and its plans. `note` is before
+what is in order and yet worth a look, a plan that is not built yet for example. Also lists folders of engines that are
+broken and left out. `--offline` asks no destination.
+""",
+    "plans": """
+Without an option: the plans of the engines, for the GPUs of this host or, where it has none, for those that they were
+built for. `--build` builds what is missing for these GPUs; a node does so by itself, in the background. `--for` needs
+no GPU and builds with TensorRT for RTX. See [gpu.md](operations/gpu.md).
 """,
     "config explain": """
 Without a key: docs/configuration.md, whole.

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from engines.base import Params
 from engines.catalog import Catalog
 from engines.errors import EngineError
-from node.app.engines import cards, threads
+from engines.ladder import Place
+from node.app.engines import cards, place, threads
 from node.cli.common import (
     ConfigOption,
     JsonOption,
@@ -30,6 +29,7 @@ from node.cli.common import (
     tell_error,
     visible,
 )
+from node.cli.gpu import Finding, check_runtimes
 from node.config.schema import Config, DimseDestination, FolderDestination
 from node.config.values import Refused, ae_title
 from node.deliver.files import FileOutcome, echo, send_files
@@ -51,20 +51,12 @@ def register(app: typer.Typer) -> None:
 
 
 # check --------------------------------------------------------------------------------------------
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Finding:
-    what: str
-    ok: bool
-    text: str
-    hint: str = ""
-
-
 def check(
     config: ConfigOption = None,
     offline: Annotated[bool, typer.Option("--offline", help="Ask no destination.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Is everything in order? Configuration, store, engines, destinations. Exit status 1 if not."""
+    """Is everything in order? Configuration, store, GPUs, engines, plans, destinations. Exit status 1 if not."""
     broken = _check_catalog()
     try:
         given = loaded(config)
@@ -72,31 +64,37 @@ def check(
         for f in broken:  # an engine that the configuration names may be missing for this reason
             tell_error(f"{f.what}: {f.text}", f.hint)
         raise
-    findings = [_Finding(what="config.yaml", ok=True, text=f"valid, digest {given.digest[:12]}")]
-    findings += [_Finding(what="config.yaml", ok=True, text=f"warning: {w}") for w in given.warnings]
+    findings = [Finding(what="config.yaml", ok=True, text=f"valid, digest {given.digest[:12]}")]
+    findings += [Finding(what="config.yaml", ok=True, text=f"warning: {w}") for w in given.warnings]
     findings += _check_store(given.config)
     findings += broken
-    findings += _check_engines(given.config)
+    findings += check_runtimes(given.config)
     findings += _check_marks(given.config)
     if not offline:
         for name, settings in given.config.destinations.items():
             answer = echo(settings, calling_ae=given.config.node.ae_title)
             findings.append(
-                _Finding(what=f"destination {name}", ok=answer.ok, text=answer.text, hint=answer.hint)
+                Finding(what=f"destination {name}", ok=answer.ok, text=answer.text, hint=answer.hint)
             )
     if json:
         print_json(findings)
     else:
         for f in findings:
-            mark = "[green]ok[/green]  " if f.ok else "[red]FAIL[/red]"
+            mark = (
+                "[red]FAIL[/red]"
+                if not f.ok
+                else "[yellow]note[/yellow]"
+                if f.note
+                else "[green]ok[/green]  "
+            )
             out.print(f"{mark} {visible(f.what):<24} {visible(f.text)}", highlight=False)
-            if f.hint and not f.ok:
+            if f.hint and (f.note or not f.ok):
                 out.print(f"     {'':<24} {visible(f.hint)}", highlight=False)
     if not all(f.ok for f in findings):
         raise typer.Exit(1)
 
 
-def _check_store(config: Config) -> list[_Finding]:
+def _check_store(config: Config) -> list[Finding]:
     try:
         with Store.open(config.store.database, Path(config.store.spool), create=True) as store:
             chain = store.provenance.verify()
@@ -104,17 +102,17 @@ def _check_store(config: Config) -> list[_Finding]:
     except (NodeError, OSError) as e:
         text = e.message if isinstance(e, NodeError) else f"{e.strerror}: {e.filename}"
         hint = getattr(e, "hint", "") or "check store.spool, store.database, and who owns them"
-        return [_Finding(what="store", ok=False, text=text, hint=hint)]
+        return [Finding(what="store", ok=False, text=text, hint=hint)]
     least = config.store.refuse_below
     return [
-        _Finding(what="database", ok=True, text="opens, schema up to date"),
-        _Finding(
+        Finding(what="database", ok=True, text="opens, schema up to date"),
+        Finding(
             what="provenance",
             ok=chain.ok,
             text=f"{chain.checked} records, chain {'holds' if chain.ok else 'broken'}",
             hint="`luminode provenance --verify` tells which record; compare with a backup",
         ),
-        _Finding(
+        Finding(
             what="spool",
             ok=free >= least,
             text=f"{free / 1e9:.1f} GB free, C-STORE is refused below {least / 1e9:.1f} GB",
@@ -123,37 +121,18 @@ def _check_store(config: Config) -> list[_Finding]:
     ]
 
 
-def _check_catalog() -> list[_Finding]:
+def _check_catalog() -> list[Finding]:
     return [
-        _Finding(what=f"engine folder {folder}", ok=False, text=fault.message, hint=fault.hint)
+        Finding(what=f"engine folder {folder}", ok=False, text=fault.message, hint=fault.hint)
         for folder, fault in Catalog.default().faults().items()
     ]
 
 
-def _check_engines(config: Config) -> list[_Finding]:
-    catalog = Catalog.default()
-    findings = []
-    for name, entry in config.engines.items():
-        started = time.monotonic()
-        try:
-            engine = catalog.load(entry.engine, runtime=entry.runtime, threads=threads())
-        except EngineError as e:
-            findings.append(_Finding(what=f"engine {name}", ok=False, text=e.message, hint=e.hint))
-            continue
-        card = engine.card
-        text = (
-            f"{card.name} {card.version}, {card.family}, {card.runtime}, weights {card.weights_sha256[:12]}, "
-            f"loaded in {time.monotonic() - started:.2f} s"
-        )
-        findings.append(_Finding(what=f"engine {name}", ok=True, text=text))
-    return findings
-
-
-def _check_marks(config: Config) -> list[_Finding]:
+def _check_marks(config: Config) -> list[Finding]:
     """GPUs that the node does not use because they failed."""
     hint = "docs/operations/troubleshooting.md, A GPU is unfit; the node tries it every 5 minutes"
     return [
-        _Finding(what=f"GPU of {host}", ok=False, text=f"not used since {m.since}: {m.why}", hint=hint)
+        Finding(what=f"GPU of {host}", ok=False, text=f"not used since {m.since}: {m.why}", hint=hint)
         for host, m in marks(Path(config.store.spool)).items()
     ]
 
@@ -218,12 +197,14 @@ def enhance(
     strength: Annotated[
         float | None, typer.Option("--strength", "-s", min=0, max=1, help="Otherwise the engine's own.")
     ] = None,
-    runtime: Annotated[str, typer.Option("--runtime", help="auto, tensorrt, tensorrt_rtx or onnx.")] = "auto",
+    runtime: Annotated[
+        str, typer.Option("--runtime", help="auto, tensorrt, tensorrt_rtx, onnx_cuda or onnx.")
+    ] = "auto",
     json: JsonOption = False,
 ) -> None:
     """Enhance files without a server: the same chain as the node's, for trying and for finding bugs."""
     try:
-        loaded_engine = Catalog.default().load(engine, runtime=runtime, threads=threads())
+        loaded_engine = Catalog.default(place=_place()).load(engine, runtime=runtime, threads=threads())
     except EngineError as e:
         raise EnhanceError(e.message, hint=e.hint) from None
     params = Params(strength=loaded_engine.card.default_strength if strength is None else strength)
@@ -267,6 +248,14 @@ def enhance(
             out.print(f"unreadable {visible(str(path))}: {visible(reason)}", highlight=False)
     if failed or not found.series:
         raise typer.Exit(1)
+
+
+def _place() -> Place | None:
+    """Where engines run: as config.yaml says, if there is one that is sound."""
+    try:
+        return place(loaded(None).config)
+    except ConfigError:
+        return None
 
 
 def _figure(figures: Mapping[str, float], name: str) -> str:

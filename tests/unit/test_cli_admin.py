@@ -270,3 +270,114 @@ def test_help_is_no_error() -> None:
     told = luminode("--help")
     assert told.status == 0
     assert "provenance" in told.out
+
+
+# GPUs and plans -----------------------------------------------------------------------------------
+LEARNED = CONFIG.replace("engine: ct-wavelet", "engine: ct-cnn")
+
+
+@pytest.fixture
+def learned_site(site: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A node with a learned engine, and an environment that verbs may change."""
+    for name in ("CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    (site / "config.yaml").write_text(LEARNED)
+    return site
+
+
+def no_gpu() -> None:
+    from engines.runtime.gpu import local
+
+    if local():
+        pytest.skip("there is a GPU here")
+
+
+def test_check_on_a_host_without_a_gpu_alarms_nobody(learned_site: Path) -> None:
+    no_gpu()
+    told = luminode("check", "--offline", "--json")
+    assert told.status == 0, told
+    by_name = {f["what"]: f for f in told.json}
+    assert by_name["gpu"]["text"] == "there is none here, or no driver: learned engines run on the CPU"
+    assert "onnx on cpu" in by_name["engine ct"]["text"]
+    assert by_name["TensorRT"]["text"]
+    assert not any(
+        f["note"] or f["hint"] for f in told.json if f["ok"] and f["what"].startswith(("gpu", "engine"))
+    )
+
+
+def test_check_fails_where_the_gpu_of_the_configuration_is_not_there(learned_site: Path) -> None:
+    no_gpu()
+    (learned_site / "config.yaml").write_text(LEARNED + "gpu: {devices: [0, MIG-0123456789abcdef]}\n")
+    told = luminode("check", "--offline", "--json")
+    assert told.status == 1
+    missing = {f["what"]: f for f in told.json if not f["ok"]}
+    assert set(missing) == {"gpu 0", "gpu MIG-0123456789abcdef"}
+    assert all("nvidia-smi" in f["hint"] for f in missing.values())
+    (learned_site / "config.yaml").write_text(LEARNED + "gpu: {devices: []}\n")
+    told = luminode("check", "--offline")
+    assert told.status == 0, told
+    assert "none is used: gpu.devices is empty" in told.out
+
+
+@pytest.mark.tensorrt
+def test_plans_are_built_ahead_of_time_listed_and_checked(learned_site: Path) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed")
+    no_gpu()
+    told = luminode("plans")
+    assert (told.status, told.out.splitlines()[0]) == (0, "no plans")
+    told = luminode("plans", "--build")
+    assert told.status == 1
+    assert "there is no GPU here, or no driver" in told.err
+    for state in ("built", "kept"):
+        told = luminode("plans", "--for", "8.6,89", "--json")
+        assert told.status == 0, told
+        assert [(o["engine"], o["precision"], o["flavour"], o["state"]) for o in told.json] == [
+            ("ct-cnn", "fp16", "tensorrt_rtx", state), ("ct-cnn", "fp32", "tensorrt_rtx", state),
+        ]  # fmt: skip
+    listed = luminode("plans", "--json").json
+    assert listed["folder"] == str(learned_site / "plans")  # beside store.spool
+    assert [p["state"] for p in listed["plans"]] == ["ready", "ready"]
+    checked = luminode("check", "--offline", "--json")
+    assert checked.status == 0, checked
+    assert [f["text"] for f in checked.json if f["what"] == "plan ct-cnn"] == [
+        "tensorrt_rtx fp16: ready for capability 8.6, 8.9", "tensorrt_rtx fp32: ready for capability 8.6, 8.9",
+    ]  # fmt: skip
+
+    told = luminode("plans", "ct-wavelet", "--for", "86")
+    assert (told.status, told.out) == (0, "nothing to build: none of these engines has a network\n")
+    told = luminode("plans", "--for", "90")
+    assert told.status == 1
+    assert "does not run on capability 9.0" in told.err
+    assert luminode("plans", "--for", ",").status == 2
+
+    # A folder that others may write holds code of others'.
+    (learned_site / "plans").chmod(0o777)
+    told = luminode("check", "--offline")
+    assert told.status == 0, "without a GPU nothing of it is loaded"
+    assert luminode("plans", "--for", "86").status == 1
+
+
+@pytest.mark.tensorrt
+def test_check_tells_of_a_gpu_whose_plan_is_missing_how_to_build_it(
+    learned_site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed")
+    from engines.runtime.gpu import Gpu
+
+    made_up = Gpu(name="GeForce of this test", compute_capability="86", driver="999.1")
+    monkeypatch.setattr("engines.runtime.gpu.local", lambda: (made_up,))
+    told = luminode("check", "--offline")
+    assert told.status == 0, told
+    assert (
+        "ok   gpu                      GeForce of this test, compute capability 8.6, driver 999.1" in told.out
+    )
+    assert "note engine ct                not on tensorrt_rtx: no plan for capability 8.6" in told.out
+    assert "note plan ct-cnn              tensorrt_rtx fp16: missing" in told.out
+    assert "luminode plans --build" in told.out
+    assert luminode("plans").status == 1
+    assert luminode("plans", "--for", "86,89").status == 0
+    assert luminode("plans").status == 0
+    told = luminode("check", "--offline")
+    assert "tensorrt_rtx fp16: ready for capability 8.6, 8.9" in told.out
+    assert "no plan" not in told.out

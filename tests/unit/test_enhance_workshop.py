@@ -1,0 +1,363 @@
+"""The worker's engines: what does not serve is on record, plans are built meanwhile, a short GPU is done without.
+
+Plans are real, built by TensorRT for RTX in a process of their own, for a GPU that only a driver's answer makes up.
+Where a network has to run "on a GPU", it is the engine's own through ONNX Runtime, under another name.
+"""
+
+from __future__ import annotations
+
+import stat
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.tag import Tag
+
+from engines.base import Floats
+from engines.catalog import Catalog
+from engines.errors import DeviceLost, OutOfMemory, PlanMismatch, RuntimeUnavailable
+from engines.ladder import REFERENCE, RUNGS, OnGpu, Place, Rung, Wanted
+from engines.runtime.gpu import Gpu
+from engines.runtime.plans import Plans
+from node.cli.story import told as story_of
+from node.dicom.words import words
+from node.enhance import building
+from node.enhance.work import do, named
+from node.enhance.workshop import Workshop
+from node.model import JobState
+from node.store import Store
+from tests.dicom_samples import how
+from tests.enhancing import queue, receive, series
+
+ENGINE = "ct-cnn"
+CARD = Catalog.default().card(ENGINE)
+GPU = Gpu(name="GeForce of this test", compute_capability="86", driver="999.1")
+
+
+@dataclass
+class Notes:
+    """What the workshop told, in order."""
+
+    told: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
+    alarms: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+    def note(self, level: str, event: str, body: Mapping[str, Any]) -> None:
+        self.told.append((level, event, dict(body)))
+
+    def alarm(self, event: str, body: Mapping[str, Any]) -> None:
+        self.alarms.append((event, dict(body)))
+
+    def names(self) -> list[str]:
+        return [event for _, event, _ in self.told]
+
+
+def workshop(store: Store, notes: Notes, folder: Path, rungs: Mapping[str, Rung] | None = None) -> Workshop:
+    catalog = Catalog.default(place=Place(plans=folder / "plans"))
+    if rungs is not None:
+        catalog._rungs = rungs
+    return Workshop(store=store, threads=1, catalog=catalog, alarm=notes.alarm, note=notes.note)
+
+
+class OnTheSide:
+    """A network that says that it runs on a GPU, and does what it is told beside."""
+
+    def __init__(self, wanted: Wanted, deed: Callable[[int], float]) -> None:
+        made = RUNGS[REFERENCE](wanted)
+        assert not isinstance(made, OnGpu)
+        self._inner, self._deed = made, deed
+        self.calls = 0
+
+    name, device = "tensorrt_rtx", GPU.name
+
+    def run(self, x: Floats, c: Floats) -> Floats:
+        self.calls += 1
+        r = self._inner.run(x, c)
+        checks = np.indices(r.shape[-2:]).sum(axis=0) % 2 * 2 - 1  # no mean that a guard takes out
+        return r + np.float32(self._deed(self.calls)) * checks.astype(np.float32)
+
+
+def beside(deed: Callable[[int], float] = lambda _: 0.0, **more: Callable[[], None]) -> Mapping[str, Rung]:
+    return {
+        "tensorrt_rtx": lambda wanted: OnGpu(network=OnTheSide(wanted, deed), **more),
+        REFERENCE: RUNGS[REFERENCE],
+    }
+
+
+def refusing(error: Callable[[], Exception]) -> Mapping[str, Rung]:
+    def rung(_: Wanted) -> Any:
+        raise error()
+
+    return {"tensorrt_rtx": rung, REFERENCE: RUNGS[REFERENCE]}
+
+
+def done(store: Store, shop: Workshop, number: int = 1) -> tuple[Any, dict[str, Any], Any]:
+    """Do one job: it, the body of its record, and the first derived data set."""
+    (job_id,) = queue(store, receive(store, series("CT", 4, number=number), f"a{number}"), CARD)
+    job = store.jobs.claim("w", 600.0, store.jobs.get(job_id).created_at)  # type: ignore[union-attr]
+    assert job is not None
+    do(shop, job, "w", lambda _step, _share: None)
+    derived = store.deliveries.derived_of_job(job_id)
+    assert derived is not None
+    story = store.provenance.story(derived.series_uid)
+    (body,) = [r.body for r in story.records if r.kind == "series.derived"]
+    after = store.jobs.get(job_id)
+    assert after is not None
+    assert (after.state, after.attempt) == (JobState.DONE, 1)
+    return story, dict(body), pydicom.dcmread(store.spool.path(derived.instances[0].path))
+
+
+# refusals -----------------------------------------------------------------------------------------
+def test_a_site_without_a_gpu_hears_nothing_of_it(sqlite_store: Store, tmp_path: Path) -> None:
+    notes = Notes()
+    rungs = refusing(lambda: RuntimeUnavailable("there is no GPU here, or no driver"))
+    _, body, _ = done(sqlite_store, workshop(sqlite_store, notes, tmp_path, rungs))
+    assert (notes.told, notes.alarms) == ([], [])
+    assert (body["runtime"], body["device"], body["refused"]) == ("onnx", "cpu", [])
+
+
+def test_a_gpu_without_memory_is_on_record_once_and_in_the_story(sqlite_store: Store, tmp_path: Path) -> None:
+    notes = Notes()
+    rungs = refusing(lambda: OutOfMemory("the GPU has no memory left", hint="end what else uses it"))
+    shop = workshop(sqlite_store, notes, tmp_path, rungs)
+    shop.proven(ENGINE, "auto")
+    story, body, _ = done(sqlite_store, shop)
+    assert notes.told == [
+        (
+            "warning",
+            "engine.runtime_refused",
+            {
+                "engine": ENGINE, "runtime": "tensorrt_rtx", "kind": "memory",
+                "because": "the GPU has no memory left", "hint": "end what else uses it",
+            },
+        )
+    ]  # fmt: skip
+    assert body["refused"] == [
+        {"runtime": "tensorrt_rtx", "kind": "memory", "because": "the GPU has no memory left"}
+    ]
+    assert "not tensorrt_rtx: the GPU has no memory left" in story_of(story)
+
+
+def test_who_answers_the_canary_wrongly_is_in_the_provenance(sqlite_store: Store, tmp_path: Path) -> None:
+    notes, closed = Notes(), []
+    rungs = beside(lambda _: 0.05, close=lambda: closed.append(True))  # of c: some HU
+    _, body, _ = done(sqlite_store, workshop(sqlite_store, notes, tmp_path, rungs))
+    assert [event for event, _ in notes.alarms] == ["engine.runtime_refused"]
+    assert body["runtime"] == "onnx"
+    (refused,) = body["refused"]
+    assert (refused["runtime"], refused["kind"]) == ("tensorrt_rtx", "canary")
+    assert "answers a question of known answer wrongly" in refused["because"]
+    assert closed == [True]
+
+
+# what ran ---------------------------------------------------------------------------------------------
+@pytest.mark.tensorrt
+def test_derived_objects_name_tensorrt_with_its_version_and_the_gpu(
+    sqlite_store: Store, tmp_path: Path
+) -> None:
+    libs = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed")
+    _, body, ds = done(sqlite_store, workshop(sqlite_store, Notes(), tmp_path, beside()))
+    told = f"tensorrt_rtx {libs.__version__}"
+    assert (body["runtime"], body["device"]) == ("tensorrt_rtx", GPU.name)
+    assert body["versions"]["tensorrt-rtx-cu13-libs"] == libs.__version__
+    assert f"{told} on {GPU.name}." in ds.DerivationDescription
+    assert told in ds.SoftwareVersions
+    # Where the scanner stays the equipment (`equipment: retain`) the same is said of the contributing one.
+    contribution = words(how(runtime=told, device=GPU.name, equipment="retain"), UTC).contribution
+    assert told in contribution[Tag("SoftwareVersions")].raw.decode().split("\\")
+    assert (named("onnx"), named("numpy")) == ("onnx", "numpy")
+
+
+# memory that runs out ------------------------------------------------------------------------------
+def test_a_gpu_too_small_for_a_job_is_done_without_in_the_same_attempt(
+    sqlite_store: Store, tmp_path: Path
+) -> None:
+    notes, closed = Notes(), []
+
+    def short(call: int) -> float:
+        if call > 4:  # the canary is asked twice; then in the midst of the job
+            raise OutOfMemory("the GPU has no memory for one slice", hint="allow more of it")
+        return 0.0
+
+    shop = workshop(sqlite_store, notes, tmp_path, beside(short, close=lambda: closed.append(True)))
+    assert shop.proven(ENGINE, "auto").device == GPU.name
+    _, body, ds = done(sqlite_store, shop)
+    assert (body["runtime"], body["device"], body["attempt"]) == ("onnx", "cpu", 1)
+    assert body["refused"] == [
+        {"runtime": "tensorrt_rtx", "kind": "memory", "because": "the GPU has no memory for one slice"}
+    ]
+    assert notes.names() == ["engine.runtime_refused"]
+    assert closed == [True]
+    assert "onnx on cpu" in ds.DerivationDescription
+    # From now on that GPU is not asked any more, and that was told once.
+    done(sqlite_store, shop, 2)
+    assert notes.names() == ["engine.runtime_refused"]
+    assert not list((sqlite_store.spool.root / "scratch").iterdir())
+
+
+def test_whoever_insists_on_a_runtime_is_not_given_another(sqlite_store: Store, tmp_path: Path) -> None:
+    shop = workshop(sqlite_store, Notes(), tmp_path, beside())
+    shop.proven(ENGINE, "tensorrt_rtx")
+    assert not shop.step_down(ENGINE, "tensorrt_rtx", OutOfMemory("no memory"))
+    shop.proven(ENGINE, "onnx")
+    assert not shop.step_down(ENGINE, "onnx", OutOfMemory("no memory"))
+    assert not shop.step_down("ct-gan", "auto", OutOfMemory("no memory"))
+
+
+# compiled kernels -------------------------------------------------------------------------------------
+def test_kernels_are_kept_after_the_canary_and_after_the_first_job(
+    sqlite_store: Store, tmp_path: Path
+) -> None:
+    kept: list[float] = []
+    shop = workshop(sqlite_store, Notes(), tmp_path, beside(keep=lambda: kept.append(time.monotonic())))
+    shop.proven(ENGINE, "auto")
+    assert len(kept) == 1
+    done(sqlite_store, shop)
+    done(sqlite_store, shop, 2)
+    assert len(kept) == 2
+
+
+@pytest.mark.parametrize("error", [PlanMismatch("not ours"), RuntimeUnavailable("full"), RuntimeError("?")])
+def test_kernels_that_cannot_be_kept_stop_nobody(
+    sqlite_store: Store, tmp_path: Path, error: Exception
+) -> None:
+    def refuse() -> None:
+        raise error
+
+    notes = Notes()
+    _, body, _ = done(sqlite_store, workshop(sqlite_store, notes, tmp_path, beside(keep=refuse)))
+    assert body["runtime"] == "tensorrt_rtx"
+    assert not notes.alarms
+
+
+def test_a_device_that_is_lost_while_kernels_are_kept_is_lost(sqlite_store: Store, tmp_path: Path) -> None:
+    def lose() -> None:
+        raise DeviceLost("gone")
+
+    with pytest.raises(DeviceLost):
+        workshop(sqlite_store, Notes(), tmp_path, beside(keep=lose)).proven(ENGINE, "auto")
+
+
+# plans -------------------------------------------------------------------------------------------------
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver says that there is a GPU; no call reaches one."""
+    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed")
+    monkeypatch.setattr("engines.runtime.gpu.local", lambda: (GPU,))
+
+
+def waited(shop: Workshop, notes: Notes, names: set[str], within_s: float = 150.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not names & set(notes.names()):
+        assert time.monotonic() < deadline, notes.told
+        shop.look()
+        time.sleep(0.1)
+
+
+@pytest.mark.tensorrt
+def test_a_missing_plan_is_built_once_while_the_cpu_serves_and_taken_up_by_the_next_job(
+    shown: None, sqlite_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes = Notes()
+    shop = workshop(sqlite_store, notes, tmp_path)
+    loads: list[str] = []
+    load = shop.catalog.load
+
+    def loading(name: str, *args: Any, **more: Any) -> Any:
+        loads.append(name)
+        return load(name, *args, **more)
+
+    monkeypatch.setattr(shop.catalog, "load", loading)
+    _, body, _ = done(sqlite_store, shop)
+    assert body["runtime"] == "onnx"
+    (refused,) = body["refused"]
+    assert (refused["runtime"], refused["kind"]) == ("tensorrt_rtx", "plan")
+    assert notes.names() == ["engine.runtime_refused", "plans.building"]
+    waited(shop, notes, {"plans.built", "plans.not_built"})
+    assert notes.told[-1][:2] == ("info", "plans.built")
+    assert notes.told[-1][2] | {"seconds": 0} == {
+        "engine": ENGINE, "runtime": "tensorrt_rtx", "plans": 2, "seconds": 0,
+    }  # fmt: skip
+    folder = tmp_path / "plans"
+    assert len([k for k in Plans(folder).list() if k.kind == "plan"]) == 2
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+    # The next job loads the engine anew. Here the way ends at the driver, which is not there: no plan is missing.
+    before = len(loads)
+    _, body, _ = done(sqlite_store, shop, 2)
+    assert loads[before:] == [ENGINE]
+    assert body["refused"] == []
+    done(sqlite_store, shop, 3)
+    assert len(loads) == before + 1
+    assert notes.names() == ["engine.runtime_refused", "plans.building", "plans.built"]
+
+
+@pytest.mark.tensorrt
+def test_a_build_that_fails_is_told_with_its_words_and_not_tried_again(
+    shown: None, sqlite_store: Store, tmp_path: Path
+) -> None:
+    (tmp_path / "plans").mkdir()
+    (tmp_path / "plans").chmod(0o777)  # plans are code, and anybody may write here
+    notes = Notes()
+    shop = workshop(sqlite_store, notes, tmp_path)
+    shop.proven(ENGINE, "auto")
+    waited(shop, notes, {"plans.built", "plans.not_built"})
+    wrong = [body for _, event, body in notes.told if event == "plans.not_built"]
+    assert wrong
+    assert all(b["because"] and b["runtime"] == "tensorrt_rtx" for b in wrong)
+    assert {level for level, event, _ in notes.told if event == "plans.not_built"} == {"error"}
+    n = len(notes.told)
+    shop._building.want(ENGINE, "tensorrt_rtx")  # type: ignore[union-attr]
+    _, body, _ = done(sqlite_store, shop)
+    assert (body["runtime"], len(notes.told)) == ("onnx", n)
+
+
+@pytest.mark.tensorrt
+def test_who_insists_on_a_runtime_without_a_plan_waits_for_it(
+    shown: None, sqlite_store: Store, tmp_path: Path
+) -> None:
+    notes = Notes()
+    shop = workshop(sqlite_store, notes, tmp_path)
+    with pytest.raises(PlanMismatch):
+        shop.proven(ENGINE, "tensorrt_rtx")
+    assert notes.names() == ["engine.runtime_refused", "plans.building"]
+    shop.stop()
+    shop.look()
+    assert notes.names() == ["engine.runtime_refused", "plans.building"]
+
+
+def test_one_build_at_a_time_and_the_next_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow:
+        def __init__(self, names: list[str], **asked: Any) -> None:
+            begun.append((names[0], asked["flavour"]))
+            self.over = False
+
+        def outcomes(self) -> tuple[()] | None:
+            if not self.over:
+                return None
+            raise RuntimeUnavailable("building plans ended with status -9", hint="see the log")
+
+        def stop(self) -> None:
+            self.over = True
+
+    begun: list[tuple[str, str]] = []
+    monkeypatch.setattr("engines.rebuild.rebuild", Slow)
+    notes = Notes()
+    one = building.Building(Place(plans=tmp_path), notes.note)
+    for name in ("ct-cnn", "mr-cnn", "ct-cnn"):
+        one.want(name, "tensorrt")
+    assert begun == [("ct-cnn", "tensorrt")]
+    assert one.done() == []
+    assert one._now is not None
+    one._now[1].over = True
+    assert one.done() == []
+    assert begun == [("ct-cnn", "tensorrt"), ("mr-cnn", "tensorrt")]
+    assert notes.names() == ["plans.building", "plans.not_built", "plans.building"]
+    assert "status -9" in notes.told[1][2]["because"]
+    one.stop()
+    assert one.done() == []
