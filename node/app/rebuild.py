@@ -11,6 +11,7 @@ from node.housekeep import read_orphan
 from node.store import Findings, Store
 from node.store.backup import sound
 from node.store.db import Database
+from node.store.originals import Forward
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,11 +22,12 @@ class Rebuilt:
     findings: Findings
 
 
-def rebuild(database_url: str, spool: Path, at: datetime) -> Rebuilt:
+def rebuild(database_url: str, spool: Path, at: datetime, *, forward: Forward | None = None) -> Rebuilt:
     """Set a damaged SQLite database aside, and record anew what is in the spool.
 
     What had been received and not purged comes back as series from ``RECOVERED``; what was made of it is made
-    again, with the same UIDs and bytes. The old file is kept for whoever may save records from it.
+    again, with the same UIDs and bytes. The old file is kept for whoever may save records from it. Originals are
+    queued anew for the destinations of ``forward``, for nobody knows any more what had been sent.
 
     Raises
     ------
@@ -49,6 +51,6 @@ def rebuild(database_url: str, spool: Path, at: datetime) -> Rebuilt:
         if part.exists():
             part.rename(aside.with_name(aside.name + end))
     with Store.open(database_url, spool) as store:
-        findings = store.reconcile.scan(read_orphan, at, grace_s=0.0, derived_grace_s=0.0)
+        findings = store.reconcile.scan(read_orphan, at, grace_s=0.0, derived_grace_s=0.0, forward=forward)
         store.events.add("warning", "database.rebuilt", {"adopted": len(findings.adopted)}, at)
     return Rebuilt(aside=aside, findings=findings)

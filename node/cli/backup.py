@@ -11,6 +11,7 @@ import typer
 from node.app.health import health
 from node.app.rebuild import rebuild
 from node.cli.common import ConfigOption, JsonOption, config_file, loaded, opened, out, print_json
+from node.config.snapshot import forwarding
 from node.errors import StoreError
 from node.store.archive import restore, save
 
@@ -66,11 +67,11 @@ def restore_(
 
 def db_rebuild(config: ConfigOption = None, json: JsonOption = False) -> None:
     """Set a damaged SQLite database aside and make a new one from the spool. The node must not run."""
-    settings = loaded(config).config.store
-    spool = Path(settings.spool)
+    whole = loaded(config).config
+    settings, spool = whole.store, Path(whole.store.spool)
     if any(part.ok and part.name == "process" for part in health(spool)):
         raise StoreError("the node runs", hint="stop it first", retryable=False)
-    done = rebuild(settings.database, spool, datetime.now(UTC))
+    done = rebuild(settings.database, spool, datetime.now(UTC), forward=forwarding(whole))
     if json:
         print_json(done)
         return

@@ -12,12 +12,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydicom import dcmread
 
+from node.app.rebuild import rebuild
+from node.config.snapshot import forwarding as snapshots
 from node.model import DeliveryState
 from node.store import Store
 from tests.forwarding import Scanner, close_all, delivering, encoded, forwarder, forwarding, until_sent
@@ -336,3 +339,22 @@ def test_kill_9_of_the_sender_while_slices_come_in_loses_nothing_and_repeats_lit
     assert len(scp.stored) - 150 <= 21 * kills  # on an idle machine: one or two a kill
     by_uid = {s.sop_instance_uid: s.data for s in scp.stored}
     assert by_uid == scanner.acknowledged
+
+
+def test_a_database_that_is_lost_and_rebuilt_from_the_spool_forgets_no_original(
+    sqlite_store: Store, sqlite_url: str, tmp_path: Path, scripted: Scripted
+) -> None:
+    """R52: nobody knows any more what had been sent, so all of it is."""
+    scp = scripted()
+    settings = forwarding({"pacs": scp.settings()})
+    with house(sqlite_store, settings) as node:
+        scanner = Scanner(node.port)
+        uids = scanner.slices(1, 2, 3)
+        scanner.release()
+    sqlite_store.close()
+    for part in tmp_path.glob("luminode.db*"):
+        part.write_bytes(b"\0" * 8192)
+    rebuild(sqlite_url, tmp_path / "spool", datetime.now(UTC), forward=snapshots(settings))
+    with Store.open(sqlite_url, tmp_path / "spool") as store, delivering(store):
+        until_sent(store)
+    assert scp.uids() == sorted(uids)
