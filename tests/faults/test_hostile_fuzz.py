@@ -244,6 +244,7 @@ def _played(dice: random.Random) -> bytes:
         lambda: pdu(6, b"\0\0\0\0"),
         lambda: RELEASE,
         lambda: ABORT,
+        lambda: pdu(7, dice.randbytes(4)),
         lambda: pdu(dice.randrange(256), dice.randbytes(dice.randint(0, 30))),
         lambda: p_data(),
         lambda: p_data(pdv(1, 2, b"")),
