@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engines.base import Engine
 from engines.catalog import Catalog
 from engines.errors import CanaryRefused, EngineError, OutOfMemory, PlanMismatch, RuntimeUnavailable
-from engines.front import Enhancer
 from engines.ladder import Kind, Refusal
 from node.enhance.building import Building, Note
 from node.enhance.failures import lost
 from node.enhance.pace import Pace
 from node.log import get_logger
 from node.store import Store
+
+if TYPE_CHECKING:
+    from engines.front import Enhancer  # numerical libraries are loaded when an engine is
 
 log = get_logger()
 

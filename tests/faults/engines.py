@@ -22,6 +22,7 @@ from node.model import Job, JobState
 from node.store import Store
 from tests.enhancing import queue, receive, series
 from tests.faults import derived, devices
+from tests.faults.scale import FULL
 
 ENGINE = "ct-cnn"
 PATIENCE = Patience(respawn_s=0.01, respawn_most_s=0.05, stalled_s=60.0)
@@ -89,7 +90,7 @@ class Bench:
             self.guardian.run(told)
             self.guardian = None
 
-    def until(self, what: Callable[[], object], within_s: float = 240.0) -> float:
+    def until(self, what: Callable[[], object], within_s: float = 3000.0 if FULL else 800.0) -> float:
         """Guard until something is so; returns the seconds."""
         guardian = self.guardian or self.start()
         began = asked = time.monotonic()

