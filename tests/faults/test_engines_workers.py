@@ -52,7 +52,7 @@ def test_a_crash_costs_one_try(make: MakeBench) -> None:
     kinds = cycle(("segv", "exit", "cuda", "kill", "lost"))
     broken = {job: next(kinds) for job in jobs if job % 10 in (2, 5, 8)}
     bench.script(runs={str(job): {"1": what} for job, what in broken.items()})
-    bench.until(bench.ended(jobs)))
+    bench.until(bench.ended(jobs))
     bench.stop()
 
     states = bench.states(jobs)
