@@ -86,12 +86,17 @@ class Server:
     def kill(self) -> None:
         """kill -9 of the postmaster and, with it, of every server process."""
         assert self._process is not None
+        self.send(signal.SIGKILL)
+        self._process.wait()
+        (self.folder / "data" / "postmaster.pid").unlink(missing_ok=True)
+
+    def send(self, number: signal.Signals) -> None:
+        """A signal to the postmaster and to every server process."""
+        assert self._process is not None
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
         for pid in (self._process.pid, *map(int, children)):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self._process.wait()
-        (self.folder / "data" / "postmaster.pid").unlink(missing_ok=True)
+                os.kill(pid, number)
 
     def stop(self) -> None:
         if self._process is not None and self._process.poll() is None:
@@ -165,11 +170,18 @@ class Pair:
                 raise RuntimeError("the standby does not follow")
             time.sleep(0.05)
 
-    def fail_over(self) -> None:
-        """kill -9 of the primary, and its standby takes over."""
+    def fail_over(self, behind_s: float = 0.4) -> None:
+        """kill -9 of the primary, and its standby takes over.
+
+        Just before, the standby hears nothing for ``behind_s`` seconds: what the primary would acknowledge then
+        without waiting for it is lost.
+        """
         assert self.standby is not None
         old = self.primary
+        self.standby.send(signal.SIGSTOP)
+        time.sleep(behind_s)
         old.kill()
+        self.standby.send(signal.SIGCONT)
         self.standby.promote()
         self.standby.set("synchronous_standby_names = ''")
         self.primary, self.standby = self.standby, None
