@@ -8,7 +8,7 @@ WORKERS ?= 2
 FAULTS  ?= $(shell grep -rl --include='test_*.py' 'tests.faults' tests)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check faults format bench serve pacs clean
+.PHONY: help demo test check faults format bench gpu serve pacs clean
 
 help:  ## This list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -54,6 +54,9 @@ format: $(VENV)/dev.stamp  ## Format and sort imports
 
 bench: $(VENV)/dev.stamp  ## The door beside DCMTK's storescp, in one run
 	$(BIN)/python -m tests.bench.bench_door
+
+gpu: $(VENV)/dev.stamp  ## All there is to measure on an NVIDIA GPU, into docs/evaluation/gpu.md (TFLOPS= and GBS= of the card)
+	$(BIN)/python -m tests.gpu.evaluate $(if $(TFLOPS),--tflops $(TFLOPS)) $(if $(GBS),--gbs $(GBS))
 
 serve: $(VENV)/run.stamp  ## Run the node on ./config.yaml
 	$(BIN)/luminode serve

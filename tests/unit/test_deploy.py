@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,24 @@ def test_every_service_is_hardened(compose: dict[str, Any], stages: tuple[docker
     assert compose["networks"]["database"]["internal"] is True
     assert set(compose["services"]["db"]["networks"]) == {"database"}
     assert all(p.startswith("127.0.0.1:") for p in compose["services"]["orthanc"]["ports"])
+
+
+def test_the_override_for_a_gpu_changes_nothing_else(
+    compose: dict[str, Any], stages: tuple[dockerfile.Stage, ...]
+) -> None:
+    override = YAML(typ="safe").load(DEPLOY / "compose.gpu.yaml")
+    assert set(override) == {"services"}
+    assert set(override["services"]) == {"node"}
+    node = override["services"]["node"]
+    assert set(node) == {"image", "build", "environment", "deploy"}
+    (argument,) = node["build"]["args"].items()
+    assert argument == ("EXTRAS", "postgres,tensorrt")
+    assert stages[0].all("ARG") == ["EXTRAS=postgres"]
+    assert any("${EXTRAS" in step for step in stages[0].all("RUN"))
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(argument[1].split(",")) <= set(extras)
+    (device,) = node["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
 
 
 def test_no_password_is_written_down(compose: dict[str, Any]) -> None:
@@ -229,6 +248,16 @@ def test_systemd_finds_the_unit_hardened(unit: Path) -> None:
     assert score, done.stderr
     assert float(score[1]) <= 2.5
     assert done.returncode == 0
+
+
+@needs_systemd
+def test_systemd_understands_the_drop_in_for_a_gpu(unit: Path) -> None:
+    folder = unit.with_name("luminode.service.d")
+    folder.mkdir()
+    shutil.copy(DEPLOY / "systemd" / "luminode-gpu.conf", folder / "gpu.conf")
+    done = analyse("verify", "--man=no", str(unit))
+    told = [line for line in (done.stdout + done.stderr).splitlines() if "luminode" in line]
+    assert (done.returncode, [line for line in told if "nvidia-modprobe" not in line]) == (0, [])
 
 
 def test_the_unit_stops_and_restarts_as_the_node_expects() -> None:
