@@ -10,6 +10,7 @@ import pytest
 from node.deliver.files import FileOutcome, send_files
 from node.model import JobState
 from node.trial.phantoms import write_series
+from tests.faults.ledger import record
 from tests.peers import OrthancPeer, wait_until
 from tests.phantoms import small_ct
 from tests.pipeline.conftest import MakeNode
@@ -26,14 +27,26 @@ def files(tmp_path: Path) -> list[Path]:
     return write_series(small_ct(seed=11, n_slices=N, size=192, noise_hu=15.0), tmp_path / "ct")
 
 
-def everything_once(node: Node, orthanc: OrthancPeer) -> None:
+def everything_once(node: Node, orthanc: OrthancPeer, when: str) -> None:
     wait_until(lambda: settled(node, None) and len(orthanc.uids()) >= N, 120, "the series is delivered")
     with node.store() as store:
         assert store.series.counts()
-        assert sum(s.count for s in store.series.list()) == N
+        n_held = sum(s.count for s in store.series.list())
         found = store.reconcile.fsck(verify=True)
-        assert found.ok, found
-        assert store.provenance.verify().ok
+        chain = store.provenance.verify()
+    uids = [uid for series in orthanc.series().values() for uid in series]
+    record(
+        "R1",
+        load=f"{when} of the whole process tree of luminode serve, started again; Orthanc",
+        count=1,
+        result=f"{n_held} of {N} held, {len(uids)} of {N} at the PACS in {len(orthanc.series())} series",
+        ok=n_held == N == len(uids) and len(orthanc.series()) == 1 and found.ok and chain.ok,
+        lost=max(0, N - len(uids)),
+        extra=max(0, len(uids) - N),
+    )
+    assert n_held == N
+    assert found.ok, found
+    assert chain.ok
     ((_, uids),) = orthanc.series().items()
     assert len(uids) == N
 
@@ -63,7 +76,7 @@ def test_in_the_middle_of_receiving(nodes: MakeNode, orthanc: OrthancPeer, files
         have = {i.sop_instance_uid for s in store.series.list() for i in store.series.instances(s.id)}
         assert acknowledged <= have
     scanner(node, files)  # the scanner sends the study again, as its user would
-    everything_once(node, orthanc)
+    everything_once(node, orthanc, "kill -9 while receiving")
 
 
 def test_in_the_middle_of_enhancing(nodes: MakeNode, orthanc: OrthancPeer, files: list[Path]) -> None:
@@ -78,7 +91,7 @@ def test_in_the_middle_of_enhancing(nodes: MakeNode, orthanc: OrthancPeer, files
     with node.store() as store:
         assert store.jobs.list([JobState.RUNNING]), "killed too late to tell anything"
     node.start()
-    everything_once(node, orthanc)
+    everything_once(node, orthanc, "kill -9 while enhancing")
 
 
 def test_in_the_middle_of_delivering(nodes: MakeNode, orthanc: OrthancPeer, files: list[Path]) -> None:
@@ -90,7 +103,7 @@ def test_in_the_middle_of_delivering(nodes: MakeNode, orthanc: OrthancPeer, file
     node.kill_tree()
     n = len(orthanc.uids())
     node.start()
-    everything_once(node, orthanc)
+    everything_once(node, orthanc, "kill -9 while delivering")
     assert n <= N
 
 
@@ -107,4 +120,4 @@ def test_sigterm_ends_cleanly_and_work_goes_on_afterwards(
     with node.store() as store:
         assert not store.jobs.list([JobState.RUNNING])
     node.start()
-    everything_once(node, orthanc)
+    everything_once(node, orthanc, "SIGTERM while enhancing")
