@@ -61,6 +61,8 @@ LEASE_S = 30.0
 _BEAT_S = 2.0
 _LOAD_STEP_S = 30.0
 """What loading an engine counts as a step, for the guardian's patience: reading a plan from a cold disk is slow."""
+_DATABASE_STEP_S = 12.0
+"""What asking the database counts as: one statement may take a minute (node/store/db.py) and is no hang."""
 _FIRST_TO_GO = 500
 """Added to the badness by which Linux picks whom to kill when memory runs out: this one, not the receiver."""
 
@@ -160,7 +162,7 @@ def _warm_up(workshop: Workshop, warm: Sequence[tuple[str, str]], shared: Any) -
                 return False
             # Its jobs will be held with the same words; the other engines serve.
             workshop.alarm("engine.refused", {"engine": name, "because": f"{type(e).__name__}: {text(e)}"})
-    shared[STEP], shared[DEVICE] = 0.0, CPU
+    shared[STEP], shared[DEVICE] = _DATABASE_STEP_S, CPU
     return True
 
 
@@ -241,6 +243,8 @@ def work_off(store: Store, workshop: Workshop, job: Job, owner: str, shared: Any
         if pace is not None:
             pace.told(step)
             shared[STEP] = pace.expected_s(*most)
+            if step == "record" or (step == "enhance" and share >= 1):
+                shared[STEP] = max(shared[STEP], _DATABASE_STEP_S)
         shared[PROGRESS] = time.monotonic()
         if shared[STOP] == NOW or taken.is_set():
             raise Stopped
@@ -263,7 +267,7 @@ def work_off(store: Store, workshop: Workshop, job: Job, owner: str, shared: Any
     finally:
         done.set()
         beat.join()
-        shared[JOB] = shared[STEP] = 0
+        shared[JOB], shared[STEP] = 0, _DATABASE_STEP_S
         if shared[DEVICE] != LOST:
             shared[DEVICE] = CPU
     return True

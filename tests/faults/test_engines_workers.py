@@ -107,7 +107,7 @@ def test_a_device_error_ends_the_process_with_its_own_status(make: MakeBench) ->
         return process[-1] is not None
 
     bench.until(started)
-    process[-1].join(120)  # and nobody looks meanwhile: what it does about its job it does itself
+    process[-1].join(100)  # and nobody looks meanwhile: what it does about its job it does itself
     assert process[-1].exitcode == DEVICE_LOST
     assert bench.states([job])[job] == (QUEUED, 1)
     bench.until(bench.ended([job]))
