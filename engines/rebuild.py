@@ -31,7 +31,7 @@ class Rebuild:
         self._said: tuple[bytes, bytes] | None = None
 
     def outcomes(self, wait_s: float = 0.0) -> tuple[Outcome, ...] | None:
-        """What became of it, or None while it goes on.
+        """What became of it, or None while it goes on; waits for a moment at least.
 
         Raises
         ------

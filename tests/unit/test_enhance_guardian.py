@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from node.enhance.guardian import ATTEMPT, JOB, PROGRESS, STOP, Guardian, Patience
+from node.enhance.guardian import ATTEMPT, JOB, PROGRESS, STOP, Guardian, Patience, guard
 from node.errors import StoreError
 from node.model import Job, JobState, Lease
 
@@ -135,6 +136,31 @@ def test_an_idle_worker_is_left_alone_and_ends_when_told() -> None:
     assert guardian.restarts == 0
     assert not jobs.failed
     assert jobs.asked == 0
+
+
+def waits_for_the_other(shared: Any, own: str, other: str) -> None:
+    """Ends once both have been asked to: one that is asked after the other has ended would wait for ever."""
+    while not shared[STOP]:
+        shared[PROGRESS] = time.monotonic()
+        time.sleep(0.005)
+    Path(own).touch()
+    while not Path(other).exists():
+        time.sleep(0.005)
+
+
+def test_workers_on_several_gpus_are_asked_together_to_end(tmp_path: Path) -> None:
+    files = [str(tmp_path / name) for name in ("one", "two")]
+    guardians = [
+        Guardian(waits_for_the_other, tuple(f), Jobs(job()), patience=Patience(drain_s=60))
+        for f in (files, files[::-1])
+    ]
+    for one in guardians:
+        guard_until(one, lambda one=one: one._process is not None and one._shared[PROGRESS] > one._started_at)
+    children = [one._process for one in guardians]
+    stop = threading.Event()
+    stop.set()
+    guard(guardians, stop)
+    assert [child.exitcode for child in children] == [0, 0]  # type: ignore[union-attr]
 
 
 def test_a_worker_that_does_not_end_is_killed_and_its_attempt_does_not_count() -> None:

@@ -255,8 +255,7 @@ def waited(shop: Workshop, notes: Notes, names: set[str], within_s: float = 150.
     deadline = time.monotonic() + within_s
     while not names & set(notes.names()):
         assert time.monotonic() < deadline, notes.told
-        shop.look()
-        time.sleep(0.1)
+        shop.look()  # waits a little by itself while a build goes on
 
 
 @pytest.mark.tensorrt
