@@ -127,7 +127,7 @@ def house(store: Store, settings: Config | None = None) -> Iterator[House]:
         receiver.stop(1.0)
 
 
-def at_once(work: Callable[[int], None], n: int) -> None:
+def at_once(work: Callable[[int], None], n: int, within_s: float = 120.0) -> None:
     """Run ``work(0)`` to ``work(n - 1)`` in as many threads; the first failure fails."""
     failures: list[BaseException] = []
     start = threading.Barrier(n)
@@ -143,7 +143,7 @@ def at_once(work: Callable[[int], None], n: int) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(120)
+        thread.join(within_s)
         assert not thread.is_alive()
     if failures:
         raise failures[0]

@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil
 
+from tests.faults.scale import FULL
 from tests.peers import free_port, listens, wait_until
 from tests.senders import CT, EXPLICIT, VERIFICATION, Peer, associate_rq, data_set, echo_rq, message
 
@@ -28,6 +29,9 @@ MB = 1 << 20
 
 BUSY_S = 20.0
 """What a test waits for an answer on a machine that is busy with others. The target is in the ledger's ``ok``."""
+
+LONGEST_S = 120.0 if not FULL else 2400.0
+"""How long peers that run at once may take in all."""
 
 SCANNER = "127.0.0.2"
 """Where the good scanner calls from; the bad peers call from 127.0.0.1 unless a test says otherwise."""

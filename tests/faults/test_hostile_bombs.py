@@ -19,7 +19,7 @@ from node.receive.commands import parse
 from node.receive.intake import Intake
 from node.receive.terms import terms
 from node.store.spool import Spool
-from tests.faults.hostile import BUSY_S, MB, Echo, Node, good
+from tests.faults.hostile import BUSY_S, LONGEST_S, MB, Echo, Node, good
 from tests.faults.ledger import record
 from tests.faults.scale import count
 from tests.receiving import at_once, config, utc
@@ -189,7 +189,7 @@ def test_long_headers_cost_one_window_and_not_one_for_each_peer(tmp_path: Path) 
                 peer.send(p_data(pdv(1, 2, tail)))
                 statuses.append(peer.answer().status)
 
-        at_once(send, n)
+        at_once(send, n, LONGEST_S)
         growth = node.peak() - before
         record(
             "R20",
@@ -274,7 +274,7 @@ def test_inflation_is_bounded(tmp_path: Path) -> None:
                     peer.send(message(1, store_rq(uid, number=number), each))
                     statuses.add(peer.answer().status)
 
-        at_once(send, n)
+        at_once(send, n, LONGEST_S)
         node.quiet()
         growth, spooled = node.peak() - before, node.spooled()
         with node.peer() as peer:

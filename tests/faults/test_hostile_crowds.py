@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from node.receive.pace import FLOOR, LONG_FLOOR, Pace
-from tests.faults.hostile import BUSY_S, MB, Crowd, Echo, Node, good
+from tests.faults.hostile import BUSY_S, LONGEST_S, MB, Crowd, Echo, Node, good
 from tests.faults.ledger import record
 from tests.faults.scale import FULL, count
 from tests.peers import wait_until
@@ -47,7 +47,7 @@ def test_128_associations_at_once(tmp_path: Path) -> None:
                 assert peer.release() == 6
 
         began = time.monotonic()
-        at_once(scanner, n)
+        at_once(scanner, n, LONGEST_S)
         took = time.monotonic() - began
         peak = node.peak()
         node.quiet()
@@ -89,7 +89,7 @@ def test_many_slices_at_once_cost_no_memory(tmp_path: Path) -> None:
                 assert peer.release() == 6
 
         before = node.forget_peak()
-        at_once(scanner, 4)
+        at_once(scanner, 4, LONGEST_S)
         peak, stored = node.peak(), len(node.stored()) - 1
         record(
             "R22",
@@ -198,7 +198,7 @@ def test_a_data_set_without_end_is_ended(tmp_path: Path) -> None:
                     most = max(most, node.spooled() - before) if number == 0 else most
                 told.append(peer.read()[0])
 
-        at_once(scanner, n)
+        at_once(scanner, n, LONGEST_S)
         node.quiet()
         record(
             "R24",

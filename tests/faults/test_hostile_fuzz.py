@@ -25,7 +25,7 @@ from node.receive.associate import RequestError, tidy
 from node.receive.commands import CommandSetError, answer, as_pdus, parse
 from node.receive.wire import CommandSet, Pdu, Wire
 from tests.faults.fuzz import case, data_sets, mutated, pdu
-from tests.faults.hostile import BUSY_S, MB, REQUEST, Echo, Node, good
+from tests.faults.hostile import BUSY_S, LONGEST_S, MB, REQUEST, Echo, Node, good
 from tests.faults.ledger import record
 from tests.faults.scale import FULL, SEED, count
 from tests.receiving import at_once
@@ -327,7 +327,11 @@ def test_no_conversation_stops_the_node_or_is_told_what_is_not_so(tmp_path: Path
         began = time.monotonic()
         step = n // 5
         for part in range(5):
-            at_once(lambda worker, part=part: talk(worker, range(part * step, (part + 1) * step)), workers)  # type: ignore[misc]
+            at_once(
+                lambda worker, part=part: talk(worker, range(part * step, (part + 1) * step)),
+                workers,
+                LONGEST_S,
+            )  # type: ignore[misc]
             level()
         took = time.monotonic() - began
         assert node.process.poll() is None
