@@ -11,6 +11,7 @@ import struct
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -319,7 +320,7 @@ def test_no_conversation_stops_the_node_or_is_told_what_is_not_so(tmp_path: Path
             time.sleep(0.2)
             levels.append((node.rss() / MB, node.threads(), node.files()))
 
-        def talk(worker: int, numbers: range) -> None:
+        def talk(numbers: range, worker: int) -> None:
             for number in numbers[worker::workers]:
                 dice = case(number)
                 _talk(node, _played(dice), dice, acknowledged)
@@ -327,11 +328,8 @@ def test_no_conversation_stops_the_node_or_is_told_what_is_not_so(tmp_path: Path
         began = time.monotonic()
         step = n // 5
         for part in range(5):
-            at_once(
-                lambda worker, part=part: talk(worker, range(part * step, (part + 1) * step)),
-                workers,
-                LONGEST_S,
-            )  # type: ignore[misc]
+            numbers = range(part * step, (part + 1) * step)
+            at_once(partial(talk, numbers), workers, LONGEST_S)
             level()
         took = time.monotonic() - began
         assert node.process.poll() is None
