@@ -98,6 +98,9 @@ def _bounded(
 
 
 def _flat(values: Floats, valid: Mask) -> bool:
+    few = values[::16, ::16][valid[::16, ::16]]
+    if few.size and not (few == few[0]).all():
+        return False
     first = values[valid][:1]
     return bool(first.size) and bool((values[valid] == first).all())
 
