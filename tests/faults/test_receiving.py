@@ -253,9 +253,13 @@ def scanner_files(most: int) -> list[tuple[str, str, str, bytes]]:
             break
         if path.is_file() and path.read_bytes()[128:132] == b"DICM":
             try:
-                found.append(part10_data_set(path))
+                sop_class, uid, syntax, data = part10_data_set(path)
             except (KeyError, struct.error, IndexError):
                 continue
+            # What a scanner names in its command; a file's meta, written by somebody else, may say otherwise.
+            inside = dcmread(path, specific_tags=["SOPClassUID", "SOPInstanceUID"], stop_before_pixels=True)
+            uid, sop_class = inside.get("SOPInstanceUID") or uid, inside.get("SOPClassUID") or sop_class
+            found.append((str(sop_class), str(uid), syntax, data))
     return found
 
 
