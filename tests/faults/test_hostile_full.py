@@ -219,14 +219,16 @@ def _served(node: Node, uid: str) -> bool:
     return False
 
 
-def test_no_threads_left_is_refused_and_heals(tmp_path: Path) -> None:
+def test_no_threads_left_is_refused_and_heals(tmp_path: Path, sqlite_template: Path) -> None:
     """R28: RLIMIT_NPROC. Connections that get no thread are closed at once; associations go on."""
     if os.geteuid() != 0 or shutil.which("setpriv") is None:
         pytest.skip("no other user to run as: the kernel counts threads by user, and not those of root")
+    (tmp_path / "data").mkdir()  # migrations are found by access(2), which does not know of capabilities
+    shutil.copy(sqlite_template, tmp_path / "data" / "luminode.db")
     caps = "+dac_override,+dac_read_search"  # else it could not read the modules of whoever runs the tests
     other = (
         "setpriv",
-        "--reuid=54321",
+        f"--reuid={100_000 + os.getpid() % 50_000}",
         f"--inh-caps={caps}",
         f"--ambient-caps={caps}",
         "prlimit",
