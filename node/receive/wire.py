@@ -184,22 +184,41 @@ class Wire:
                 at = self._header(view, at, out)
 
     def _usual(self, view: memoryview, at: int, out: list[Happening]) -> int:
-        """The case that makes up nearly all traffic: a PDU of one PDV of a data set that is under way.
+        """The case that makes up nearly all traffic: PDUs of one PDV of a data set that is under way.
 
         Returns where to go on, or 0 if this is another case, of which nothing has been taken then.
         """
-        kind, length, pdv, context_id, control = _PDU_PDV.unpack_from(view, at)
-        if kind != P_DATA or pdv + 4 != length or length > self._largest or pdv <= 2 or control & 1:
-            return 0
-        if context_id not in self._expected:
-            return 0
-        at += 12
-        piece = view[at : at + pdv - 2]
-        self._kind, self._pdu_left = kind, 0
-        self._pdv_open, self._pdv_left = True, pdv - 2
-        self._pdv_context, self._last = context_id, control
-        self._piece(piece, out)
-        return at + len(piece)
+        expected, largest, end = self._expected, self._largest, len(view)
+        began, pieces_of = at, -1
+        pieces: list[memoryview] = []
+        while end - at >= 12:
+            kind, length, pdv, context_id, control = _PDU_PDV.unpack_from(view, at)
+            if kind != P_DATA or pdv + 4 != length or length > largest or pdv <= 2 or control & 1:
+                break
+            if context_id not in expected:
+                break
+            until: int = at + 10 + pdv
+            if control & 2 or until > end:  # the last of its data set, or the rest is still to come
+                self._kind, self._pdu_left = kind, 0
+                self._pdv_open, self._pdv_left = True, pdv - 2
+                self._pdv_context, self._last = context_id, control
+                self._piece(view[at + 12 : until], out)
+                return until if until < end else end
+            if context_id != pieces_of:
+                pieces, pieces_of = self._pieces(context_id, out), context_id
+            pieces.append(view[at + 12 : until])
+            self.pdus += 1
+            at = until
+        return at if at > began else 0
+
+    @staticmethod
+    def _pieces(context_id: int, out: list[Happening]) -> list[memoryview]:
+        """Where the next piece of a context's data set goes."""
+        latest = out[-1] if out else None
+        if type(latest) is not Data or latest.context_id != context_id:
+            latest = Data(context_id, [])
+            out.append(latest)
+        return latest.pieces
 
     def _header(self, view: memoryview, at: int, out: list[Happening]) -> int:
         """Six bytes of header, of a PDU or of a PDV; mostly whole and in one buffer. Where to go on."""
@@ -280,11 +299,7 @@ class Wire:
         if self._last & 1:
             self._commands[context_id] += piece
         elif piece:
-            latest = out[-1] if out else None
-            if type(latest) is Data and latest.context_id == context_id:
-                latest.pieces.append(piece)
-            else:
-                out.append(Data(context_id, [piece]))
+            self._pieces(context_id, out).append(piece)
         if self._pdv_left:
             return
         self._pdv_open = False

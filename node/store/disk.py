@@ -51,7 +51,7 @@ def refuse_network_filesystem(path: Path, mounts: str | None = None) -> None:
         )
 
 
-def free_bytes(path: Path) -> int:
+def free_bytes(path: Path | str) -> int:
     """Bytes that this process may still write under ``path``; 0 when inodes have run out."""
     told = os.statvfs(path)
     if told.f_files and not told.f_favail:
@@ -80,7 +80,7 @@ def make_folders(path: Path, mode: int = 0o777) -> None:
         sync_folder(made.parent)
 
 
-def sync_folder(path: Path) -> None:
+def sync_folder(path: Path | str) -> None:
     """Make the names in a folder durable."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -8,6 +8,7 @@ of a series included, is left to reception.py, before a row is written.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -15,7 +16,7 @@ from typing import Any, Final
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from node.model import Instance, SeriesState
+from node.model import Association, AssociationEnd, Instance, SeriesState
 
 _MOST: Final = 500
 
@@ -41,6 +42,52 @@ _CARRY: Final = (
     " (series_id, association) DO UPDATE SET n_new = carried.n_new + excluded.n_new,"
     " n_seen = carried.n_seen + excluded.n_seen"
 )
+
+
+_OPENED: Final = (
+    "INSERT INTO association (id, calling_ae, called_ae, address, receiver, opened_at, ended_at, ending)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING"
+)
+_ENDED: Final = "UPDATE association SET ended_at = ?, ending = ? WHERE id = ? AND ended_at IS NULL"
+
+
+class UnusualError(Exception):
+    """There is something to decide about a batch: nothing of it is to be written here."""
+
+
+def take_all(
+    cursor: sqlite3.Cursor,
+    batch: Sequence[Instance],
+    opened: Sequence[Association],
+    ended: Sequence[tuple[str, AssociationEnd, datetime]],
+    receiver: str,
+) -> list[int]:
+    """As `take`, with the notes on associations that ride along, on SQLite's own cursor in a transaction.
+
+    Raises
+    ------
+    UnusualError
+        The transaction is to be rolled back, and the batch to be recorded the long way.
+    """
+    uids = {one.sop_instance_uid for one in batch}
+    if len(uids) < len(batch) or len(batch) > _MOST:
+        raise UnusualError
+    ids = _take(cursor, batch, uids, False)
+    if ids is None:
+        raise UnusualError
+    if opened:
+        _many(cursor, _OPENED, [_opened(one, receiver) for one in opened])
+    for association, end, at in ended:
+        cursor.execute(_ENDED, (_time(at, False), end.value, association))
+    return ids
+
+
+def _opened(one: Association, receiver: str) -> tuple[Any, ...]:
+    ended_at = None if one.ended_at is None else _time(one.ended_at, False)
+    return (
+        one.id, one.calling_ae, one.called_ae, one.address, receiver, _time(one.opened_at, False), ended_at,
+        one.end.value,
+    )  # fmt: skip
 
 
 def take(connection: Connection, batch: Sequence[Instance]) -> list[int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -122,7 +123,23 @@ class Reception:
                 originals.queue(connection, took, forward)
             return told
 
+        if batch and not forward and self._db.kind == "sqlite":
+            with contextlib.suppress(express.UnusualError):
+                return self._usual(batch, opened, ended, receiver)
         return self._db.transact(work) if batch or opened or ended else []
+
+    def _usual(
+        self,
+        batch: Sequence[Instance],
+        opened: Sequence[Association],
+        ended: Sequence[Ended],
+        receiver: str,
+    ) -> list[Recorded]:
+        with self._db.express() as cursor:
+            for one in batch:
+                self._must_exist(one.path)
+            ids = express.take_all(cursor, batch, opened, ended, receiver)
+        return [Recorded(kind="new", series_id=series_id) for series_id in ids]
 
     def adopt(self, instance: Instance, *, forward: Forward | None = None) -> Recorded:
         """Record a file that was found in the spool without a row. It never displaces another.

@@ -79,7 +79,7 @@ class SpoolWriter:
 
     __slots__ = ("_fd", "_path", "_spool", "size")
 
-    def __init__(self, spool: Spool, path: Path, fd: int) -> None:
+    def __init__(self, spool: Spool, path: str, fd: int) -> None:
         self._spool = spool
         self._path = path
         self._fd = fd
@@ -88,7 +88,7 @@ class SpoolWriter:
     @property
     def path(self) -> Path:
         """Where the file lies for now (absolute), until it is published."""
-        return self._path
+        return Path(self._path)
 
     def write(self, data: memoryview | bytes | bytearray) -> int:
         """Append all of ``data``; returns its length in bytes.
@@ -143,7 +143,7 @@ class SpoolWriter:
         relative = spool_path(series_uid, sop_instance_uid, sha256, area)
         try:
             self._spool._own(relative)
-            self._path.rename(self._spool.root / relative)
+            os.rename(self._path, self._spool._absolute(relative))  # noqa: PTH104
         except StoreError:
             self.discard()
             raise
@@ -158,7 +158,8 @@ class SpoolWriter:
         """Remove the file; harmless after `publish` and when called twice."""
         if self._fd >= 0:
             try:
-                self._path.unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._path)  # noqa: PTH108
             finally:
                 self._close()
 
@@ -190,7 +191,8 @@ class Spool:
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root).absolute()
-        self._tmp = self.root / "tmp"
+        self._root = f"{self.root}/"
+        self._tmp = os.path.join(self.root, "tmp", "")  # noqa: PTH118
         self._ours: set[str] = set()
         self._durable: set[str] = set()
         try:
@@ -228,7 +230,7 @@ class Spool:
         ------
         OutOfSpace, StoreError
         """
-        path = self._tmp / secrets.token_hex(16)
+        path = self._tmp + secrets.token_hex(16)  # no Path: this runs for every instance
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -250,7 +252,7 @@ class Spool:
         """
         try:
             for folder in sorted({p.rpartition("/")[0] for p in paths}):
-                sync_folder(self.root / folder)
+                sync_folder(self._root + folder)
                 if folder not in self._durable:
                     sync_folder((self.root / folder).parent)
                     self._durable.add(folder)
@@ -265,9 +267,7 @@ class Spool:
         StoreError
             ``relative`` is not a name that this spool makes.
         """
-        if not _RELATIVE.fullmatch(relative):
-            raise StoreError("not a path of the spool", retryable=False)
-        return self.root / relative
+        return Path(self._absolute(relative))
 
     def open(self, relative: str) -> BufferedReader:
         """Open a file for reading; a link in its place is refused."""
@@ -279,9 +279,15 @@ class Spool:
     def exists(self, relative: str) -> bool:
         """Whether a regular file lies there (a link does not count)."""
         try:
-            return stat.S_ISREG(os.lstat(self.path(relative)).st_mode)
+            return stat.S_ISREG(os.lstat(self._absolute(relative)).st_mode)
         except OSError:
             return False
+
+    def _absolute(self, relative: str) -> str:
+        """As `path`, for what runs for every instance that arrives."""
+        if not _RELATIVE.fullmatch(relative):
+            raise StoreError("not a path of the spool", retryable=False)
+        return self._root + relative
 
     def verify(self, relative: str, offset: int, sha256: str) -> bool:
         """Whether the data set that begins at ``offset`` still has the digest it came with (R13)."""

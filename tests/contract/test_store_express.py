@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import random
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from sqlalchemy import select
 
 from node.errors import StoreError
-from node.model import Instance
+from node.model import Association, AssociationEnd, Instance
 from node.store import Store, express
-from node.store.tables import CarriedRow, InstanceRow, SeriesRow
+from node.store.tables import AssociationRow, CarriedRow, InstanceRow, SeriesRow
 from tests.receiving import utc
 from tests.senders import CT, EXPLICIT, sha256
 
@@ -36,12 +36,13 @@ def tables(store: Store) -> list[list[dict[str, Any]]]:
         return [
             [
                 dict(row._mapping)
-                for row in connection.execute(select(*table.__table__.columns).order_by(*by))  # type: ignore[attr-defined]
+                for row in connection.execute(select(*table.__table__.columns).order_by(*by))
             ]
             for table, by in (
                 (InstanceRow, [InstanceRow.sop_instance_uid, InstanceRow.sha256]),
                 (SeriesRow, [SeriesRow.series_uid, SeriesRow.generation]),
                 (CarriedRow, [CarriedRow.series_id, CarriedRow.association]),
+                (AssociationRow, [AssociationRow.id]),
             )
         ]
 
@@ -69,11 +70,21 @@ def batches(store: Store, seed: int) -> list[list[Instance]]:
     return out
 
 
+def notes(at: int) -> dict[str, Any]:
+    """An association that opens with a batch, and the one before the last, which ends; some say so twice."""
+    began = datetime(2026, 1, 2, 3, 4, at, 5, tzinfo=UTC)
+    opened = Association(
+        id=f"{at:032x}", calling_ae="CT1", called_ae="LUMINODE", address="10.0.0.1", opened_at=began
+    )
+    ended = [(f"{one:032x}", AssociationEnd.RELEASED, began) for one in (at - 2, at - 2, at + 5)]
+    return {"opened": [opened] * (1 + at % 2), "ended": ended}
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_both_ways_write_the_same(store: Store, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     all_batches = batches(store, seed)
     used: list[bool] = []
-    take = express.take
+    take = express._take
 
     def counted(*args: Any) -> Any:
         took = take(*args)
@@ -83,11 +94,14 @@ def test_both_ways_write_the_same(store: Store, monkeypatch: pytest.MonkeyPatch,
     written = []
     for lane in (counted, lambda *_: None):
         with monkeypatch.context() as patch:
-            patch.setattr(express, "take", lane)
-            told = [[(r.kind, r.stale_path) for r in store.reception.record(batch)] for batch in all_batches]
+            patch.setattr(express, "_take", lane)
+            told = [
+                [(r.kind, r.stale_path) for r in store.reception.record(batch, **notes(at), receiver="r")]
+                for at, batch in enumerate(all_batches)
+            ]
         written.append((told, tables(store)))
         with store.database.write() as connection:
-            for table in ("carried", "conflict", "event", "instance", "series"):
+            for table in ("carried", "conflict", "event", "instance", "series", "association"):
                 connection.exec_driver_sql(f"DELETE FROM {table}")
     assert True in used
     assert False in used
