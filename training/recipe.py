@@ -142,6 +142,9 @@ class EnginePart(_Part):
     ----------
     trust
         Of an autoencoder (engines/restore.py), where the engine is to believe less than it was trained with.
+    mean_with
+        Name of the recipe that this one went on from: the engine's weights are the mean of both. Stages that pull in
+        two directions make a better engine half way (Wortsman et al., Model soups, ICML 2022).
     """
 
     name: str
@@ -159,6 +162,7 @@ class EnginePart(_Part):
     evaluated: str = ""
     ood_limit: Positive | None = None
     trust: Positive | None = None
+    mean_with: str | None = None
 
 
 class Recipe(_Part):

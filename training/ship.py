@@ -6,6 +6,8 @@ import hashlib
 from importlib.metadata import version
 from pathlib import Path
 
+from torch import nn
+
 from training.errors import ExportError
 from training.export import Exported, export, write_card
 from training.fit import BEST, finished
@@ -13,7 +15,8 @@ from training.networks.dae import Autoencoder
 from training.recipe import EnginePart, Recipe
 
 
-def _provenance(recipe: Recipe, engine: EnginePart, checkpoint: Path) -> dict[str, str]:
+def _provenance(recipe: Recipe, engine: EnginePart, checkpoint: Path, other: Path | None) -> dict[str, str]:
+    mean = {} if other is None else {"mean_with": str(engine.mean_with), "mean_with_sha256": _sha256(other)}
     return {
         "recipe": recipe.name,
         "recipe_sha256": recipe.digest,
@@ -21,9 +24,20 @@ def _provenance(recipe: Recipe, engine: EnginePart, checkpoint: Path) -> dict[st
         "split_sha256": recipe.data.split or recipe.digest,
         "trained_on": " ".join(engine.trained_on.split()),
         "licence": recipe.data.licence,
-        "checkpoint_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        "checkpoint_sha256": _sha256(checkpoint),
         "torch": version("torch"),
+        **mean,
     }
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def mean_of(network: nn.Module, other: nn.Module) -> None:
+    """Give a network the mean of its weights and another's."""
+    theirs = other.state_dict()
+    network.load_state_dict({k: 0.5 * (v + theirs[k]) for k, v in network.state_dict().items()})
 
 
 def ship(recipe: Recipe, runs: Path, zoo: Path) -> Exported:
@@ -40,6 +54,10 @@ def ship(recipe: Recipe, runs: Path, zoo: Path) -> Exported:
         raise ExportError(f"{recipe.name} makes no engine", hint="its recipe has no part `engine`")
     engine, checkpoint = recipe.engine, runs / recipe.name / BEST
     network = finished(checkpoint, recipe)
+    other = None
+    if engine.mean_with is not None:
+        other = runs / engine.mean_with / BEST
+        mean_of(network, finished(other, recipe))
     trust = None
     if isinstance(network, Autoencoder):
         network.plain, trust = True, engine.trust or network.trust
@@ -48,7 +66,7 @@ def ship(recipe: Recipe, runs: Path, zoo: Path) -> Exported:
         network,
         zoo / engine.name,
         name=engine.name,
-        meta=_provenance(recipe, engine, checkpoint),
+        meta=_provenance(recipe, engine, checkpoint, other),
         unit=recipe.data.unit,
         sigma_range=(low, high),
         scale=recipe.scale,

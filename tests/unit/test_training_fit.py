@@ -193,6 +193,20 @@ def test_lesions_are_asked_to_stay_in_twins(data: Path, tmp_path: Path) -> None:
     assert float(losses.kept(change, ruler)) == pytest.approx(0.25)
 
 
+def test_an_engine_may_be_the_mean_of_two_stages(data: Path, tmp_path: Path) -> None:
+    from training.ship import mean_of
+
+    fit(recipe(updates=4), data, tmp_path).run()
+    fit(recipe("second", updates=4, more="begins_with: tiny\n"), data, tmp_path).run()
+    one, other = (finished(tmp_path / name / BEST, recipe()) for name in ("tiny", "second"))
+    before = {k: v.clone() for k, v in one.state_dict().items()}
+    mean_of(one, other)
+    theirs = other.state_dict()
+    assert any(not torch.equal(before[k], theirs[k]) for k in theirs)
+    for k, v in one.state_dict().items():
+        assert torch.allclose(v, 0.5 * (before[k] + theirs[k]))
+
+
 def test_a_second_stage_goes_on_from_the_first(data: Path, tmp_path: Path) -> None:
     fit(recipe(updates=6), data, tmp_path).run()
     second = fit(recipe("second", updates=2, more="begins_with: tiny\n"), data, tmp_path)
