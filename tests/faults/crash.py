@@ -13,7 +13,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -363,8 +363,12 @@ def run(
     points: Sequence[Sequence[Point]],
     *,
     enough: int = 0,
+    tell: Callable[[Tally], None] = lambda _tally: None,
 ) -> Tally:
-    """A ward for each sequence of points, until ``enough`` kills (all of them if 0); kept only if it has a fault."""
+    """A ward for each sequence of points, until ``enough`` kills (all of them if 0); kept only if it has a fault.
+
+    ``tell`` is called after each: a run of an hour should not leave nothing if it is cut short.
+    """
     tally, log = Tally(), Log()
     pacs = StoreScp(folder / "pacs", "+xa")
     try:
@@ -387,6 +391,7 @@ def run(
                 ward.drain()
                 if len(tally.faults) == n_faults:
                     shutil.rmtree(ward.folder)
+                tell(tally)
                 if enough and tally.n_killed >= enough:
                     break
     finally:
