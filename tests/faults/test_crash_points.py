@@ -55,8 +55,8 @@ def put_on_record(tally: Tally) -> None:
         load=LOAD,
         count=tally.n_killed,
         result=f"{tally.lost} lost, {tally.extra} extra, {tally.rows_without_file} rows without file over "
-        f"{tally.acknowledged:,} acknowledged instances of {tally.series} series, {tally.originals:,} of them forwarded, "
-        f"as they were sent; ready after {tally.slowest_ready_s:.1f} s at most; killed: {kills}",
+        f"{tally.acknowledged:,} acknowledged instances of {tally.series} series, {tally.originals:,} of them "
+        f"forwarded, as they were sent; ready after {tally.slowest_ready_s:.1f} s at most; killed: {kills}",
         ok=not tally.faults,
         lost=tally.lost,
         extra=tally.extra,
