@@ -52,8 +52,8 @@ format: $(VENV)/dev.stamp  ## Format and sort imports
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/dev.stamp  ## The door beside DCMTK's storescp, in one run
-	$(BIN)/python -m tests.bench.bench_door
+bench: $(VENV)/dev.stamp  ## Speed beside DCMTK, Orthanc and pynetdicom, into docs/performance.md (ONLY=door,sender,... for a part)
+	$(BIN)/python -m tests.bench $(if $(ONLY),--only $(ONLY))
 
 gpu: $(VENV)/dev.stamp  ## All there is to measure on an NVIDIA GPU, into docs/evaluation/gpu.md (TFLOPS= and GBS= of the card)
 	$(BIN)/python -m tests.gpu.evaluate $(if $(TFLOPS),--tflops $(TFLOPS)) $(if $(GBS),--gbs $(GBS))

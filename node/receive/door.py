@@ -21,6 +21,7 @@ from typing import Any, Final
 from pynetdicom import evt
 from pynetdicom._globals import MODE_ACCEPTOR
 from pynetdicom.association import Association as PynetdicomAssociation
+from pynetdicom.pdu import A_ASSOCIATE_AC
 from pynetdicom.pdu_primitives import A_ABORT, A_ASSOCIATE, A_P_ABORT, A_RELEASE
 from pynetdicom.transport import AddressInformation
 
@@ -30,6 +31,7 @@ from node.receive import sockets, wire
 from node.receive.associate import RequestError, tidy
 from node.receive.guard import plain
 from node.receive.house import House
+from node.receive.known import Accepted, Request
 from node.receive.messages import Messages, TooMuch
 from node.receive.pace import Pace
 from node.receive.parts import MonotonicTimer, loosen
@@ -91,6 +93,7 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
         self.acceptor.implementation_version_name = ae.implementation_version_name
         self._wire = wire.Wire(house.terms.node.max_pdu)
         self._messages: Messages | None = None
+        self._accepted: Accepted | None = None
         self._buffer = memoryview(b"")
         self._pace = Pace(
             pdu_s=timeouts.pdu, dimse_s=timeouts.dimse, network_s=timeouts.network, now=time.monotonic()
@@ -278,14 +281,13 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
     def _pdu(self, pdu: wire.Pdu) -> None:
         """A PDU that is not P-DATA-TF: decode it, and let the state machine act."""
         raw = pdu.raw
+        decoded: Any
         try:
             if pdu.kind == wire.ASSOCIATE_RQ:
-                raw = tidy(raw)
-            elif pdu.kind == wire.ABORT:
-                raw = _ABORT
-            decoded, event = self.dul._decode_pdu(bytearray(raw))
-            if pdu.kind == wire.ASSOCIATE_RQ:
-                decoded.to_primitive()  # what cannot be one has to fail here, not inside the state machine
+                decoded, event = self._request(raw), "Evt6"
+            else:
+                raw = _ABORT if pdu.kind == wire.ABORT else raw
+                decoded, event = self.dul._decode_pdu(bytearray(raw))
         except Exception as error:
             told = str(error) if isinstance(error, RequestError) else type(error).__name__
             self._fault(wire.Fault(wire.Reason.INVALID_PARAMETER, f"PDU: {told}"))
@@ -294,11 +296,20 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
         self._event(event)
         indicated = self.dul.receive_pdu(wait=False)
         if isinstance(indicated, A_ASSOCIATE):
-            self._requested(indicated)
+            self._requested(indicated, raw)
         elif isinstance(indicated, A_RELEASE):
             self._released()
         elif isinstance(indicated, A_ABORT | A_P_ABORT):
             self._ended(AssociationEnd.ABORTED, "the peer aborted")
+
+    def _request(self, raw: bytes) -> Request:
+        """An A-ASSOCIATE-RQ: what cannot be one has to fail here, not inside the state machine."""
+        terms = self._house.terms
+        self._accepted = self._house.known.get(raw, terms)
+        if self._accepted is not None:
+            return self._accepted.request
+        decoded, _ = self.dul._decode_pdu(bytearray(tidy(raw)))
+        return Request(decoded.to_primitive(), decoded.protocol_version)
 
     def _fault(self, fault: wire.Fault) -> None:
         """The peer broke the protocol."""
@@ -325,7 +336,7 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
 
     # association control ----------------------------------------------------------------------------
 
-    def _requested(self, request: Any) -> None:
+    def _requested(self, request: Any, raw: bytes) -> None:
         """A-ASSOCIATE indication: reject, or negotiate and be ready."""
         house, terms = self._house, self._house.terms
         self.requestor.primitive = request
@@ -338,17 +349,9 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
             because = rejection.because
             house.alarm.tell("assoc.rejected", event=True, address=self.address, **titles, because=because)
             return
-        self.acceptor.supported_contexts = terms.contexts.supported(
-            request.presentation_context_definition_list
-        )
-        self.acse.negotiate_association()
-        self._pump()  # AE-7
+        accepted = self._accept(request, terms, raw)
         if self._state != "Sta6":
             return
-        syntaxes = {
-            cx.context_id: (str(cx.abstract_syntax), str(cx.transfer_syntax[0]))
-            for cx in self.accepted_contexts
-        }
         self.identity = Association(
             id=secrets.token_hex(16),
             calling_ae=calling,
@@ -359,14 +362,40 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
         self._messages = Messages(
             house,
             self.identity,
-            syntaxes,
+            accepted.syntaxes,
             largest_pdu=self.requestor.maximum_length or 0,
             send=self.dul.socket.send_all,
         )
-        self._wire.establish(frozenset(syntaxes))
+        self._wire.establish(frozenset(accepted.syntaxes))
         self._buffer = memoryview(bytearray(BUFFER))
         house.commit.opened(self.identity)
         log.debug("assoc.accepted", assoc=self.identity.id, calling_ae=calling, address=self.address)
+
+    def _accept(self, request: Any, terms: Terms, raw: bytes) -> Accepted:
+        """Negotiate and send the A-ASSOCIATE-AC, or send again what was negotiated with the same request."""
+        accepted = self._accepted
+        if accepted is not None and accepted.terms is terms:
+            self.dul.socket.send(accepted.answer)
+            self.dul.state_machine.transition("Sta6")  # AE-7
+            self.is_established = True
+            self._pump()
+            return accepted
+        self.acceptor.supported_contexts = terms.contexts.supported(
+            request.presentation_context_definition_list
+        )
+        self.acse.negotiate_association()
+        self._pump()  # AE-7
+        accepted = Accepted(
+            request=Request(request),
+            terms=terms,
+            answer=A_ASSOCIATE_AC(self.acceptor.primitive).encode(),
+            syntaxes={
+                cx.context_id: (str(cx.abstract_syntax), str(cx.transfer_syntax[0]))
+                for cx in self.accepted_contexts
+            },
+        )
+        self._house.known.keep(raw, accepted)
+        return accepted
 
     def _admit(self, terms: Terms, calling: str, called: str, request: Any) -> Rejection | None:
         if self._house.stop_at is not None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from node.receive.alarm import Alarm
 from node.receive.commit import GroupCommit
 from node.receive.guard import Gate
+from node.receive.known import Known
 from node.receive.terms import Terms
 from node.store.spool import Spool
 
@@ -28,5 +29,6 @@ class House:
     gate: Gate
     alarm: Alarm
     clock: Callable[[], datetime]
+    known: Known = field(default_factory=Known)
     tls: ssl.SSLContext | None = None
     stop_at: float | None = None

@@ -21,6 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import psutil
+from pydicom.uid import UID
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -43,7 +44,7 @@ def write_series(folder: Path, n_slices: int, size: int) -> list[Path]:
     uid, (x, y, z) = one.SOPInstanceUID, (float(v) for v in one.ImagePositionPatient)
     paths = []
     for i in range(n_slices):
-        one.SOPInstanceUID = one.file_meta.MediaStorageSOPInstanceUID = f"{uid}.{i + 1}"
+        one.SOPInstanceUID = one.file_meta.MediaStorageSOPInstanceUID = UID(f"{uid}.{i + 1}")
         one.InstanceNumber = i + 1
         one.ImagePositionPatient = [x, y, round(z - 0.625 * i, 4)]
         if "SliceLocation" in one:
@@ -86,7 +87,8 @@ class Sampler(threading.Thread):
         self.join()
 
     def _look(self) -> None:
-        phase, total = self.phase, (0.0, 0.0, 0.0)
+        phase = self.phase
+        total: tuple[float, ...] = (0.0, 0.0, 0.0)
         for process in self._node.tree():
             try:
                 told, role = process.memory_full_info(), role_of(process)

@@ -1,0 +1,181 @@
+"""docs/performance.md from docs/performance.json: ratios with their spreads, and which bars they meet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from statistics import median
+from typing import Any
+
+NAMES = {
+    "luminode": "Luminode",
+    "storescp": "DCMTK storescp +B",
+    "forking": "DCMTK storescp +B --fork",
+    "as_shipped": "DCMTK storescp +B as shipped",
+    "orthanc": "Orthanc, default sync",
+    "pynetdicom": "pynetdicom, tuned",
+    "sink": "sink (the sender's own limit)",
+}
+BARS: tuple[tuple[str, str, float, float], ...] = (
+    ("ct300", "storescp", 0.55, 1.0),
+    ("ct300", "pynetdicom", 3.0, 3.0),
+    ("ct300", "orthanc", 2.0, 2.0),
+    ("four", "forking", 0.75, 1.0),
+    ("nagle", "as_shipped", 10.0, 10.0),
+    ("each", "forking", 1.0, 1.0),
+    ("each120", "forking", 1.0, 1.0),
+)
+"""Case, beside whom, the least ratio of Luminode's rate to its, and the aim."""
+
+SENDER_BAR, ENGINE_BAR, IDLE_BAR, TURNAROUND_BAR_S = 0.8, 0.85, 5.0, 3.0
+
+HEAD = """# Performance
+
+Made by `make bench` from `performance.json`; nothing here was typed. Ratios of one run on one machine are the result:
+every receiver in turn, round after round, on the same traffic; absolute rates mean little elsewhere. Luminode runs
+with durability on: every 0000H after the file, its name and its database row were synced. DCMTK and pynetdicom sync
+nothing. Ratios are medians over the rounds, with the smallest and the largest in brackets; a CPU figure is that of the
+receiver's process and its children.
+"""
+
+
+def page(results: dict[str, Any]) -> str:
+    """The page, in Markdown."""
+    return "\n".join(_lines(results)) + "\n"
+
+
+def _lines(results: dict[str, Any]) -> Iterator[str]:
+    yield HEAD
+    sections = results["sections"]
+    for name, head in (("door", "Receiving"), ("associations", "Many small associations")):
+        if name in sections:
+            yield f"## {head}\n"
+            yield _run(sections[name])
+            for case in sections[name]["cases"].values():
+                yield from _case(case)
+            if "idle" in sections[name]:
+                one = sections[name]["idle"]
+                yield f"{one['n']} idle associations cost {one['percent']:.1f} % of a core.\n"
+    for name, write in (("sender", _sender), ("turnaround", _turnaround), ("engine", _engine)):
+        if name in sections:
+            yield from write(sections[name])
+    yield "## Bars\n"
+    yield "| what | measured | bar | |"
+    yield "|---|---|---|---|"
+    yield from _bars(sections)
+
+
+def _run(section: dict[str, Any]) -> str:
+    made = section["made"]
+    return (
+        f"{made['at']}, `{made['command']}`, commit {made['commit']}; {made['cores']} cores of {made['processor']}, "
+        f"{made['memory_gb']:.0f} GB, {made['filesystem']}, Python {made['python']}; load average at its start "
+        f"{made['load']:.1f}.\n"
+    )
+
+
+def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    """Round by round."""
+    return [a / b for a, b in zip(ours, theirs, strict=True)]
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def _case(case: dict[str, Any]) -> Iterator[str]:
+    found = case["receivers"]
+    ours = found["luminode"]["rates"]
+    yield f"### {case['told']}\n"
+    yield f"{len(ours)} round{'s' if len(ours) > 1 else ''}.\n"
+    yield "| receiver | instances/s | Luminode's rate to its | CPU ms an instance | peak MB |"
+    yield "|---|---|---|---|---|"
+    for name, one in found.items():
+        ratio = "" if name == "luminode" else _spread(ratios(ours, one["rates"]))
+        yield (
+            f"| {NAMES[name]} | {median(one['rates']):.0f} | {ratio} | {median(one['cpu_ms']):.2f} | "
+            f"{one['peak_mb']:.0f} |"
+        )
+    yield ""
+
+
+def _sender(section: dict[str, Any]) -> Iterator[str]:
+    yield "## Sending\n"
+    yield _run(section)
+    yield f"{section['n']} CT slices from Part 10 files, one association; storescu with TCP_NODELAY, less its start.\n"
+    yield "| to | Luminode instances/s | storescu instances/s | ratio |"
+    yield "|---|---|---|---|"
+    for name, rates in section["to"].items():
+        yield (
+            f"| {NAMES[name]} | {median(rates['luminode']):.0f} | {median(rates['storescu']):.0f} | "
+            f"{_spread(ratios(rates['luminode'], rates['storescu']))} |"
+        )
+    yield ""
+
+
+def _turnaround(section: dict[str, Any]) -> Iterator[str]:
+    yield "## From the last slice to the PACS\n"
+    yield _run(section)
+    yield (
+        f"{section['n']} CT slices of {section['size']} x {section['size']} at {section['pace']:.0f} a second, "
+        f"`{section['engine']}`, a DCMTK storescp as PACS; seconds after the last C-STORE response.\n"
+    )
+    yield "| series known to be complete and routed | first derived instance stored | last one stored |"
+    yield "|---|---|---|"
+    for one in section["runs"]:
+        yield f"| {one['routed']:.2f} | {one['first_derived']:.2f} | {one['total']:.2f} |"
+    yield ""
+
+
+def _engine(section: dict[str, Any]) -> Iterator[str]:
+    yield "## The engine alone\n"
+    yield _run(section)
+    yield (
+        "The front door with survey, guards and checks, beside its core (ONNX Runtime) on the same tensors, "
+        "in one process; decoding, encoding and writing are not in it.\n"
+    )
+    yield "| engine | core ms a slice | whole ms a slice | whole rate to core's |"
+    yield "|---|---|---|---|"
+    for name, one in section["engines"].items():
+        yield (
+            f"| {name}, {one['modality']} {one['rows']} x {one['rows']}, {one['threads']} threads | "
+            f"{median(one['core_ms']):.1f} | {median(one['whole_ms']):.1f} | "
+            f"{_spread(ratios(one['core_ms'], one['whole_ms']))} |"
+        )
+    yield ""
+
+
+def _bars(sections: dict[str, Any]) -> Iterator[str]:
+    cases = {
+        name: case
+        for part in ("door", "associations")
+        for name, case in sections.get(part, {}).get("cases", {}).items()
+    }
+    for name, beside, least, aim in BARS:
+        found = cases.get(name, {}).get("receivers", {})
+        if beside in found:
+            ratio = median(ratios(found["luminode"]["rates"], found[beside]["rates"]))
+            bar = f"at least {least:g} x" + (f", aim {aim:g} x" if aim > least else "")
+            yield _bar(f"{cases[name]['told']}: to {NAMES[beside]}", f"{ratio:.2f} x", bar, ratio >= least)
+    if "idle" in sections.get("associations", {}):
+        one = sections["associations"]["idle"]
+        told = f"{one['n']} idle associations"
+        yield _bar(
+            told, f"{one['percent']:.1f} %", f"under {IDLE_BAR:g} % of a core", one["percent"] < IDLE_BAR
+        )
+    for name, rates in sections.get("sender", {}).get("to", {}).items():
+        ratio = median(ratios(rates["luminode"], rates["storescu"]))
+        told = f"sending to {NAMES[name]}: to storescu"
+        yield _bar(told, f"{ratio:.2f} x", f"at least {SENDER_BAR:g} x", ratio >= SENDER_BAR)
+    if "turnaround" in sections:
+        total = median(one["total"] for one in sections["turnaround"]["runs"])
+        bar = f"at most {TURNAROUND_BAR_S:g} s"
+        yield _bar("last slice to PACS", f"{total:.1f} s", bar, total <= TURNAROUND_BAR_S)
+    for name, one in sections.get("engine", {}).get("engines", {}).items():
+        ratio = median(ratios(one["core_ms"], one["whole_ms"]))
+        yield _bar(
+            f"{name}: to its core", f"{ratio:.2f} x", f"at least {ENGINE_BAR:g} x", ratio >= ENGINE_BAR
+        )
+
+
+def _bar(told: str, measured: str, bar: str, met: bool) -> str:
+    return f"| {told} | {measured} | {bar} | {'met' if met else '**not met**'} |"

@@ -1,0 +1,50 @@
+"""``make bench`` runs through: tiny counts, every section but the engines' hours; no time is asserted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.bench import __main__ as bench
+from tests.bench import door as doors
+from tests.bench.page import BARS, page
+from tests.bench.traffic import CT512, Template, part10
+from tests.peers import needs
+
+
+def test_the_harness_makes_its_page(tmp_path: Path) -> None:
+    needs("storescp", "storescu")
+    given = ["--only", "door,associations,sender", "--scale", "0.01", "--rounds", "1", "--out", str(tmp_path)]
+    given += ["--dir", str(tmp_path), "--cases", "mr200,four,each120"]
+    assert bench.main(given) == 0
+    results = json.loads((tmp_path / "performance.json").read_text())
+    door = results["sections"]["door"]["cases"]
+    assert set(door) == {"mr200", "four"}
+    assert all(
+        rate > 0 for case in door.values() for one in case["receivers"].values() for rate in one["rates"]
+    )
+    text = (tmp_path / "performance.md").read_text()
+    assert text == page(results)
+    assert "Luminode" in text
+    assert text.count("| met |") + text.count("| **not met** |") >= 3
+
+
+def test_every_bar_belongs_to_a_case_and_a_receiver_that_runs() -> None:
+    cases = {case.name: case for case in (*doors.DOOR, *doors.ASSOCIATIONS)}
+    assert all(beside in cases[name].who and "luminode" in cases[name].who for name, beside, _, _ in BARS)
+
+
+def test_numbered_messages_differ_in_the_uid_alone() -> None:
+    template = Template(CT512, 7)
+    one, two = bytes(template.numbered(1)), bytes(template.numbered(23456))
+    assert len(one) == len(two)
+    assert one.replace(b".00001", b".23456") == two
+    assert one == bytes(Template(CT512, 7).numbered(1))
+    assert part10(CT512, "1.2", "1.3", 7)[128:132] == b"DICM"
+
+
+def test_an_unknown_section_is_refused() -> None:
+    with pytest.raises(SystemExit):
+        bench.arguments(["--only", "door,walls"])
