@@ -34,10 +34,7 @@ def published(store: Store, uid: str, series: str, content: bytes, **more: Any) 
 def tables(store: Store) -> list[list[dict[str, Any]]]:
     with store.database.read() as connection:
         return [
-            [
-                dict(row._mapping)
-                for row in connection.execute(select(*table.__table__.columns).order_by(*by))
-            ]
+            [dict(row._mapping) for row in connection.execute(select(*table.__table__.columns).order_by(*by))]
             for table, by in (
                 (InstanceRow, [InstanceRow.sop_instance_uid, InstanceRow.sha256]),
                 (SeriesRow, [SeriesRow.series_uid, SeriesRow.generation]),

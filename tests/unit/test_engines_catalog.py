@@ -144,7 +144,7 @@ def test_runtimes_of_learned_engines(zoo: Path) -> None:
     for runtime in ("auto", "onnx"):
         result = catalog.load("ct-sample", runtime).enhance(laws.stack("CT"), Params(strength=1.0))
         assert (result.runtime, result.device) == ("onnx", "cpu")
-    with pytest.raises(RuntimeUnavailable, match="TensorRT|no GPU"):
+    with pytest.raises(RuntimeUnavailable, match=r"TensorRT|no GPU"):
         catalog.load("ct-sample", "tensorrt")
 
 

@@ -244,7 +244,8 @@ def _ct_example(
 
     def measured(values: Floats) -> Floats:
         noisy = values + added
-        return np.maximum(np.rint(noisy) if rounded else noisy, np.float32(-1024.0))
+        above: Floats = np.maximum(np.rint(noisy) if rounded else noisy, np.float32(-1024.0))
+        return above
 
     noisy = measured(held.clean)
     target = (noisy[1:2] - held.clean[1:2]) / np.float32(100)
