@@ -247,9 +247,7 @@ def _story(connection: Connection, uid: str) -> Story:
     deliveries = connection.execute(
         rows.whole(DeliveryRow)
         .where(
-            or_(
-                DeliveryRow.derived_id.in_([d.id for d in derived]), DeliveryRow.series_id.in_(series_ids)
-            )
+            or_(DeliveryRow.derived_id.in_([d.id for d in derived]), DeliveryRow.series_id.in_(series_ids))
         )
         .order_by(DeliveryRow.id)
     )
