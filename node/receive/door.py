@@ -87,11 +87,8 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
         self.dul._idle_timer = MonotonicTimer(timeouts.network)
         self.requestor.address_info = AddressInformation.from_tuple(client)
         self.acceptor.address_info = AddressInformation.from_tuple(server)
-        self.acceptor.maximum_length = house.terms.node.max_pdu
-        self.acceptor.ae_title = house.terms.node.ae_title
-        self.acceptor.implementation_class_uid = ae.implementation_class_uid
-        self.acceptor.implementation_version_name = ae.implementation_version_name
-        self._wire = wire.Wire(house.terms.node.max_pdu)
+        self._largest_pdu = house.terms.node.max_pdu
+        self._wire = wire.Wire(self._largest_pdu)
         self._messages: Messages | None = None
         self._accepted: Accepted | None = None
         self._buffer = memoryview(b"")
@@ -374,12 +371,17 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
     def _accept(self, request: Any, terms: Terms, raw: bytes) -> Accepted:
         """Negotiate and send the A-ASSOCIATE-AC, or send again what was negotiated with the same request."""
         accepted = self._accepted
-        if accepted is not None and accepted.terms is terms:
+        same_pdus = self._largest_pdu == terms.node.max_pdu  # else the terms changed since the peer connected
+        if accepted is not None and accepted.terms is terms and same_pdus:
             self.dul.socket.send(accepted.answer)
             self.dul.state_machine.transition("Sta6")  # AE-7
             self.is_established = True
             self._pump()
             return accepted
+        self.acceptor.maximum_length = self._largest_pdu
+        self.acceptor.ae_title = terms.node.ae_title
+        self.acceptor.implementation_class_uid = self.ae.implementation_class_uid
+        self.acceptor.implementation_version_name = self.ae.implementation_version_name
         self.acceptor.supported_contexts = terms.contexts.supported(
             request.presentation_context_definition_list
         )
@@ -394,7 +396,8 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
                 for cx in self.accepted_contexts
             },
         )
-        self._house.known.keep(raw, accepted)
+        if same_pdus:
+            self._house.known.keep(raw, accepted)
         return accepted
 
     def _admit(self, terms: Terms, calling: str, called: str, request: Any) -> Rejection | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from typing import Final
 
 from node.dicom.ours import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
@@ -20,17 +21,23 @@ def head(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) ->
     A function of its arguments alone: no AE titles and no times, they are in the database. The preamble is
     zero (it may not smuggle a program). Private Information (0002,0102) fills the room that is left.
     """
-    meta = (
-        _element(0x0001, b"OB", b"\0\1")
-        + _element(0x0002, b"UI", _uid(sop_class_uid))
-        + _element(0x0003, b"UI", _uid(sop_instance_uid))
-        + _element(0x0010, b"UI", _uid(transfer_syntax_uid))
+    before, after = _constant(sop_class_uid, transfer_syntax_uid)
+    meta = before + _element(0x0003, b"UI", _uid(sop_instance_uid)) + after
+    meta += _element(0x0102, b"OB", bytes(_ROOM - len(meta) - 12))
+    return bytes(128) + b"DICM" + struct.pack("<HH2sHL", 2, 0, b"UL", 4, len(meta)) + meta
+
+
+@lru_cache(maxsize=256)
+def _constant(sop_class_uid: str, transfer_syntax_uid: str) -> tuple[bytes, bytes]:
+    """What stands before and after the SOP Instance UID: the same for every slice of a series."""
+    before = _element(0x0001, b"OB", b"\0\1") + _element(0x0002, b"UI", _uid(sop_class_uid))
+    after = (
+        _element(0x0010, b"UI", _uid(transfer_syntax_uid))
         + _element(0x0012, b"UI", _uid(IMPLEMENTATION_CLASS_UID))
         + _element(0x0013, b"SH", _even(IMPLEMENTATION_VERSION_NAME.encode("ascii"), b" "))
         + _element(0x0100, b"UI", _uid(IMPLEMENTATION_CLASS_UID))
     )
-    meta += _element(0x0102, b"OB", bytes(_ROOM - len(meta) - 12))
-    return bytes(128) + b"DICM" + struct.pack("<HH2sHL", 2, 0, b"UL", 4, len(meta)) + meta
+    return before, after
 
 
 def _uid(text: str) -> bytes:
