@@ -34,7 +34,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         invariant="R2",
         what="the folder is not synced after the rename",
         file=_SPOOL,
-        old="                sync_folder(self.root / folder)\n",
+        old="                sync_folder(self._root + folder)\n",
         new="",
         test=_CUTS,
     ),
