@@ -140,7 +140,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         invariant="R21",
         what="an abort with an odd source is given to the state machine",
         file=_DOOR,
-        old="                raw = _ABORT\n",
+        old="                raw = _ABORT if pdu.kind == wire.ABORT else raw\n",
         new="                raw = pdu.raw\n",
         test=_test("fuzz", "no_conversation_stops_the_node_or_is_told_what_is_not_so"),
     ),
