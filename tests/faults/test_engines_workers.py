@@ -116,7 +116,7 @@ def test_a_device_error_ends_the_process_with_its_own_status(make: MakeBench) ->
 
 def test_a_poison_series_is_held_and_the_rest_goes_on(make: MakeBench) -> None:
     """R42. It kills every worker; its count survives a restart of everything; one verb brings it back."""
-    n = count(12, 50)
+    n = count(8, 50)
     bench = make()
     jobs = bench.series(n)
     poison = jobs[n // 3]
