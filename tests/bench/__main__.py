@@ -76,7 +76,7 @@ def measure(section: str, args: argparse.Namespace) -> Result:
         found = out.sender(max(int(300 * args.scale), 4), args.rounds, args.seed, args.dir, tell)
     elif section == "turnaround":
         n = max(int(300 * args.scale), 8)
-        size = 512 if args.scale >= 1 else 64
+        size = 512 if args.scale >= 1 else 256
         found = out.turnaround(n, size, args.engine, min(args.rounds, 3), args.dir, tell)
     else:
         found = {"engines": out.engine(ENGINES, args.rounds, tell, side=0 if args.scale >= 1 else 64)}

@@ -124,8 +124,9 @@ def _since(at: datetime, last: float) -> float:
 
 def _all_sent(store: Store) -> bool:
     jobs = store.jobs.list()
-    if any(job.state in (JobState.HELD, JobState.FAILED) for job in jobs):
-        raise RuntimeError("the job was held or failed")
+    stuck = [job for job in jobs if job.state in (JobState.HELD, JobState.FAILED)]
+    if stuck:
+        raise RuntimeError(f"the job is {stuck[0].state}: {stuck[0]}")
     told = store.deliveries.list()
     return bool(told) and all(each.state is DeliveryState.SENT for each in told)
 

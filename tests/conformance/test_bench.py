@@ -28,7 +28,28 @@ def test_the_harness_makes_its_page(tmp_path: Path) -> None:
     text = (tmp_path / "performance.md").read_text()
     assert text == page(results)
     assert "Luminode" in text
-    assert text.count("| met |") + text.count("| **not met** |") >= 3
+    bars = text.partition("## Bars")[2]
+    assert sum(bars.count(f"| {verdict} |") for verdict in ("met", "**not met**", "open: busy machine")) >= 3
+
+
+def test_a_busy_machine_decides_nothing() -> None:
+    rates = {
+        name: {"rates": [rate], "cpu_ms": [1.0], "peak_mb": 1.0}
+        for name, rate in (("luminode", 1.0), ("forking", 9.0))
+    }
+    case = {"told": "some", "n": 1, "receivers": rates}
+    made = {
+        "at": "",
+        "command": "",
+        "commit": "",
+        "cores": 2,
+        "processor": "",
+        "memory_gb": 1.0,
+        "python": "",
+    }
+    for load, verdict in ((0.2, "**not met**"), (3.0, "open: busy machine")):
+        told = {"made": {**made, "filesystem": "", "load": load}, "cases": {"four": case}}
+        assert f"| at least 0.75 x, aim 1 x | {verdict} |" in page({"sections": {"door": told}})
 
 
 def test_every_bar_belongs_to_a_case_and_a_receiver_that_runs() -> None:
