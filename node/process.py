@@ -39,19 +39,36 @@ def tell_systemd(state: str) -> bool:
     return True
 
 
+_kept: list[socket.socket] = []
+"""The end of a pipe that the interpreter writes signals into: it lives as long as the process."""
+
+
 def stop_on_signals(stop: threading.Event, reload: Callable[[], None] | None = None) -> None:
-    """SIGTERM and SIGINT set ``stop``; SIGHUP calls ``reload``."""
+    """SIGTERM and SIGINT set ``stop``; SIGHUP calls ``reload``. To be called by the main thread.
 
-    def ask(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
+    A handler runs in the middle of whatever the main thread does, and where that is about to wait for ``stop``, it
+    holds the very lock that setting it takes: it would wait for itself for ever. So the handlers do nothing, and a
+    thread acts on the numbers that the interpreter writes down as signals come.
+    """
 
-    def again(_number: int, _frame: FrameType | None) -> None:
-        if reload is not None:
-            reload()
+    def nothing(_number: int, _frame: FrameType | None) -> None:
+        return
 
-    signal.signal(signal.SIGTERM, ask)
-    signal.signal(signal.SIGINT, ask)
-    signal.signal(signal.SIGHUP, again)
+    def listen() -> None:
+        while numbers := heard.recv(64):
+            for number in numbers:
+                if number in (signal.SIGTERM, signal.SIGINT):
+                    stop.set()
+                elif number == signal.SIGHUP and reload is not None:
+                    reload()
+
+    heard, told = socket.socketpair()
+    told.setblocking(False)
+    _kept[:] = [told]
+    signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, nothing)
+    threading.Thread(target=listen, name="signals", daemon=True).start()
 
 
 def show_gpu(device: str | None) -> None:

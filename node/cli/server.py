@@ -5,7 +5,6 @@ What a verb needs is imported when it runs: a quick verb does not wait for what 
 
 from __future__ import annotations
 
-import signal
 import threading
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +14,7 @@ import typer
 from node.app.supervise import ROLES, Supervisor
 from node.cli.common import ConfigOption, config_file, err, out
 from node.log import configure
+from node.process import stop_on_signals
 
 
 def register(app: typer.Typer) -> None:
@@ -81,8 +81,7 @@ def pacs(
 
     configure("info")
     stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    signal.signal(signal.SIGINT, lambda *_: stop.set())
+    stop_on_signals(stop)
     server = Pacs(folder, ae_title, host, port, move_to=_peers(move_to or []))
     server.start()
     out.print(

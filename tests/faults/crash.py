@@ -350,7 +350,10 @@ class Ward:
         return encoded(_number(uid), int(uid.rpartition(".")[2]) - 1, n=self.scanners[0].n_slices)
 
     def _fault(self, what: str) -> None:
-        self.tally.faults.append(f"{self.folder.name}: {what}; lives: {', '.join(self.lives)}")
+        told = f"{self.folder.name}: {what}; lives: {', '.join(self.lives)}"
+        self.tally.faults.append(told)
+        with (self.folder / "faults").open("a", encoding="utf-8") as file:  # the folder stays
+            file.write(told + "\n")
 
 
 def _number(uid: str) -> int:

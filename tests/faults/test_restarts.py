@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from datetime import timedelta
@@ -19,7 +21,7 @@ from tests.faults.nursery import Child, Nursery
 from tests.faults.scale import SEED, count
 from tests.faults.scanners import Log, Scanner, at_work, series_uid
 from tests.peers import StoreScp, listens, needs, wait_until
-from tests.pipeline.harness import Node, make_node
+from tests.pipeline.harness import REPOSITORY, Node, make_node
 from tests.storing import received
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(900)]
@@ -200,3 +202,41 @@ def _fill(node: Node, n: int) -> None:
             assert len(batch) == 250
         for series in store.series.open_series():
             assert store.series.close(series.id, "count", series.last_received_at + timedelta(seconds=1))
+
+
+WORST_MOMENT = """
+import signal, sys, threading
+from node.process import stop_on_signals
+
+stop = threading.Event()
+stop_on_signals(stop)
+release = threading.Condition._release_save
+
+
+def in_the_middle(condition):
+    if condition is stop._cond:  # the main thread holds the lock that setting the event wants
+        signal.raise_signal(signal.SIGTERM)
+    return release(condition)
+
+
+threading.Condition._release_save = in_the_middle
+sys.exit(0 if stop.wait(20) else 1)
+"""
+
+
+def test_a_stop_that_comes_at_the_worst_moment_is_heard() -> None:
+    """A handler runs in the middle of whatever the main thread does; one that takes a lock may wait for itself."""
+    try:
+        status = subprocess.run(
+            [sys.executable, "-c", WORST_MOMENT], cwd=REPOSITORY, timeout=40, check=False
+        ).returncode
+    except subprocess.TimeoutExpired:
+        status = -1
+    record(
+        "R11",
+        load="SIGTERM at the moment at which the main thread holds the lock of the event that it waits for",
+        count=1,
+        result="heard" if status == 0 else "the process waits for itself for ever",
+        ok=status == 0,
+    )
+    assert status == 0
