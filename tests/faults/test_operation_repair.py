@@ -35,7 +35,7 @@ from tests.peers import StoreScp, free_port, needs, wait_until
 from tests.pipeline.harness import REPOSITORY, Node
 from tests.postgres import told
 from tests.receiving import config, house
-from tests.senders import CT, data_set
+from tests.senders import CT, EXPLICIT, associate_rq, data_set
 from tests.storing import NOW, closed_series, made, outbox, queued, received
 
 pytestmark = pytest.mark.timeout(600)
@@ -467,18 +467,16 @@ def test_nothing_unsent_is_removed_however_full_the_disk_is(store: Store) -> Non
         received_before=utc() + timedelta(days=9), derived_before=utc() + timedelta(days=9), at=utc()
     )
     after = {f.path for f in store.spool.walk()}
-    refused = 0
     with house(store, settings) as door, door.peer() as peer:
-        peer.associate(CT)
-        refused = peer.store("1.2.9.1", data_set("1.2.9.1")).status
-        peer.release()
-    ok = after >= before and refused == 0xA700
+        kind, body = peer.ask(associate_rq([(1, CT, [EXPLICIT])]))
+    answered = (kind, *body[1:4])
+    ok = after >= before and answered == (3, 2, 3, 2)
     ledger.record(
         "R58",
         load=f"{store.database.kind}, keep 0 s, refuse_below over what the disk has: {n} series open, closed, queued, "
         "held, failed or not delivered",
         count=n,
-        result=f"{len(before - after)} of {len(before)} files removed; a new slice is answered {refused:04X}",
+        result=f"{len(before - after)} of {len(before)} files removed; a new job is rejected: {answered[1:]}",
         ok=ok,
         lost=len(before - after),
     )

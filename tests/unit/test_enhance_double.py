@@ -141,7 +141,7 @@ def test_a_phantom_on_files(engine: Engine, modality: str, tmp_path: Path) -> No
 
 
 def test_from_the_command_line(catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tools.Catalog, "default", classmethod(lambda _cls, _extra=(): catalog))
+    monkeypatch.setattr(tools.Catalog, "default", classmethod(lambda _cls, _extra=(), **_: catalog))
     write_series(small_ct(seed=3, n_slices=4, size=192, noise_hu=15.0), tmp_path / "in")
     told = luminode("enhance", tmp_path / "in", "-e", "ct-detail", "-o", tmp_path / "out")
     assert told.status == 0, told.err
