@@ -138,6 +138,9 @@ class Housekeeper:
             for name, (_, trigger) in self._tasks.items():
                 self._scheduler.reschedule_job(name, trigger=trigger())
             try:
+                if step < 0:
+                    self._store.jobs.shorten_pauses(_now(), step)
+                    self._store.deliveries.shorten_pauses(_now(), step)
                 self._store.events.add("warning", "clock.stepped", {"by_s": round(step)}, _now())
             except NodeError as e:
                 log.error("event.unrecorded", because=type(e).__name__)

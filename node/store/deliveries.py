@@ -266,6 +266,11 @@ class Deliveries:
                 ).scalars()
             )
 
+    def shorten_pauses(self, now: datetime, step_s: float) -> int:
+        """After a step of the clock by ``step_s`` < 0: see `moves.shorten_pauses`."""
+        with self._db.write() as connection:
+            return moves.shorten_pauses(connection, DeliveryRow, DeliveryState.PENDING, now, step_s)
+
     def retry(self, delivery_id: int, at: datetime) -> None:
         """A person's retry: SENT, FAILED or CANCELLED -> PENDING. A delivery that was SENT is sent anew,
         whole; one that failed goes on with what is missing.

@@ -214,6 +214,11 @@ class Jobs:
                     _tell_failure(connection, row.id, JobState.HELD, failure, {}, now)
             return [row.id for row in expired]
 
+    def shorten_pauses(self, now: datetime, step_s: float) -> int:
+        """After a step of the clock by ``step_s`` < 0: see `moves.shorten_pauses`."""
+        with self._db.write() as connection:
+            return moves.shorten_pauses(connection, JobRow, JobState.QUEUED, now, step_s)
+
     def retry(self, job_id: int, at: datetime) -> None:
         """A person's retry: DONE, FAILED, HELD or CANCELLED -> QUEUED, attempts counted afresh.
 

@@ -101,6 +101,23 @@ def due(table: Leased, waiting: StrEnum, working: StrEnum, now: datetime) -> Any
     return or_(waits, and_(table.state == working.value, ran_out))
 
 
+def shorten_pauses(
+    connection: Connection, table: Leased, waiting: StrEnum, now: datetime, step_s: float
+) -> int:
+    """The clock was put back by ``-step_s`` seconds: what waits for a time is due that much earlier; returns how
+    much of it there is. What was put off by the new clock already is only tried sooner."""
+    step = timedelta(seconds=step_s)
+    ahead = select(table.id, table.not_before).where(table.state == waiting.value, table.not_before > now)
+    found = connection.execute(ahead).all()
+    for row in found:
+        connection.execute(
+            update(table)
+            .where(table.id == row.id, table.state == waiting.value)
+            .values(not_before=max(now, row.not_before + step))
+        )
+    return len(found)
+
+
 def claim(
     connection: Connection,
     table: Leased,

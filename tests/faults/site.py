@@ -22,7 +22,7 @@ from tests.senders import CT, Peer
 
 CONFIG = """\
 node: {{listen: "127.0.0.1:{port}", accept_from: {accept}}}
-store: {{spool: spool, database: "{database}", refuse_below: {refuse_below}}}
+store: {{spool: spool, database: "{database}", refuse_below: {refuse_below}, keep: {{{keep}}}}}
 series: {{quiet_after: {quiet_after}, settle: 300ms}}
 engines: {{ct: {{engine: identity}}}}
 destinations: {{pacs: {destination}}}
@@ -49,6 +49,7 @@ def site(
     quiet_after: str = "3s",
     refuse_below: str = "100MB",
     port: int = 0,
+    keep: str = "",
 ) -> Node:
     """A node in a folder of its own, not started."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,7 +59,7 @@ def site(
     config.write_text(
         CONFIG.format(
             port=port, accept=accept, database=url, destination=destination, quiet_after=quiet_after,
-            refuse_below=refuse_below,
+            refuse_below=refuse_below, keep=keep,
         )
     )  # fmt: skip
     here = database or f"sqlite:///{folder}/luminode.db"

@@ -20,6 +20,7 @@ import pytest
 import node.housekeep
 from node.gather.complete import Ladder, SeriesView, judge
 from node.housekeep import Every, Housekeeper
+from node.model import JobState
 from node.store import Store
 from node.store import clock as clocks
 from node.store.clock import SETTLES_S, Watch
@@ -117,7 +118,12 @@ def test_a_clock_that_is_set_changes_no_outcome(tmp_path: Path, monkeypatch: pyt
         jumps = jumps[:2]
     port = free_port()
     clock = Clock(tmp_path / "clock", monkeypatch)
-    node = site(tmp_path / "node", destination=dimse(port), quiet_after=f"{QUIET_S}s")
+    node = site(
+        tmp_path / "node",
+        destination=dimse(port),
+        quiet_after=f"{QUIET_S}s",
+        keep="received: forever, derived: forever",  # what is done is old after a step of 400 days, and would go
+    )
     log = Log()
     waits: list[float] = []
     arrived: list[str] = []
@@ -190,6 +196,20 @@ def test_no_lease_is_taken_over_right_after_a_step(
     later = jobs.claim("other", 30, stepped + timedelta(seconds=31))
     assert later is not None, "who stopped beating is taken over, as ever"
     assert later.attempt == 2
+
+
+def test_a_pause_does_not_grow_when_the_clock_is_put_back(store: Store) -> None:
+    outbox(store)
+    queued(store, series=2)
+    job, delivery = store.jobs.claim("w", 30, NOW), store.deliveries.claim("d", 60, NOW)
+    assert job is not None
+    assert delivery is not None
+    store.jobs.fail(job.id, "w", 1, "no room", JobState.QUEUED, NOW, not_before=after(20))
+    store.deliveries.retry_later(delivery.id, "d", 1, after(20), "nobody listens there")
+    for room in (store.jobs, store.deliveries):
+        room.shorten_pauses(after(-3595), -3600.0)
+        assert room.claim("x", 30, after(-3581)) is None, "the rest of the pause stays"
+        assert room.claim("x", 30, after(-3579)) is not None
 
 
 def test_ages_are_told_without_the_steps_between() -> None:

@@ -118,6 +118,7 @@ class Editor:
             self.put(self.good())
             self.path.chmod(0)
             return
+        self.put("")
         self.path.unlink()
         if self.chance.random() < 0.5:
             self.path.symlink_to(self.path.name)
