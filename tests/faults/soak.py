@@ -23,6 +23,7 @@ from tempfile import mkdtemp
 
 import psutil
 
+from tests.faults import ledger
 from tests.faults.scale import SEED
 from tests.faults.site import Shift, child, dimse, open_files, settle, site
 from tests.peers import StoreScp
@@ -236,6 +237,22 @@ class Soak:
         return [s for s in whole if s.at_s > self.seconds / 6 and s.processes == usual]
 
 
+def tell(found: Soaked) -> None:
+    """Put a soak on record."""
+    strokes = ", ".join(f"{n} x {what}" for what, n in found.strokes.items())
+    ledger.record(
+        "R60",
+        load=f"{found.seconds:.0f} s, 3 scanners at 5 slices/s, a connection and a C-ECHO a second; {strokes}",
+        count=found.acknowledged,
+        result=f"slopes per hour: RSS {found.rss_mb_per_h} MB of {found.rss_mb}, fds {found.fds_per_h}, threads "
+        f"{found.threads_per_h}; {found.tmp_at_end} files left in tmp, p99 of an answer {found.p99_s} s, "
+        f"{found.probes_failed} of {found.probes} probes failed, drained in {found.drained_s} s",
+        ok=found.ok,
+        lost=found.lost,
+        extra=found.extra,
+    )
+
+
 def sample(node: Node, at_s: float) -> Sample:
     """All processes of a node together."""
     rss = fds = threads = n = 0
@@ -269,6 +286,7 @@ def main() -> None:
     folder = Path(mkdtemp(prefix="soak"))
     soak = Soak(folder=folder, seconds=given.seconds, nemesis_s=given.nemesis, seed=given.seed)
     told = soak.run()
+    tell(told)
     (folder / "samples.json").write_text(json.dumps([asdict(s) for s in soak.samples]))
     print(json.dumps({**asdict(told), "folder": str(folder)}, indent=2))
 

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import ledger
 from tests.faults.scale import count
-from tests.faults.soak import Sample, Soak, _slope
+from tests.faults.soak import Sample, Soak, _slope, tell
 from tests.peers import needs
 
 
@@ -19,18 +18,7 @@ def test_a_soak_loses_nothing_and_grows_nowhere(tmp_path: Path) -> None:
     needs("storescp")
     soak = Soak(folder=tmp_path, seconds=count(20, 3600), nemesis_s=count(6, 180))
     found = soak.run()
-    strokes = ", ".join(f"{n} x {what}" for what, n in found.strokes.items())
-    ledger.record(
-        "R60",
-        load=f"{found.seconds:.0f} s, 3 scanners at 5 slices/s, a connection and a C-ECHO a second; {strokes}",
-        count=found.acknowledged,
-        result=f"slopes per hour: RSS {found.rss_mb_per_h} MB of {found.rss_mb}, fds {found.fds_per_h}, threads "
-        f"{found.threads_per_h}; {found.tmp_at_end} files left in tmp, p99 of an answer {found.p99_s} s, "
-        f"{found.probes_failed} of {found.probes} probes failed, drained in {found.drained_s} s",
-        ok=found.ok,
-        lost=found.lost,
-        extra=found.extra,
-    )
+    tell(found)
     assert found.ok, found
     assert len(found.strokes) >= count(2, 6)
     assert found.acknowledged >= count(30, 15_000)

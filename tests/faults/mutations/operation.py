@@ -77,6 +77,14 @@ MUTATIONS: tuple[Mutation, ...] = (
         test=f"{_CLOCK}::test_a_sign_from_the_future_keeps_no_series_open",
     ),
     Mutation(
+        invariant="R53",
+        what="what waits for a time waits for the old one when the clock is put back",
+        file="node/store/moves.py",
+        old="            .values(not_before=max(now, row.not_before + step))\n",
+        new="            .values(not_before=row.not_before)\n",
+        test=f"{_CLOCK}::test_a_pause_does_not_grow_when_the_clock_is_put_back",
+    ),
+    Mutation(
         invariant="R54",
         what="every node runs every task",
         file="node/housekeep.py",
