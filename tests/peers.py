@@ -3,6 +3,8 @@ free port of the loopback and is gone at the end."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -23,11 +25,23 @@ IMPLICIT, EXPLICIT, BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.
 DEFLATED, J2K_LOSSLESS = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.90"
 
 
+_NEXT = itertools.count()
+
+
 def free_port() -> int:
-    """A TCP port of the loopback on which nobody listens."""
-    with socket.socket() as s:
-        s.bind((HOST, 0))
-        return int(s.getsockname()[1])
+    """A TCP port of the loopback on which nobody listens, and that no connection is given by chance.
+
+    It lies below the ports from which the kernel takes those of clients: one of these would be somebody's before the
+    peer listens on it. Each process of the tests goes through a row of its own.
+    """
+    first, n_rows, row = 12000, 64, os.getpid() % 64
+    for _ in range(320):
+        port = first + row + n_rows * (next(_NEXT) % 320)
+        with socket.socket() as s, contextlib.suppress(OSError):
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            s.bind((HOST, port))
+            return port
+    raise AssertionError("no port is free")
 
 
 def wait_until(

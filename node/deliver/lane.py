@@ -94,6 +94,7 @@ class Lane:
         self._tries: dict[tuple[int, datetime], Tries] = {}
         self._wake = threading.Event()
         self._last = 0
+        self._doubtful = False
         self._line: tuple[Any, Line] | None = None
         self.current: Delivery | None = None
         what = "originals" if originals else "lane"
@@ -168,13 +169,16 @@ class Lane:
             store.deliveries.postpone(delivery.id, again)
             return True
         self.current = delivery
+        self._doubtful = False
         try:
             self._try(delivery, _Way(where=where, known=known, patience=patience))
         finally:
             self.current = None
             self._watchers.tried(known)
-        # Those that grow at the same time take turns; after trouble the oldest is first again.
-        self._last = delivery.id if self._originals and not known.breaker.failures else 0
+        # Those that grow at the same time take turns. Of a destination that is away the oldest is tried first; where it
+        # was there and broke off, another: the oldest may hold the one instance that it always breaks off at.
+        turns = self._originals and not known.breaker.failures
+        self._last = delivery.id if turns or self._doubtful else 0
         return True
 
     def _try(self, delivery: Delivery, way: _Way) -> None:
@@ -230,6 +234,7 @@ class Lane:
         verdict = judge(attempt, tries, way.patience, age_s=age_s, chance=random.random())
         if verdict.next in (Next.RETRY, Next.RELEASE):
             self._tries[key] = verdict.tries
+        self._doubtful = verdict.health is Health.DOUBTFUL
         self._watchers.heed(verdict.health, way.where.endpoint, way.known, delivery, error)
         self._write(delivery, way, verdict, attempt, self._clock.monotonic() - started)
 

@@ -141,6 +141,19 @@ def test_lost_answers_are_sent_again_never_skipped_never_failed(
     assert sqlite_store.deliveries.list([DeliveryState.FAILED]) == []
 
 
+def test_two_poisoned_series_hold_up_no_third(sqlite_store: Store, scripted: Scripted) -> None:
+    """Twice broken off looks like a destination that is away, and the oldest would be tried for ever."""
+    store, poisons = sqlite_store, {delivery_uid(0, 1), delivery_uid(1, 1)}
+    scp = scripted(store=lambda _n, uid: ABORT if uid in poisons else 0)
+    made = [d for n in range(4) for d in delivery(store, {"pacs": scp.settings(retry=FAST)}, 1, series=n)]
+    with running(store):
+        until_sent(store, made[2:])
+        assert {d.state for d in store.deliveries.list() if d.id in {m.id for m in made[:2]}} <= {
+            DeliveryState.PENDING,
+            DeliveryState.SENDING,
+        }
+
+
 def test_an_instance_at_which_a_pacs_always_breaks_off_holds_up_nothing_else(
     sqlite_store: Store, scripted: Scripted
 ) -> None:
