@@ -44,6 +44,8 @@ class Sample:
     threads: int
     tmp: int
     processes: int
+    by_role: dict[str, float] = field(default_factory=dict)
+    """Resident MB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,7 +230,10 @@ class Soak:
     def _sample_on(self) -> None:
         while not self._over.wait(_SAMPLE_S):
             with suppress(psutil.Error, OSError, AssertionError):
-                self.samples.append(sample(self._node, time.monotonic() - self._began))
+                one = sample(self._node, time.monotonic() - self._began)
+                self.samples.append(one)
+                with (self.folder / "samples.jsonl").open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(asdict(one)) + "\n")
 
     def _calm(self) -> list[Sample]:
         strokes = [at for at, _ in self.strokes]
@@ -256,14 +261,20 @@ def tell(found: Soaked) -> None:
 def sample(node: Node, at_s: float) -> Sample:
     """All processes of a node together."""
     rss = fds = threads = n = 0
+    by_role: dict[str, float] = {}
     for process in node.tree():
         with suppress(psutil.Error):
-            rss += process.memory_info().rss
+            own, given = process.memory_info().rss, process.cmdline()
+            role = given[3] if given[1:3] == ["-m", "node.app"] else given[-1].rpartition(" ")[2][:20]
+            by_role[role] = round(own / 1e6, 2)
+            rss += own
             threads += process.num_threads()
             fds += open_files(process)
             n += 1
     tmp = len(list((node.folder / "spool" / "tmp").iterdir()))
-    return Sample(at_s=at_s, rss_mb=rss / 1e6, fds=fds, threads=threads, tmp=tmp, processes=n)
+    return Sample(
+        at_s=at_s, rss_mb=rss / 1e6, fds=fds, threads=threads, tmp=tmp, processes=n, by_role=by_role
+    )
 
 
 def _slope(samples: list[Sample], of: Callable[[Sample], float]) -> float:
@@ -287,7 +298,6 @@ def main() -> None:
     soak = Soak(folder=folder, seconds=given.seconds, nemesis_s=given.nemesis, seed=given.seed)
     told = soak.run()
     tell(told)
-    (folder / "samples.json").write_text(json.dumps([asdict(s) for s in soak.samples]))
     print(json.dumps({**asdict(told), "folder": str(folder)}, indent=2))
 
 
