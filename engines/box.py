@@ -7,12 +7,17 @@ window (windows of 2^k elements by doubling, then the binary digits of the width
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
 from engines.base import Floats, Mask
 
 Flat = npt.NDArray[np.float32]
+
+
+Span = Callable[[Flat, int, int, int, "Pool"], tuple[Flat, int]]
 
 
 class Pool:
@@ -70,6 +75,19 @@ def span_sum(values: Flat, n: int, count: int, stride: int, pool: Pool) -> tuple
     return total, n_total
 
 
+def span_least(values: Flat, n: int, count: int, stride: int, pool: Pool) -> tuple[Flat, int]:
+    """The least of ``count`` elements ``stride`` apart, as :func:`span_sum`: windows may overlap here."""
+    size = 1
+    while size < count:
+        shift = min(size, count - size) * stride
+        n -= shift
+        least = pool.take()
+        np.minimum(values[:n], values[shift : shift + n], out=least[:n])
+        pool.give(values)
+        values, size = least, size + shift // stride
+    return values, n
+
+
 def box_sum(values: Floats, radius: int) -> Floats:
     """Sum over windows of (2 radius + 1)^2 pixels around each pixel; nothing lies beyond the border.
 
@@ -91,6 +109,38 @@ def box_sum(values: Floats, radius: int) -> Floats:
     out = np.zeros(n_rows * wide, np.float32)
     out[:n] = sums[:n]
     return np.ascontiguousarray(out.reshape(n_rows, wide)[:, :n_columns])
+
+
+def window_sums(values: Floats, side: tuple[int, int], pool: Pool | None = None) -> Floats:
+    """Sum over every window of ``side`` (rows, columns) pixels inside the array, by its first corner.
+
+    Parameters
+    ----------
+    values
+        float32 (y, x), at least as large as a window.
+    pool
+        Of buffers that hold as many pixels; without it these are made anew.
+    """
+    return _windows(values, side, span_sum, pool)
+
+
+def window_least(values: Floats, side: tuple[int, int], pool: Pool | None = None) -> Floats:
+    """The least value of every window, as :func:`window_sums`."""
+    return _windows(values, side, span_least, pool)
+
+
+def _windows(values: Floats, side: tuple[int, int], over: Span, pool: Pool | None) -> Floats:
+    """Rows and columns laid in one line: windows that go over the end of a row are made and cut off."""
+    n_rows, n_columns = values.shape
+    pool = Pool(values.size) if pool is None else pool
+    flat = pool.take()
+    flat[: values.size].reshape(values.shape)[:] = values
+    flat, n = over(flat, values.size, side[1], 1, pool)
+    flat, n = over(flat, n, side[0], n_columns, pool)
+    lines = n_rows - side[0] + 1
+    out = flat[: lines * n_columns].reshape(lines, n_columns)[:, : n_columns - side[1] + 1].copy()
+    pool.give(flat)
+    return out
 
 
 def box_mean(values: Floats, radius: int, mask: Mask) -> Floats:

@@ -21,14 +21,10 @@ tests/laws.py. :func:`check` looks at the result once more, from the outside.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
-from scipy.ndimage import minimum_filter1d
 
 from engines.base import Card, Floats, Mask, Unit
-from engines.box import box_mean
+from engines.box import Pool, box_mean, window_least, window_sums
 from engines.errors import OutputImplausible
 from engines.sinc import complement
 
@@ -109,29 +105,50 @@ def region_side(spacing_mm: tuple[float, float, float]) -> tuple[int, int]:
     return max(1, rows), max(1, columns)
 
 
-def region_means(residual: Floats, valid: Mask, side: tuple[int, int]) -> npt.NDArray[np.float64]:
+def region_means(residual: Floats, valid: Mask, side: tuple[int, int]) -> Floats:
     """Mean of the residual over the valid voxels of every region inside the slice, by its first corner.
 
     Regions of which less than half is valid count as 0: nobody measures there.
     """
-    sums = _window_sums(residual, side)
-    if valid.all():
-        return sums / (side[0] * side[1])
-    counts = _window_sums(valid, side)
-    enough = counts >= 0.5 * side[0] * side[1]
-    return np.divide(sums, counts, out=np.zeros_like(sums), where=enough)
+    return Regions(valid, side).means(residual)
 
 
-def _window_sums(values: npt.NDArray[Any], side: tuple[int, int]) -> npt.NDArray[np.float64]:
-    rows, columns = side
-    n_rows, n_columns = values.shape
-    down = np.zeros((n_rows + 1, n_columns))
-    for i in range(n_rows):  # whole rows at once: three times as fast as cumsum along them
-        np.add(down[i], values[i], out=down[i + 1])
-    part = down[rows:] - down[:-rows]
-    across = np.zeros((part.shape[0], n_columns + 1))
-    np.cumsum(part, axis=1, out=across[:, 1:])
-    return np.asarray(across[:, columns:] - across[:, :-columns])
+class Regions:
+    """All regions of one size inside a slice, by their first corners.
+
+    Parameters
+    ----------
+    valid
+        bool (y, x).
+    side
+        Rows and columns of a region; one that is larger than the slice is the slice.
+    """
+
+    def __init__(self, valid: Mask, side: tuple[int, int]) -> None:
+        rows, columns = valid.shape
+        self._side = min(side[0], rows), min(side[1], columns)
+        self._padded = rows + self._side[0] - 1, columns + self._side[1] - 1
+        self._pool = Pool(self._padded[0] * self._padded[1])
+        self._counts = None
+        if not valid.all():
+            self._counts = window_sums(valid.astype(np.float32), self._side, self._pool)
+
+    def means(self, residual: Floats) -> Floats:
+        """See :func:`region_means`."""
+        rows, columns = self._side
+        sums = window_sums(residual, self._side, self._pool)
+        if self._counts is None:
+            sums /= np.float32(rows * columns)
+            return sums
+        enough = self._counts >= 0.5 * rows * columns
+        return np.divide(sums, self._counts, out=np.zeros_like(sums), where=enough)
+
+    def least(self, values: Floats, else_: float) -> Floats:
+        """For every pixel the least of the values of the regions that hold it, or ``else_`` if that is less."""
+        rows, columns = self._side
+        padded = np.full(self._padded, else_, np.float32)
+        padded[rows - 1 : rows - 1 + values.shape[0], columns - 1 : columns - 1 + values.shape[1]] = values
+        return window_least(padded, self._side, self._pool)
 
 
 SETTLING = 8
@@ -157,15 +174,16 @@ def hold_regions(
     largest
         Bound of the residual (G2), kept in every round.
     """
-    side = _inside(side, residual.shape)
+    regions, kept = Regions(valid, side), np.float32(0.9 * tolerance)
     for _ in range(SETTLING):
-        means = region_means(residual, valid, side)
+        means = regions.means(residual)
         if float(np.abs(means).max()) <= tolerance:
             return residual
-        excess = (means - np.clip(means, -0.9 * tolerance, 0.9 * tolerance)).astype(np.float32)
-        over = _least(np.minimum(-excess, 0), side, residual.shape, 0.0)
-        under = _least(np.minimum(excess, 0), side, residual.shape, 0.0)
-        moved = residual + over - under
+        excess = means - np.clip(means, -kept, kept)
+        over = regions.least(-np.maximum(excess, 0), 0.0)
+        under = regions.least(np.minimum(excess, 0), 0.0)
+        moved = residual + over
+        moved -= under
         residual = keep_invalid(bound(moved, np.float32(largest)), valid)
     return weaken_regions(residual, valid, side, tolerance)
 
@@ -182,30 +200,15 @@ def weaken_regions(
     """
     if worst is not None and worst <= 1.15 * tolerance:
         return residual if worst <= tolerance else residual * np.float32(tolerance / worst)
-    side = _inside(side, residual.shape)
+    regions = Regions(valid, side)
     for _ in range(3):
-        means = np.abs(region_means(residual, valid, side))
+        means = np.abs(regions.means(residual))
         if float(means.max()) <= 1.15 * tolerance:
             break  # a little less everywhere costs less than weights that vary: they make means of noise
-        weak = (tolerance / np.maximum(means, tolerance)).astype(np.float32)
-        residual = residual * _least(weak, side, residual.shape, 1.0)
-    worst = float(np.abs(region_means(residual, valid, side)).max())
+        weak = np.divide(np.float32(tolerance), np.maximum(means, np.float32(tolerance)), dtype=np.float32)
+        residual = residual * regions.least(weak, 1.0)
+    worst = float(np.abs(regions.means(residual)).max())
     return residual if worst <= tolerance else residual * np.float32(tolerance / worst)
-
-
-def _inside(side: tuple[int, int], shape: tuple[int, ...]) -> tuple[int, int]:
-    """A region that is larger than the slice is the slice."""
-    return min(side[0], shape[0]), min(side[1], shape[1])
-
-
-def _least(values: Floats, side: tuple[int, int], shape: tuple[int, ...], else_: float) -> Floats:
-    """For every pixel the least value of the regions that hold it; regions are told by first corners."""
-    out = np.pad(values, [(n - 1, n - 1) for n in side], constant_values=else_)
-    for axis, n in enumerate(side):
-        # The filter's window begins at the pixel: corners p - n + 1 .. p, after the shift by the padding.
-        out = minimum_filter1d(out, n, axis=axis, mode="constant", cval=else_, origin=-(n // 2))
-    found: Floats = out[: shape[0], : shape[1]]
-    return found
 
 
 def guarded(
@@ -244,7 +247,6 @@ def guarded_detail(
     """
     safe = keep_invalid(bound(finite(detail), largest), valid)
     safe = keep_invalid(complement(lock_mean(safe, valid, radius)), valid)
-    side = _inside(side, safe.shape)
     most = float(np.abs(safe).max())
     mean = float(np.abs(region_means(safe, valid, side)).max())
     weakest = min(

@@ -97,15 +97,15 @@ def as_guards_say(
     safe = guards.keep_invalid(guards.bound(safe, most), mask)
     means: list[float] = []
     inside = (min(side[0], rows), min(side[1], columns))
-    found = guards.region_means
+    found = guards.Regions.means
 
-    def watched(r: Floats, v: Mask, s: tuple[int, int]) -> npt.NDArray[np.float64]:
-        made = found(r, v, s)
+    def watched(regions: guards.Regions, r: Floats) -> Floats:
+        made = found(regions, r)
         means.append(float(np.abs(made).max()))
         return made
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(guards, "region_means", watched)
+        patch.setattr(guards.Regions, "means", watched)
         patch.setattr(guards, "weaken_regions", lambda r, v, s, t: r)
         settled = guards.hold_regions(safe, mask, inside, tolerance, most)
     return settled, means[0], any(abs(m - tolerance) < 1e-3 for m in means)
