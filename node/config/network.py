@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from node.config.values import UID, AETitle, Filled, Network, Refused, host_and_port, quote
+from node.config.values import UID, AETitle, Filled, Network, Refused, Whole, host_and_port, quote
 
 
 class Section(BaseModel):
@@ -57,6 +57,11 @@ class Peer(Section):
         default=(),
         description="IP addresses or CIDR networks that this AE title may call from. Empty: from anywhere. "
         "AE titles are no authentication: pin every scanner whose address is fixed.",
+    )
+    max_associations: Annotated[Whole, Field(ge=1, le=4096)] | None = Field(
+        default=None,
+        description="How many associations may call by this AE title at once, from wherever; more are rejected as "
+        "transient: peers retry. Left out: as many as their addresses may have.",
     )
 
     def admits(self, address: str) -> bool:
@@ -101,6 +106,7 @@ _PEER_JSON = {
             "properties": {
                 "ae_title": {"type": "string"},
                 "addresses": {"type": "array", "items": {"type": "string"}},
+                "max_associations": {"type": "integer", "minimum": 1, "maximum": 4096},
             },
         },
     ]

@@ -35,7 +35,17 @@ from node.receive.known import Accepted, Request
 from node.receive.messages import Messages, TooMuch
 from node.receive.pace import Pace
 from node.receive.parts import MonotonicTimer, loosen
-from node.receive.terms import BUSY, BUSY_ADDRESS, NO_SPACE, STOPPING, Rejection, Terms, admit
+from node.receive.terms import (
+    BUSY,
+    BUSY_ADDRESS,
+    BUSY_TITLE,
+    NO_SPACE,
+    STOPPING,
+    Rejection,
+    Terms,
+    admit,
+    seats,
+)
 
 log = get_logger()
 
@@ -416,10 +426,12 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
             return NO_SPACE
         full = self._house.gate.establish(
             self,
+            calling,
+            per_title=seats(terms.node, calling, self.address),
             per_address=terms.node.max_associations_per_address,
             in_all=terms.node.max_associations,
         )
-        return {"address": BUSY_ADDRESS, "all": BUSY}.get(full)
+        return {"address": BUSY_ADDRESS, "title": BUSY_TITLE, "all": BUSY}.get(full)
 
     def _has_room(self) -> bool:
         try:

@@ -67,7 +67,7 @@ class Gate:
         self._lock = threading.Lock()
         self._inside: dict[Visitor, float] = {}
         self._by_address: Counter[str] = Counter()
-        self._established: dict[Visitor, str] = {}
+        self._established: dict[Visitor, tuple[str, str]] = {}
 
     def may_enter(self, address: str, *, per_address: int, in_all: int) -> bool:
         """Whether one more connection from here is worth a thread."""
@@ -110,21 +110,26 @@ class Gate:
                 if self._by_address[visitor.address] <= 0:
                     del self._by_address[visitor.address]
 
-    def establish(self, visitor: Visitor, *, per_address: int, in_all: int) -> str:
+    def establish(
+        self, visitor: Visitor, title: str, *, per_title: int | None, per_address: int, in_all: int
+    ) -> str:
         """Count an association as established; says where there are as many already, "" if nowhere.
 
         Returns
         -------
         str
-            ``"address"``, ``"all"`` or ``""``.
+            ``"address"``, ``"title"``, ``"all"`` or ``""``.
         """
         with self._lock:
-            if list(self._established.values()).count(visitor.address) >= per_address:
+            there = list(self._established.values())
+            if sum(address == visitor.address for address, _ in there) >= per_address:
                 return "address"
+            if per_title is not None and sum(each == title for _, each in there) >= per_title:
+                return "title"
             if len(self._established) >= in_all:
                 return "all"
             if visitor in self._inside:  # it may just have had to make room
-                self._established[visitor] = visitor.address
+                self._established[visitor] = visitor.address, title
             return ""
 
     @property

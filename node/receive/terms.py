@@ -46,6 +46,7 @@ class Rejection:
 
 BUSY = Rejection(result=2, source=3, reason=2, because="too many associations")
 BUSY_ADDRESS = Rejection(result=2, source=3, reason=2, because="too many associations from this address")
+BUSY_TITLE = Rejection(result=2, source=3, reason=2, because="too many associations by this AE title")
 NO_SPACE = Rejection(result=2, source=3, reason=2, because="out of space")
 STOPPING = Rejection(result=2, source=3, reason=1, because="the node is stopping")
 _NO_CONTEXT = Rejection(result=1, source=1, reason=2, because="application context name not supported")
@@ -92,3 +93,14 @@ def admit(
     if not node.peer(calling_ae, address):
         return _NOT_KNOWN
     return None
+
+
+def seats(node: NodeSettings, calling_ae: str, address: str) -> int | None:
+    """How many associations may call by this AE title at once; None if as many as their addresses may have.
+
+    A title that is listed more than once has the number of the first entry that admits this address.
+    """
+    if node.accept_from == "any":
+        return None
+    found = (e for e in node.accept_from if e.ae_title == calling_ae and e.admits(address))
+    return next((entry.max_associations for entry in found), None)

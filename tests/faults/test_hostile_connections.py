@@ -266,6 +266,49 @@ def test_an_idle_flood_stops_nobody(tmp_path: Path, where: str) -> None:
         assert max(waits) <= BUSY_S
 
 
+def test_a_title_takes_no_more_than_its_seats(tmp_path: Path) -> None:
+    """R16: quotas of AE titles. One that comes from everywhere leaves the others theirs, and keeps what it has."""
+    n, seats = count(60, 400), 8
+    peers = [{"ae_title": "MANY", "max_associations": seats}, "CT1"]
+    with Node(tmp_path, node={"accept_from": peers, "max_associations": 32}) as node:
+        with contextlib.ExitStack() as stack:
+            told: list[tuple[int, ...]] = []
+            holders = []
+            for k in range(n):
+                peer = stack.enter_context(node.peer(source=f"127.0.1.{1 + k % 16}"))
+                kind, body = peer.ask(associate_rq([(1, CT, [EXPLICIT])], calling="MANY"))
+                told.append((kind, *body[1:4]) if kind == 3 else (kind,))
+                if kind == 2:
+                    holders.append(peer)
+            waits = []
+            for k in range(20):
+                began = time.monotonic()
+                with node.peer(source=SCANNER) as scanner:
+                    scanner.associate(CT, calling="CT1")
+                    waits.append(time.monotonic() - began)
+                    assert scanner.store(f"1.2.3.{k}", data_set(f"1.2.3.{k}")).status == 0
+                    assert scanner.release() == 6
+            kept = sum(
+                peer.store(f"1.2.4.{k}", data_set(f"1.2.4.{k}")).status == 0 for k, peer in enumerate(holders)
+            )
+        node.quiet()
+        with node.peer() as again:
+            again.associate(CT, calling="MANY")
+        rejected = told.count((3, 2, 3, 2))
+        record(
+            "R16",
+            load=f"{n} associations by one AE title from 16 addresses, which has {seats} seats; another title x 20",
+            count=n,
+            result=f"{len(holders)} accepted, {rejected} rejected as transient; the other title 20/20 stored, accepted "
+            f"in {max(waits):.2f} s at most; {kept} of {seats} stored by those that had a seat",
+            ok=(len(holders), rejected, kept) == (seats, n - seats, seats),
+            lost=20 + seats - len(node.stored()),
+        )
+        assert (len(holders), rejected, kept) == (seats, n - seats, seats)
+        assert len(node.stored()) == 20 + seats
+        assert max(waits) <= BUSY_S
+
+
 def test_monitors_that_only_knock_are_no_load(tmp_path: Path) -> None:
     """R16: a load balancer's probe opens and closes; pynetdicom leaked a thread for each."""
     n = count(300, 3000)

@@ -195,6 +195,7 @@ def test_a_configuration_without_accept_from_lets_nobody_in_by_mistake() -> None
         ("{CT1: x}", "list"),
         ("[[CT1]]", "section"),
         ("[{ae_title: A, adresses: [x]}]", "addresses?"),
+        ("[{ae_title: A, max_associations: 0}]", "1"),
     ],
 )
 def test_accept_from_says_how_it_is_written(written: str, hint: str) -> None:

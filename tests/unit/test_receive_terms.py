@@ -17,7 +17,7 @@ from node.receive.commands import parse
 from node.receive.guard import COURTESY, PATIENCE_S, Gate
 from node.receive.intake import Refusal, as_refusal, refuse_command, refuse_ids
 from node.receive.pace import FLOOR, LONG_S, Pace
-from node.receive.terms import APPLICATION_CONTEXT, admit, terms
+from node.receive.terms import APPLICATION_CONTEXT, admit, seats, terms
 from tests.senders import CT, MR, store_rq
 
 NODE = NodeSettings(
@@ -155,19 +155,45 @@ def test_the_gate_counts_connections_by_address_and_established_ones_apart() -> 
     assert gate.may_enter("10.0.0.2", per_address=4, in_all=1000)
     assert not gate.may_enter("10.0.0.2", per_address=4, in_all=4 + COURTESY)
     most = {"per_address": 2, "in_all": 3}
-    assert [gate.establish(one, **most) for one in crowd[:3]] == ["", "", "address"]
+    assert [gate.establish(one, "CT1", per_title=None, **most) for one in crowd[:3]] == ["", "", "address"]
     for address in ("10.0.0.3", "10.0.0.4"):
         crowd.append(Visitor(address))
         gate.enter(crowd[-1])
-    assert [gate.establish(one, **most) for one in crowd[-2:]] == ["", "all"]
+    assert [gate.establish(one, "CT1", per_title=None, **most) for one in crowd[-2:]] == ["", "all"]
     gate.leave(crowd[0])
     gate.leave(crowd[0])
-    assert gate.establish(crowd[2], **most) == ""
+    assert gate.establish(crowd[2], "CT1", per_title=None, **most) == ""
     assert gate.n_established == 3
     for one in crowd:
         gate.leave(one)
     assert (gate.n_connections, gate.n_established) == (0, 0)
     assert gate.may_enter("10.0.0.1", per_address=4, in_all=1)
+
+
+def test_a_title_has_its_own_number_of_seats_from_wherever_it_calls() -> None:
+    gate = Gate()
+    crowd = [Visitor(f"10.0.0.{n}") for n in range(5)]
+    for one in crowd:
+        gate.enter(one)
+    most = {"per_address": 9, "in_all": 9}
+    assert [gate.establish(one, "CT1", per_title=2, **most) for one in crowd[:3]] == ["", "", "title"]
+    assert gate.establish(crowd[2], "CT2", per_title=None, **most) == ""
+    gate.leave(crowd[0])
+    assert gate.establish(crowd[3], "CT1", per_title=2, **most) == ""
+    assert gate.establish(crowd[4], "CT1", per_title=2, **most) == "title"
+
+
+def test_seats_are_those_of_the_entry_that_admits() -> None:
+    known = NodeSettings(
+        accept_from=(
+            Peer(ae_title="CT1", addresses=("10.1.0.1",), max_associations=3),
+            Peer(ae_title="CT1", max_associations=2),
+            Peer(ae_title="CT2"),
+        )
+    )
+    asked = (("CT1", "10.1.0.1"), ("CT1", "10.1.0.2"), ("CT2", "10.1.0.1"), ("CT3", "10.1.0.1"))
+    assert [seats(known, *each) for each in asked] == [3, 2, None, None]
+    assert seats(NodeSettings(accept_from="any"), "CT1", "10.1.0.1") is None
 
 
 def test_the_oldest_idle_connection_makes_room_and_an_association_never_does() -> None:
@@ -177,7 +203,7 @@ def test_the_oldest_idle_connection_makes_room_and_an_association_never_does() -
     there = Visitor("10.0.0.2")
     for one in (there, *here):
         gate.enter(one)
-    assert gate.establish(here[0], per_address=1, in_all=9) == ""
+    assert gate.establish(here[0], "CT1", per_title=None, per_address=1, in_all=9) == ""
     assert gate.idler("10.0.0.1", per_address=1) is None
     now[0] = PATIENCE_S + 0.1
     assert gate.idler("10.0.0.1", per_address=1) is here[1]

@@ -55,6 +55,14 @@ MUTATIONS: tuple[Mutation, ...] = (
         test=_test("connections", "an_idle_flood_stops_nobody[the same address]"),
     ),
     Mutation(
+        invariant="R16",
+        what="an AE title may have every seat",
+        file=_GUARD,
+        old="            if per_title is not None and sum(",
+        new="            if False and sum(",
+        test=_test("connections", "a_title_takes_no_more_than_its_seats"),
+    ),
+    Mutation(
         invariant="R17",
         what="a TLS handshake has no deadline",
         file="node/receive/sockets.py",
