@@ -35,7 +35,10 @@ KNOWN_SEED = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What was found of one engine or folder; ``output`` is a digest of its enhanced test phantom."""
+    """What was found of one engine or folder; ``output`` is a digest of its enhanced test phantom.
+
+    ``runtime`` is the card's, and of an engine that was tried, as ``device``, what it really ran on.
+    """
 
     name: str
     ok: bool
@@ -43,6 +46,7 @@ class Finding:
     family: str = ""
     modalities: tuple[str, ...] = ()
     runtime: str = ""
+    device: str = ""
     weights_sha256: str = ""
     title: str = ""
     output: str = ""
@@ -92,9 +96,12 @@ def verified(catalog: Catalog, name: str, runtime: str = "auto") -> Finding:
         for path, sha256 in catalog.models(name).values():
             read_verified(path, sha256)
         engine = catalog.load(name, runtime)
-        given = sample(told.modalities[0])
-        strength = Params(strength=engine.card.default_strength)
-        first, second = (engine.enhance(given, strength) for _ in range(2))
+        try:
+            given = sample(told.modalities[0])
+            strength = Params(strength=engine.card.default_strength)
+            first, second = (engine.enhance(given, strength) for _ in range(2))
+        finally:
+            engine.close()  # the next one needs the GPU's memory
         output = hashlib.sha256(first.volume.values.tobytes()).hexdigest()
         fault = "" if np.array_equal(first.volume.values, second.volume.values) else "two runs differ"
         before, after = (first.figures.get(k, float("nan")) for k in ("noise_before", "noise_after"))
@@ -103,6 +110,7 @@ def verified(catalog: Catalog, name: str, runtime: str = "auto") -> Finding:
         fields |= {"ok": False, "fault": e.message, "hint": e.hint}
         return Finding(**fields)
     fields |= {"ok": not fault, "fault": fault, "output": output, "noise_ratio": ratio}
+    fields |= {"runtime": first.runtime, "device": first.device}
     return Finding(**(fields | {"seconds": round(time.perf_counter() - began, 3)}))
 
 
@@ -116,10 +124,10 @@ def broken(catalog: Catalog) -> list[Finding]:
 def _line(f: Finding) -> str:
     if not f.ok:
         return f"{f.name:14} BROKEN  {f.fault}" + (f"\n{'':14}         {f.hint}" if f.hint else "")
-    text = f"{f.name:14} {f.version:7} {f.family:11} {'/'.join(f.modalities):6} {f.runtime:9} {f.title}"
+    text = f"{f.name:14} {f.version:7} {f.family:11} {'/'.join(f.modalities):6} {f.runtime:12} {f.title}"
     if f.output:
         ratio = "" if f.noise_ratio is None else f", noise x {f.noise_ratio:.2f}"
-        text += f"\n{'':14} works: {f.seconds:.2f} s{ratio}, output {f.output[:12]}"
+        text += f"\n{'':14} works on {f.device}: {f.seconds:.2f} s{ratio}, output {f.output[:12]}"
     return text + "".join(f"\n{'':14} {verbs.plan_line(p)}" for p in f.plans)
 
 

@@ -26,9 +26,11 @@ SLICES = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Milliseconds a slice of one engine: the core alone, and the whole; wall time and CPU time."""
+    """Milliseconds a slice of one engine: the core alone, and the whole; wall time and CPU time; what it ran on."""
 
     name: str
+    runtime: str
+    device: str
     modality: str
     rows: int
     columns: int
@@ -107,18 +109,23 @@ def timed(
     """
     n_threads = threads or processors()
     engine = catalog.load(name, runtime, threads=n_threads)
-    modality = engine.card.modalities[0]
-    given = stack(modality, side or SIDE[modality])
-    full = Params(strength=engine.card.default_strength)
-    watched = _Timed(engine.core)
-    alone, found = Enhancer(engine.card, watched, 1), engine.survey(given)
-    for _ in range(repeat + 1):
-        alone.enhance(given, full, found)
-    core = watched.spent[SLICES:] or [(0.0, 0.0)]
-    whole = [_spent(lambda: engine.enhance(given, full, engine.survey(given))) for _ in range(repeat + 1)]
+    try:
+        modality = engine.card.modalities[0]
+        given = stack(modality, side or SIDE[modality])
+        full = Params(strength=engine.card.default_strength)
+        watched = _Timed(engine.core)
+        alone, found = Enhancer(engine.card, watched, 1), engine.survey(given)
+        for _ in range(repeat + 1):
+            alone.enhance(given, full, found)
+        core = watched.spent[SLICES:] or [(0.0, 0.0)]
+        whole = [_spent(lambda: engine.enhance(given, full, engine.survey(given))) for _ in range(repeat + 1)]
+    finally:
+        engine.close()  # the next one needs the GPU's memory
     per_slice = 1000.0 / SLICES
     return Timing(
         name=name,
+        runtime=engine.core.runtime,
+        device=engine.core.device,
         modality=modality,
         rows=given.shape[1],
         columns=given.shape[2],
@@ -141,5 +148,5 @@ def line(one: Timing) -> str:
     return (
         f"{one.name:16} {one.modality} {one.rows} x {one.columns}: core {one.core_ms:7.1f} ms "
         f"({one.core_cpu_ms:.1f} of CPU), whole {one.whole_ms:7.1f} ms ({one.whole_cpu_ms:.1f} of CPU), "
-        f"{one.slices_a_second:.1f} slices a second on {one.threads} threads"
+        f"{one.slices_a_second:.1f} slices a second on {one.threads} threads, {one.runtime} on {one.device}"
     )

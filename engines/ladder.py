@@ -147,15 +147,16 @@ def _plan(name: str, wanted: Wanted) -> OnGpu:
     key, plan = _kept(plans, wanted, name, flavour.version(name), card, mine.digest())
     row = flavour.flavour(name)
     before = plans.cached("kernels", key, card) if row.runtime_cache else None
-    network = TensorrtNetwork.load(
-        plan,
-        name=name,
-        profile=mine,
-        factor=wanted.card.scale,
-        which=wanted.place.gpu,
-        kernels=before,
-        most_bytes=wanted.place.most_bytes,
-    )
+    with plans.telling():
+        network = TensorrtNetwork.load(
+            plan,
+            name=name,
+            profile=mine,
+            factor=wanted.card.scale,
+            which=wanted.place.gpu,
+            kernels=before,
+            most_bytes=wanted.place.most_bytes,
+        )
 
     def keep() -> None:
         made = network.kernels()
@@ -183,7 +184,10 @@ def _kept(
 def _onnx_cuda(wanted: Wanted) -> Network:
     from engines.runtime.onnx import OnnxNetwork
 
-    return OnnxNetwork.load(*wanted.reference, threads=1, provider="cuda", which=wanted.place.gpu)
+    place = wanted.place
+    return OnnxNetwork.load(
+        *wanted.reference, threads=1, provider="cuda", which=place.gpu, most_bytes=place.most_bytes
+    )
 
 
 def _onnx(wanted: Wanted) -> Network:

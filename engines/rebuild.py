@@ -15,7 +15,7 @@ from pathlib import Path
 from engines.compile import Outcome
 from engines.errors import RuntimeUnavailable
 from engines.runtime.flavour import plain
-from engines.runtime.plans import Plans
+from engines.runtime.plans import BUILD, Plans
 
 MOST_SECONDS = 1800
 """A rebuild that takes longer than this hangs."""
@@ -26,8 +26,9 @@ _LOOK_S = 0.02
 class Rebuild:
     """Plans being built by another process, so that a fault of TensorRT's ends that one and not this."""
 
-    def __init__(self, child: subprocess.Popen[bytes]) -> None:
+    def __init__(self, child: subprocess.Popen[bytes], command: str = BUILD) -> None:
         self._child = child
+        self._hint = f"{command} tells more"
         self._said: tuple[bytes, bytes] | None = None
 
     def outcomes(self, wait_s: float = 0.0) -> tuple[Outcome, ...] | None:
@@ -49,13 +50,11 @@ class Rebuild:
         try:
             outcomes = tuple(Outcome(**one) for one in json.loads(told))
         except (ValueError, TypeError) as e:
-            raise RuntimeUnavailable(
-                f"building plans ended with status {status}", hint="python -m engines build tells more"
-            ) from e
+            raise RuntimeUnavailable(f"building plans ended with status {status}", hint=self._hint) from e
         if status and not outcomes:
             raise RuntimeUnavailable(
                 f"plans cannot be built: {plain(complaint.decode('utf-8', 'replace'))}",
-                hint="python -m engines build tells more",
+                hint=self._hint,
             )
         return outcomes
 
@@ -94,4 +93,4 @@ def rebuild(
     child = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    return Rebuild(child)
+    return Rebuild(child, plans.build)

@@ -25,7 +25,9 @@ LEAST_PRIORITY = 10
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add what concerns plans to the command's arguments."""
     plans = parser.add_argument_group("plans of TensorRT (build, list, verify, bench)")
-    plans.add_argument("--plans", type=Path, default=None, help="their folder; else in the user's cache")
+    plans.add_argument(
+        "--plans", type=Path, default=None, help="their folder; else in the user's cache, which no node reads"
+    )
     plans.add_argument("--flavour", choices=list(FLAVOURS), default="", help="else all that are installed")
     plans.add_argument(
         "--for",
@@ -53,9 +55,9 @@ def build(catalog: Catalog, names: Sequence[str], asked: argparse.Namespace) -> 
     plans = Plans(asked.plans)
     # 8.6 is how NVIDIA's tables write 86.
     capabilities = [p for part in asked.capabilities.split(",") if (p := part.strip().replace(".", ""))]
-    gpus = () if capabilities else gpu.local()
     precisions = PRECISIONS if asked.precision == "both" else (cast(Precision, asked.precision),)
     try:
+        gpus = () if capabilities else gpu.local()
         wanted = jobs(
             catalog,
             names,
@@ -83,6 +85,8 @@ def build(catalog: Catalog, names: Sequence[str], asked: argparse.Namespace) -> 
         sys.stdout.write(json.dumps([asdict(o) for o in told], indent=2) + "\n")
     elif not wanted:
         sys.stdout.write("nothing to build: none of these engines has a network of this precision\n")
+    elif any(o.state != "failed" for o in told):
+        sys.stdout.write(f"they are in {plans.folder}\n")
     if asked.purge:
         try:
             removed = purge(catalog, plans, gpus)

@@ -103,10 +103,7 @@ def build(
         monitor = None if progress is None else _monitor(module, progress)
         if monitor is not None:
             config.progress_monitor = monitor
-        timings = None
-        if row.timing_cache:
-            timings = config.create_timing_cache(timing_cache or b"")
-            config.set_timing_cache(timings, ignore_mismatch=False)
+        timings = _timings(config, timing_cache) if row.timing_cache else None
         plan = builder.build_serialized_network(network, config)
     except (RuntimeUnavailable, OutOfMemory):
         raise
@@ -177,6 +174,17 @@ def _config(module: Any, row: Flavour, builder: Any, profile: Profile, targets: 
             if not config.set_compute_capability(getattr(module.ComputeCapability, f"SM{capability}"), i):
                 raise RuntimeUnavailable(f"{row.title} does not take the target {capability}")
     return config
+
+
+def _timings(config: Any, kept: bytes | None) -> Any:
+    """The timing cache of a build: the kept one, or an empty one where TensorRT does not take that."""
+    for content in (kept, b""):
+        if content is None:
+            continue
+        timings = config.create_timing_cache(content)
+        if timings is not None and config.set_timing_cache(timings, ignore_mismatch=False):
+            return timings
+    return None
 
 
 def _monitor(module: Any, progress: Progress) -> Any:

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from engines.errors import DeviceLost, OutOfMemory, RuntimeUnavailable
 from engines.runtime import kernels
 from engines.runtime.device import Argument, CaptureFailed, Extent, Memory, Pinned
+from engines.runtime.gpu import name_of, opened
 
 INSTALL = "pip install 'luminode[tensorrt]'"
 
@@ -46,13 +47,8 @@ def bindings() -> Any:
             "there is no NVIDIA driver", hint="install it, and look at nvidia-smi"
         ) from e
     if int(failed):
-        raise RuntimeUnavailable(f"CUDA does not start: {_name(driver, failed)}", hint="look at nvidia-smi")
+        raise RuntimeUnavailable(f"CUDA does not start: {name_of(failed)}", hint="look at nvidia-smi")
     return driver
-
-
-def _name(driver: Any, code: Any) -> str:
-    """The name of a code, such as CUDA_ERROR_ILLEGAL_ADDRESS."""
-    return str(getattr(code, "name", int(code)))
 
 
 def find(driver: Any, which: int | str) -> Any:
@@ -62,29 +58,19 @@ def find(driver: Any, which: int | str) -> Any:
     ------
     RuntimeUnavailable
     """
-    n_devices = _opened(driver, driver.cuDeviceGetCount())
+    n_devices = opened(driver, driver.cuDeviceGetCount())
     if isinstance(which, int):
         if not 0 <= which < n_devices:
             raise RuntimeUnavailable(
                 f"there is no GPU {which}", hint=f"CUDA shows {n_devices} here; see CUDA_VISIBLE_DEVICES"
             )
-        return _opened(driver, driver.cuDeviceGet(which))
+        return opened(driver, driver.cuDeviceGet(which))
     wanted = which.removeprefix("GPU-").removeprefix("MIG-").replace("-", "").lower()
     for i in range(n_devices):
-        device = _opened(driver, driver.cuDeviceGet(i))
-        if bytes(_opened(driver, driver.cuDeviceGetUuid(device)).bytes).hex() == wanted:
+        device = opened(driver, driver.cuDeviceGet(i))
+        if bytes(opened(driver, driver.cuDeviceGetUuid(device)).bytes).hex() == wanted:
             return device
     raise RuntimeUnavailable(f"there is no GPU {which}", hint="see nvidia-smi -L, and CUDA_VISIBLE_DEVICES")
-
-
-def _opened(driver: Any, answer: Sequence[Any]) -> Any:
-    """A value from a call made before anything ran: a refusal is no loss, another runtime may take over."""
-    code, *values = answer
-    if code == driver.CUresult.CUDA_SUCCESS:
-        return values[0] if len(values) == 1 else values
-    if code == driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
-        raise OutOfMemory("the GPU has no memory left", hint="end what else uses it")
-    raise RuntimeUnavailable(f"the GPU cannot be used: {_name(driver, code)}", hint="look at nvidia-smi")
 
 
 @functools.cache
@@ -108,7 +94,7 @@ def compiled(capability: str) -> bytes:
     def ask(answer: Sequence[Any]) -> Any:
         code, *values = answer
         if code != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-            raise RuntimeUnavailable(f"NVRTC {number} does not compile the kernels: {_name(nvrtc, code)}")
+            raise RuntimeUnavailable(f"NVRTC {number} does not compile the kernels: {name_of(code)}")
         return values[0] if values else None
 
     ask((code,))
@@ -198,30 +184,34 @@ class CudaDevice:
         Raises
         ------
         RuntimeUnavailable, OutOfMemory
+            Nothing of the device is held then.
+        DeviceLost
         """
         driver = bindings()
         device = find(driver, which)
         kind = driver.CUdevice_attribute
         major, minor = (
-            int(_opened(driver, driver.cuDeviceGetAttribute(wanted, device)))
+            int(opened(driver, driver.cuDeviceGetAttribute(wanted, device)))
             for wanted in (
                 kind.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
                 kind.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
             )
         )
-        told = bytes(_opened(driver, driver.cuDeviceGetName(256, device)))
+        told = bytes(opened(driver, driver.cuDeviceGetName(256, device)))
         name = told.split(b"\0")[0].decode("utf-8", "replace").strip()
         code = compiled(f"{major}{minor}")
-        context = _opened(driver, driver.cuDevicePrimaryCtxRetain(device))
+        context = opened(driver, driver.cuDevicePrimaryCtxRetain(device))
         made = cls(driver, device, context, name, f"{major}{minor}")
         try:
-            _opened(driver, driver.cuCtxSetCurrent(context))
-            made._module = _opened(driver, driver.cuModuleLoadData(code))
+            opened(driver, driver.cuCtxSetCurrent(context))
+            made._module = opened(driver, driver.cuModuleLoadData(code))
             for kernel in kernels.NAMES:
                 function = driver.cuModuleGetFunction(made._module, kernel.encode())
-                made._functions[kernel] = _opened(driver, function)
+                made._functions[kernel] = opened(driver, function)
+        except DeviceLost:
+            raise
         except BaseException:
-            driver.cuDevicePrimaryCtxRelease(device)
+            made.close()
             raise
         return made
 
@@ -237,7 +227,7 @@ class CudaDevice:
             return values[0] if len(values) == 1 else values
         if code == self._no_memory:
             raise OutOfMemory("the GPU has no memory left", hint="end what else uses it")
-        name = _name(self._driver, code)
+        name = name_of(code)
         if self._capturing and code in self._no_capture:
             raise CaptureFailed(name)
         raise DeviceLost(
@@ -341,11 +331,14 @@ class CudaDevice:
             if not int(graph):
                 raise CaptureFailed("nothing was captured")
             try:
-                return int(self._ask(self._driver.cuGraphInstantiate(graph, 0)))
-            finally:
-                self._driver.cuGraphDestroy(graph)
+                made = int(self._ask(self._driver.cuGraphInstantiate(graph, 0)))
+            except (OutOfMemory, CaptureFailed):
+                self._give_back(self._driver.cuGraphDestroy(graph))
+                raise
         finally:
             self._capturing = False
+        self._give_back(self._driver.cuGraphDestroy(graph))
+        return made
 
     def replay(self, graph: int, stream: int) -> None:
         """Run a graph."""
@@ -356,11 +349,26 @@ class CudaDevice:
         self._ask(self._driver.cuGraphExecDestroy(graph))
 
     def close(self) -> None:
-        """Give the context back; nothing of it may be used afterwards."""
+        """Give the context back; nothing of it may be used afterwards.
+
+        Raises
+        ------
+        DeviceLost
+        """
+        if self._context is None:
+            return
+        self._context = None
         if self._module is not None:
-            module, self._module = self._module, None
-            self._ask(self._driver.cuModuleUnload(module))
-            self._ask(self._driver.cuDevicePrimaryCtxRelease(self._device))
+            self._give_back(self._driver.cuModuleUnload(self._module))
+        # What may be gone in a moment is no thread's current context: the next runtime would stumble over it.
+        self._give_back(self._driver.cuCtxSetCurrent(None))
+        self._give_back(self._driver.cuDevicePrimaryCtxRelease(self._device))
+
+    def _give_back(self, answer: Sequence[Any]) -> None:
+        try:
+            self._ask(answer)
+        except (OutOfMemory, CaptureFailed) as e:
+            raise DeviceLost("the GPU does not take back what it gave") from e
 
 
 def _pinned(pinned: Pinned) -> PinnedMemory:

@@ -70,7 +70,8 @@ FLAVOURS: Mapping[str, Flavour] = {
         title="TensorRT",
         imports=(("tensorrt",), ("tensorrt_libs", "tensorrt_bindings")),
         install="pip install tensorrt; its libraries come from NVIDIA's own package index",
-        versions=((10, 0), (12,)),
+        # 10.0 cannot be given the size of a scratch memory (set_device_memory).
+        versions=((10, 1), (12,)),
         least=75,
         capabilities=None,
         ahead_of_time=False,

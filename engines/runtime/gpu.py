@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from engines.errors import DeviceLost, OutOfMemory, RuntimeUnavailable
+
+LOST = frozenset(
+    f"CUDA_ERROR_{name}"
+    for name in (
+        "ECC_UNCORRECTABLE", "NVLINK_UNCORRECTABLE", "CONTAINED", "ILLEGAL_ADDRESS", "ILLEGAL_INSTRUCTION",
+        "MISALIGNED_ADDRESS", "INVALID_ADDRESS_SPACE", "INVALID_PC", "ASSERT", "HARDWARE_STACK_ERROR",
+        "LAUNCH_FAILED", "LAUNCH_TIMEOUT", "TENSOR_MEMORY_LEAK", "EXTERNAL_DEVICE", "CONTEXT_IS_DESTROYED", "UNKNOWN",
+    )
+)  # fmt: skip
+"""Codes after which every later call of the process fails too (CUDA driver API, CUresult), whatever call tells them:
+often one that has nothing to do with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +53,11 @@ def local() -> tuple[Gpu, ...]:
     """The GPUs of this process, by ordinal; none without cuda-python or a driver.
 
     Initialises CUDA: a process that has asked must not fork workers that use the GPU.
+
+    Raises
+    ------
+    RuntimeUnavailable, OutOfMemory, DeviceLost
+        There is one that tells nothing of itself.
     """
     try:
         cuda = importlib.import_module("cuda.bindings.driver")
@@ -48,21 +67,47 @@ def local() -> tuple[Gpu, ...]:
         return ()
     if failed:
         return ()
-    return tuple(_gpu(cuda, i) for i in range(_ask(cuda.cuDeviceGetCount)))
+    return tuple(_gpu(cuda, i) for i in range(opened(cuda, cuda.cuDeviceGetCount())))
+
+
+def name_of(code: Any) -> str:
+    """The name of a code, such as CUDA_ERROR_ILLEGAL_ADDRESS."""
+    return str(getattr(code, "name", int(code)))
+
+
+def opened(driver: Any, answer: Sequence[Any]) -> Any:
+    """A value from a call made before anything of ours ran: a plain refusal leaves room for another runtime.
+
+    Raises
+    ------
+    RuntimeUnavailable, OutOfMemory, DeviceLost
+    """
+    code, *values = answer
+    if code == driver.CUresult.CUDA_SUCCESS:
+        return values[0] if len(values) == 1 else values
+    if code == driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+        raise OutOfMemory("the GPU has no memory left", hint="end what else uses it")
+    if name_of(code) in LOST:
+        raise DeviceLost(
+            f"the GPU failed: {name_of(code)}",
+            hint="look for Xid messages in the kernel log; see nvidia-smi -q -d ECC",
+        )
+    raise RuntimeUnavailable(f"the GPU cannot be used: {name_of(code)}", hint="look at nvidia-smi")
 
 
 def _gpu(cuda: Any, index: int) -> Gpu:
-    device = _ask(cuda.cuDeviceGet, index)
+    device = opened(cuda, cuda.cuDeviceGet(index))
     kind = cuda.CUdevice_attribute
     major, minor = (
-        int(_ask(cuda.cuDeviceGetAttribute, wanted, device))
+        int(opened(cuda, cuda.cuDeviceGetAttribute(wanted, device)))
         for wanted in (
             kind.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
             kind.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
         )
     )
-    name = bytes(_ask(cuda.cuDeviceGetName, 256, device)).split(b"\0")[0].decode("utf-8", "replace")
-    return Gpu(name=name.strip(), compute_capability=f"{major}{minor}", driver=_driver(cuda), index=index)
+    told = bytes(opened(cuda, cuda.cuDeviceGetName(256, device)))
+    name = told.split(b"\0")[0].decode("utf-8", "replace").strip()
+    return Gpu(name=name, compute_capability=f"{major}{minor}", driver=_driver(cuda), index=index)
 
 
 def _driver(cuda: Any) -> str:
@@ -75,12 +120,4 @@ def _driver(cuda: Any) -> str:
         finally:
             nvml.nvmlShutdown()
     except Exception:  # NVML may be missing, or refuse inside of a container: the plan still has a name then.
-        return f"cuda-{int(_ask(cuda.cuDriverGetVersion))}"
-
-
-def _ask(call: Any, *arguments: Any) -> Any:
-    """Call the driver; its answer is a code and a value."""
-    failed, value = call(*arguments)
-    if int(failed):
-        raise RuntimeError(f"the CUDA driver refused {call.__name__}: code {int(failed)}")
-    return value
+        return f"cuda-{int(opened(cuda, cuda.cuDriverGetVersion()))}"

@@ -86,7 +86,14 @@ class OnnxNetwork:
 
     @classmethod
     def load(
-        cls, path: Path, sha256: str, *, threads: int = 0, provider: Provider = "cpu", which: int = 0
+        cls,
+        path: Path,
+        sha256: str,
+        *,
+        threads: int = 0,
+        provider: Provider = "cpu",
+        which: int = 0,
+        most_bytes: int = 0,
     ) -> OnnxNetwork:
         """Load a network.
 
@@ -98,6 +105,8 @@ class OnnxNetwork:
             ``cuda`` is the runtime ``onnx_cuda``: all of the network on the GPU, or RuntimeUnavailable.
         which
             The GPU, by ordinal among those that are shown to this process.
+        most_bytes
+            Of its memory, weights included; 0 leaves it to ONNX Runtime.
 
         Raises
         ------
@@ -129,9 +138,7 @@ class OnnxNetwork:
                     "this ONNX Runtime has no CUDA",
                     hint="pip install onnxruntime-gpu in place of onnxruntime",
                 )
-            # TF32 would round HU / 1000 to 11 bits. The search for algorithms may choose others each time.
-            row = {"device_id": which, "use_tf32": 0, "cudnn_conv_algo_search": "DEFAULT"}
-            providers = [(CUDA, row | {"arena_extend_strategy": "kSameAsRequested"}), *providers]
+            providers = [(CUDA, cuda_options(which, most_bytes)), *providers]
         try:
             session = ort.InferenceSession(content, options, providers=providers)
         except Exception as e:  # ONNX Runtime has no narrower root.
@@ -171,6 +178,19 @@ class OnnxNetwork:
         if out.shape not in wanted or out.dtype != np.float32:
             raise OutputImplausible("the network returned another shape or kind than the card promises")
         return out
+
+
+def cuda_options(which: int, most_bytes: int) -> dict[str, Any]:
+    """Options of ONNX Runtime's CUDA provider."""
+    told: dict[str, Any] = {
+        "device_id": which,
+        # TF32 would round HU / 1000 to 11 bits.
+        "use_tf32": 0,
+        # The search for algorithms may choose others each time.
+        "cudnn_conv_algo_search": "DEFAULT",
+        "arena_extend_strategy": "kSameAsRequested",
+    }
+    return told | ({"gpu_mem_limit": most_bytes} if most_bytes else {})
 
 
 def _contract(session: Any) -> None:

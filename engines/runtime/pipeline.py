@@ -257,6 +257,7 @@ class Pipeline:
         started = False
         try:
             stream, event = arena.stream(), arena.event()
+            started = True  # a context that is opened may set itself up on the stream
             bound = self._program.open(n, rows, columns, stream)
             arena.own(bound.close)
             if x.nbytes + c.nbytes + n_r + bound.scratch > self._most_bytes:
@@ -266,7 +267,6 @@ class Pipeline:
             up, down = arena.pin(x.nbytes + c.nbytes), arena.pin(n_r)
             up.write(0, x)
             up.write(x.nbytes, c)
-            started = True
             device.upload(at_x, up, 0, x.nbytes, stream)
             device.upload(at_c, up, x.nbytes, c.nbytes, stream)
             bound.enqueue(stream)

@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -162,6 +163,21 @@ class Plans:
     def folder(self) -> Path:
         return self.vault.folder
 
+    @property
+    def build(self) -> str:
+        """The command that builds into this folder."""
+        return (
+            BUILD if self.folder == default_folder() else f"{BUILD} --plans {shlex.quote(str(self.folder))}"
+        )
+
+    @contextlib.contextmanager
+    def telling(self) -> Iterator[None]:
+        """Let a PlanMismatch that passes name the command that mends it in this folder."""
+        try:
+            yield
+        except PlanMismatch as e:
+            raise PlanMismatch(e.message, hint=e.hint.replace(BUILD, self.build)) from e
+
     def store(self, key: PlanKey, plan: bytes, *, title: str = "") -> None:
         """Keep a plan; ``title`` is for people.
 
@@ -179,13 +195,14 @@ class Plans:
         PlanMismatch
             There is none, or it is not what it says; the hint says what to do.
         """
-        found = self.vault.get(_name("plan", key))
-        if found is None:
-            now = self.state(key)
-            raise PlanMismatch(now.words, hint=now.hint)
-        label, content = found
-        _same("plan", key, label)
-        return content
+        with self.telling():
+            found = self.vault.get(_name("plan", key))
+            if found is not None:
+                label, content = found
+                _same("plan", key, label)
+                return content
+        now = self.state(key)
+        raise PlanMismatch(now.words, hint=now.hint)
 
     @contextlib.contextmanager
     def lock(self, key: PlanKey, wait_s: float = 900.0) -> Iterator[None]:
@@ -221,12 +238,13 @@ class Plans:
                 return Status(state="ready", key=key, words=f"ready for {key.target}")
             others = [k.key for k in self.list() if k.kind == "plan" and k.key is not None]
         except PlanMismatch as e:
-            return Status(state="refused", key=key, words=e.message, hint=e.hint)
+            hint = e.hint.replace(BUILD, self.build)
+            return Status(state="refused", key=key, words=e.message, hint=hint)
         near = [k for k in others if (k.onnx_sha256, k.flavour) == (key.onnx_sha256, key.flavour)]
         if not near:
-            return Status(state="missing", key=key, words=f"no plan for {key.target}", hint=BUILD)
+            return Status(state="missing", key=key, words=f"no plan for {key.target}", hint=self.build)
         seen = min((_differences(key, k) for k in near), key=len)
-        return Status(state="stale", key=key, words=f"the plan is of {', '.join(seen)}", hint=BUILD)
+        return Status(state="stale", key=key, words=f"the plan is of {', '.join(seen)}", hint=self.build)
 
     def list(self) -> tuple[Kept, ...]:
         """Everything in the folder, what is not to be trusted too.

@@ -123,6 +123,7 @@ class Session:
         self._bound: dict[int, Bound] = {}
         self._used: set[int] = set()
         self._arena = arena = Arena(device)
+        self._turns: tuple[_Turn, ...] = ()
         try:
             self._copies, self._work = arena.stream(), arena.stream()
             self._at = {name: self._allocate(n) for name, n in sizes(shape, room).items()}
@@ -139,7 +140,13 @@ class Session:
                 self._ready(count)
         except DeviceLost:
             raise
-        except BaseException:
+        except BaseException as e:
+            if self._turns:
+                # A context that was opened, or half of one, may have set itself up on the stream.
+                try:
+                    self.drain()
+                except OutOfMemory:
+                    raise DeviceLost("the GPU cannot say whether it is done") from e
             arena.close()
             raise
 
@@ -154,13 +161,14 @@ class Session:
         if count in self._bound:
             return self._bound[count]
         shape = self.shape
-        bound = self._program.open(count, shape.padded_rows, shape.padded_columns, self._work)
+        bound = self._bound[count] = self._program.open(
+            count, shape.padded_rows, shape.padded_columns, self._work
+        )
         self._arena.own(bound.close)
         if bound.scratch > self._scratch:
             self._scratch = bound.scratch
             self._at["scratch"] = self._allocate(bound.scratch)
         bound.bind(x=self._at["x"], c=self._at["c"], r=self._at["r"], scratch=self._at["scratch"])
-        self._bound[count] = bound
         return bound
 
     def submit(self, k: int, step: Step, slab: Slab) -> None:

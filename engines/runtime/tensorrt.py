@@ -23,6 +23,7 @@ import numpy as np
 from engines.base import Floats
 from engines.errors import (
     DeviceLost,
+    EngineError,
     OutOfMemory,
     OutputImplausible,
     PlanMismatch,
@@ -30,9 +31,10 @@ from engines.errors import (
 )
 from engines.runtime.cuda import CudaDevice
 from engines.runtime.device import CaptureFailed, Device, Program
-from engines.runtime.flavour import Words, bindings, logger
+from engines.runtime.flavour import Words, bindings, logger, plain
 from engines.runtime.network import Answer, Slab
 from engines.runtime.pipeline import PATIENCE, Pipeline
+from engines.runtime.plans import BUILD
 from engines.runtime.profile import Profile
 
 CHANNELS = {"x": 3, "c": 1, "r": 1}
@@ -40,18 +42,56 @@ CHANNELS = {"x": 3, "c": 1, "r": 1}
 _NO_MEMORY = ("out of memory", "outofmemory", "cudaerrormemoryallocation", "memory allocation")
 
 
+_LOST = (
+    "illegal memory access", "illegal instruction", "misaligned address", "unspecified launch failure", "uncorrectable",
+    "device-side assert", "hardware stack error", "launch timed out", "context is destroyed", "unknown error",
+)  # fmt: skip
+"""Words of CUDA (cudaGetErrorString) after which every later call of the process fails too."""
+
+
 def _short(words: Words) -> tuple[str, bool]:
-    """What TensorRT complained of, and whether it was of memory."""
+    """What TensorRT complained of, and whether it was of memory.
+
+    Raises
+    ------
+    DeviceLost
+        It was of the device, whatever it was doing.
+    """
     told = words.take()
     text = "; ".join(told[-2:])
+    if any(one in line.lower() for line in told for one in _LOST):
+        raise DeviceLost(f"TensorRT failed: {text}", hint="look for Xid messages in the kernel log")
     return text, any(one in line.lower() for line in told for one in _NO_MEMORY)
+
+
+@contextlib.contextmanager
+def _theirs(words: Words, what: str) -> Iterator[None]:
+    """Whatever the bindings raise becomes an error of ours: they turn what C++ throws into anything.
+
+    Raises
+    ------
+    RuntimeUnavailable, OutOfMemory, DeviceLost
+    """
+    try:
+        yield
+    except EngineError:
+        raise
+    except Exception as e:
+        words.add(plain(str(e)) or type(e).__name__)
+        text, memory = _short(words)
+        kind: type[EngineError] = OutOfMemory if memory else RuntimeUnavailable
+        raise kind(f"TensorRT {what}: {text}", hint="python -m engines verify") from e
 
 
 class TensorrtContext:
     """Meets :class:`engines.runtime.device.Bound`."""
 
-    def __init__(self, context: Any, words: Words, scratch: int, capturable: bool) -> None:
+    def __init__(
+        self, context: Any, words: Words, scratch: int, capturable: bool, instead_of: Any = None
+    ) -> None:
         self._context = context
+        # What was set on a context may still be on its way: it is destroyed when the stream is known to be done.
+        self._instead_of = instead_of
         self._words = words
         self._scratch = scratch
         self._capturable = capturable
@@ -67,18 +107,21 @@ class TensorrtContext:
     def bind(self, *, x: int, c: int, r: int, scratch: int) -> None:
         """Set the addresses of its tensors and of the memory that it works in."""
         context = self._context
-        for name, place in (("x", x), ("c", c), ("r", r)):
-            if not context.set_tensor_address(name, place):
-                raise DeviceLost(f"TensorRT takes no address for {name}: {_short(self._words)[0]}")
-        context.set_device_memory(scratch, self._scratch)
+        with _theirs(self._words, "takes no address"):
+            for name, place in (("x", x), ("c", c), ("r", r)):
+                if not context.set_tensor_address(name, place):
+                    raise RuntimeUnavailable(
+                        f"TensorRT takes no address for {name}: {_short(self._words)[0]}"
+                    )
+            context.set_device_memory(scratch, self._scratch)
 
     def enqueue(self, stream: int, *, captured: bool = False) -> None:
         """Run; see :class:`engines.runtime.device.Bound`."""
         try:
             done = self._context.execute_async_v3(stream)
-        except RuntimeError as e:
+        except Exception as e:  # The bindings turn what C++ throws into anything.
             done = False
-            self._words.add(str(e))
+            self._words.add(plain(str(e)) or type(e).__name__)
         if done:
             return
         text, memory = _short(self._words)
@@ -90,7 +133,7 @@ class TensorrtContext:
 
     def close(self) -> None:
         """Forget the context: the bindings destroy it with its last reference."""
-        self._context = None
+        self._context = self._instead_of = None
 
 
 class TensorrtProgram:
@@ -117,27 +160,27 @@ class TensorrtProgram:
         told, words = logger(name)
         self._trt, self._words, self._profile, self._factor = trt, words, profile, factor
         words.take()
-        try:
+        with _theirs(words, "does not start"):
             self._runtime = runtime = trt.Runtime(told)
-        except (RuntimeError, TypeError) as e:
-            raise RuntimeUnavailable(f"{name} does not start: {_short(words)[0] or type(e).__name__}") from e
-        runtime.engine_host_code_allowed = False
-        engine = runtime.deserialize_cuda_engine(plan)
+            runtime.engine_host_code_allowed = False
+        with _theirs(words, "does not take the plan"):
+            engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             text, memory = _short(words)
             if memory:
                 raise OutOfMemory(f"no memory for a plan: {text}")
-            raise PlanMismatch(f"{name} does not take the plan: {text}", hint="python -m engines build")
+            raise PlanMismatch(f"{name} does not take the plan: {text}", hint=BUILD)
         self._engine = engine
-        self._contract()
         self._cache: Any = None
         self._rtx = name == "tensorrt_rtx"
-        if self._rtx:
-            self._cache = engine.create_runtime_config().create_runtime_cache()
-            if kernels:
-                # What it does not take it compiles again: that costs time, nothing else.
-                with contextlib.suppress(RuntimeError):
-                    self._cache.deserialize(kernels)
+        with _theirs(words, "does not take the plan"):
+            self._contract()
+            if self._rtx:
+                self._cache = engine.create_runtime_config().create_runtime_cache()
+        if self._rtx and kernels:
+            # What it does not take it compiles again: that costs time, nothing else.
+            with contextlib.suppress(RuntimeError, TypeError, ValueError):
+                self._cache.deserialize(kernels)
 
     @property
     def factor(self) -> int:
@@ -154,23 +197,21 @@ class TensorrtProgram:
             for name, n in CHANNELS.items()
         )
         if not fits or engine.num_optimization_profiles != len(self._profile.ranges):
-            raise PlanMismatch(
-                "the plan's tensors or sizes are not those of the network", hint="python -m engines build"
-            )
+            raise PlanMismatch("the plan's tensors or sizes are not those of the network", hint=BUILD)
 
     def open(self, n_slices: int, rows: int, columns: int, stream: int) -> TensorrtContext:
         """An execution context for one shape."""
         index = self._profile.number(n_slices, rows, columns)
         if index is None:
             raise RuntimeUnavailable(f"the plan holds no {n_slices} slices of {rows} x {columns}")
-        if not self._rtx:
-            context = self._context(stream, index, (n_slices, rows, columns), graphs=False)
-            return self._made(context, capturable=True)
-        context = self._context(stream, index, (n_slices, rows, columns), graphs=False)
-        if context.is_stream_capturable(stream):
-            return self._made(context, capturable=True)
-        context = self._context(stream, index, (n_slices, rows, columns), graphs=True)
-        return self._made(context, capturable=False)
+        size = (n_slices, rows, columns)
+        with _theirs(self._words, f"takes no {n_slices} slices of {rows} x {columns}"):
+            context = self._context(stream, index, size, graphs=False)
+            if not self._rtx or context.is_stream_capturable(stream):
+                return self._made(context, capturable=True)
+            return self._made(
+                self._context(stream, index, size, graphs=True), capturable=False, instead_of=context
+            )
 
     def _context(self, stream: int, index: int, size: tuple[int, int, int], *, graphs: bool) -> Any:
         trt, engine = self._trt, self._engine
@@ -206,9 +247,11 @@ class TensorrtProgram:
             raise OutOfMemory(f"TensorRT {what}: {text}")
         raise RuntimeUnavailable(f"TensorRT {what}: {text}", hint="python -m engines verify")
 
-    def _made(self, context: Any, *, capturable: bool) -> TensorrtContext:
+    def _made(self, context: Any, *, capturable: bool, instead_of: Any = None) -> TensorrtContext:
         scratch = int(context.update_device_memory_size_for_shapes())
-        return TensorrtContext(context, self._words, scratch, capturable)
+        if scratch == 0 and (text := _short(self._words)[0]):
+            raise RuntimeUnavailable(f"TensorRT does not tell what memory it needs: {text}")
+        return TensorrtContext(context, self._words, scratch, capturable, instead_of)
 
     def kernels(self) -> bytes | None:
         """What it compiled so far, to be kept for the next start (``Plans.cache("kernels", ...)``)."""

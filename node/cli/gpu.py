@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -186,9 +187,12 @@ def _plain(state: compiling.PlanState) -> dict[str, str]:
     }  # fmt: skip
 
 
+_ENGINES_BUILD = re.compile(r"python -m engines build(?: --plans (?:'[^']*'|\S+))?")
+
+
 def _hint(hint: str) -> str:
     """What to do, with the folder of the configuration in it."""
-    return hint.replace("python -m engines build", "luminode plans --build")
+    return _ENGINES_BUILD.sub("luminode plans --build", hint)
 
 
 def _build(settings: Config, names: Sequence[str], capabilities: Sequence[str], json: bool) -> bool:
@@ -267,7 +271,7 @@ def check_runtimes(config: Config) -> list[Finding]:
     try:
         found = devices(config)
         engines = check_engines(config, threads(len(found)), [d.gpu for d in found if d.gpu is not None])
-    except RuntimeUnavailable as e:
+    except EngineError as e:
         return [Finding(what="gpu", ok=False, text=e.message, hint=e.hint)]
     if config.gpu.devices == ():
         return [Finding(what="gpu", ok=True, text="none is used: gpu.devices is empty"), *engines]

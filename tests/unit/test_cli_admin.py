@@ -375,6 +375,8 @@ def test_check_tells_of_a_gpu_whose_plan_is_missing_how_to_build_it(
     assert "note engine ct                not on tensorrt_rtx: no plan for capability 8.6" in told.out
     assert "note plan ct-cnn              tensorrt_rtx fp16: missing" in told.out
     assert "luminode plans --build" in told.out
+    assert "engines build" not in told.out
+    assert "--plans" not in told.out
     assert luminode("plans").status == 1
     assert luminode("plans", "--for", "86,89").status == 0
     assert luminode("plans").status == 0

@@ -19,10 +19,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engines import __main__ as command
 from engines import bench
+from engines import catalog as catalogs
 from engines import compile as compiling
 from engines.card import read
 from engines.catalog import ZOO, Catalog
 from engines.errors import CardInvalid, PlanMismatch, RuntimeUnavailable
+from engines.ladder import RUNGS, OnGpu, Wanted
 from engines.rebuild import rebuild
 from engines.runtime import flavour, profile
 from engines.runtime.build import build
@@ -380,6 +382,41 @@ def test_one_that_fails_does_not_keep_the_others(
     assert "removed 0 files" in told
     assert command.main(["build", *rest, "--precision", "fp16"]) == 1
     assert "broken: card.yaml cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["verify", "bench"])
+def test_what_was_tried_gives_the_gpu_back_and_what_ran_is_told(
+    verb: str, zoo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next engine needs the memory of the one before, and so does one after a failure."""
+    onnx_samples.folder(zoo, onnx_samples.strided_network(), name="ct-second")
+    onnx_samples.folder(zoo, onnx_samples.broken_network(float("nan")), name="ct-third")
+    held: list[str] = []
+    most: list[int] = []
+
+    def rung(wanted: Wanted) -> OnGpu:
+        inner = RUNGS["onnx"](wanted)
+        assert not isinstance(inner, OnGpu)
+        inner.name, inner.device = "tensorrt", "a GPU of this test"  # type: ignore[misc]
+        held.append(wanted.card.name)
+        most.append(len(held))
+        return OnGpu(network=inner, close=lambda: held.remove(wanted.card.name))
+
+    monkeypatch.setattr(catalogs, "RUNGS", {"tensorrt": rung})
+    names = ["ct-sample", "ct-third", "ct-second"]
+    assert command.main([verb, *names, "--zoo", str(zoo), "--repeat", "1", "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert (held, most) == ([], [1, 1, 1])
+    ran = {(t["name"], t["runtime"], t["device"]) for t in told if t.get("ok", True)}
+    assert ran == {(n, "tensorrt", "a GPU of this test") for n in ("ct-sample", "ct-second")}
+
+
+def test_build_says_where(zoo: Path, plans: Plans, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        command.main(["build", "ct-sample", "--zoo", str(zoo), "--plans", str(plans.folder), "--for", "86"])
+        == 0
+    )
+    assert capsys.readouterr().out.splitlines()[-1] == f"they are in {plans.folder}"
 
 
 def test_verify_and_bench_take_a_runtime(zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:

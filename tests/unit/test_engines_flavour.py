@@ -16,7 +16,7 @@ import pytest
 from engines.base import Card
 from engines.catalog import ZOO, Catalog
 from engines.errors import RuntimeUnavailable
-from engines.runtime import build, flavour, gpu, profile
+from engines.runtime import build, flavour, gpu, onnx, profile
 from engines.runtime.gpu import Gpu
 
 RTX = "tensorrt_rtx"
@@ -96,6 +96,30 @@ class TestNames:
         sm = rtx.ComputeCapability
         assert [config.get_compute_capability(i) for i in (0, 1)] == [sm.SM86, sm.SM120]
 
+    def test_timings_that_are_not_taken_cost_time_and_no_plan(self) -> None:
+        class Config:
+            """Takes what it made of nothing, and of what it kept as told."""
+
+            def __init__(self, made: object, taken: bool) -> None:
+                self.asked: list[bytes] = []
+                self._made, self._taken = made, taken
+
+            def create_timing_cache(self, content: bytes) -> object:
+                self.asked.append(content)
+                return content or "empty" if content == b"" else self._made
+
+            def set_timing_cache(self, made: object, ignore_mismatch: bool) -> bool:
+                assert not ignore_mismatch
+                return made == "empty" or self._taken
+
+        for made, taken, wanted in (("kept", True, "kept"), ("kept", False, "empty"), (None, True, "empty")):
+            config = Config(made, taken)
+            assert build._timings(config, b"of before") == wanted
+            assert config.asked == [b"of before", b""][: 1 if wanted == "kept" else 2]
+        first = Config(None, False)
+        assert build._timings(first, None) == "empty"
+        assert first.asked == [b""]
+
     def test_the_version_is_told_in_full(self, rtx: Any) -> None:
         assert flavour.version(RTX) == rtx.__version__
         assert len(flavour.version(RTX).split(".")) >= 3
@@ -131,6 +155,8 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     [
         ("__version__ = '8.6.1'", "TensorRT 8.6.1 is not supported"),
         ("__version__ = '12.0.0'", "TensorRT 12.0.0 is not supported"),
+        # It has no set_device_memory: the size of a scratch memory cannot be told.
+        ("__version__ = '10.0.1'", "TensorRT 10.0.1 is not supported"),
         ("raise OSError('libnvinfer.so.10: cannot open')", "does not load.*libnvinfer"),
         ("raise RuntimeError('no libraries: see the index')", "does not load.*see the index"),
         ("raise ModuleNotFoundError('tensorrt_libs')", "is not installed"),
@@ -143,6 +169,13 @@ def test_a_library_that_will_not_do_is_refused_in_words(library: Path, content: 
         flavour.bindings("tensorrt")
     assert refused.value.hint
     assert "tensorrt" not in flavour.installed()
+
+
+def test_the_bound_of_memory_is_onnx_runtimes_too() -> None:
+    assert onnx.cuda_options(1, 0)["device_id"] == 1
+    assert "gpu_mem_limit" not in onnx.cuda_options(1, 0)
+    assert onnx.cuda_options(0, 4 << 30)["gpu_mem_limit"] == 4 << 30
+    assert onnx.cuda_options(0, 0)["use_tf32"] == 0
 
 
 def test_there_are_two_flavours() -> None:

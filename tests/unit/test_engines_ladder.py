@@ -148,7 +148,7 @@ def test_a_gpu_without_a_plan_says_to_build_one(shown: None, tmp_path: Path) -> 
     assert stood.network.name == "onnx"
     told = {r.runtime: r for r in stood.refusals}
     assert told["tensorrt_rtx"].kind == "plan"
-    assert "engines build" in told["tensorrt_rtx"].hint
+    assert told["tensorrt_rtx"].hint == f"python -m engines build --plans {tmp_path / 'plans'}"
 
 
 @pytest.mark.tensorrt

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from engines.errors import PlanMismatch, RuntimeUnavailable
 from engines.runtime import vault
 from engines.runtime.gpu import Gpu
-from engines.runtime.plans import PlanKey, Plans, ahead_of_time, default_folder, for_gpu
+from engines.runtime.plans import BUILD, PlanKey, Plans, ahead_of_time, default_folder, for_gpu
 from engines.runtime.vault import KEY_FILE, Vault
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -424,7 +424,7 @@ def test_a_plan_for_something_else_is_another_plan(plans: Plans, field: str) -> 
     plans.store(other, b"other")
     with pytest.raises(PlanMismatch) as refused:
         plans.load(key())
-    assert refused.value.hint == "python -m engines build"
+    assert refused.value.hint == f"python -m engines build --plans {plans.folder}"
     now = plans.state(key())
     assert now.state == ("missing" if field in ("onnx_sha256", "flavour") else "stale")
     if field == "version":
@@ -443,6 +443,24 @@ def test_states(plans: Plans) -> None:
     assert plans.state(key()).state == "refused"
     with pytest.raises(PlanMismatch, match="cut off"):
         plans.load(key())
+
+
+def test_what_to_do_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = Plans(tmp_path / "a folder; of a site")
+    wanted = f"python -m engines build --plans '{odd.folder}'"
+    assert odd.state(key()).hint == wanted
+    odd.store(key(), b"plan")
+    file(odd).write_bytes(b"no plan")
+    assert odd.state(key()).hint == f"build again: {wanted}"
+    with pytest.raises(PlanMismatch, match="no sealed file") as refused:
+        odd.load(key())
+    assert refused.value.hint == f"build again: {wanted}"
+    with pytest.raises(PlanMismatch, match="not ours") as refused, odd.telling():
+        raise PlanMismatch("not ours", hint=BUILD)
+    assert refused.value.hint == wanted
+    # Into the user's cache the command builds by itself.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert Plans().state(key()).hint == BUILD == "python -m engines build"
 
 
 def test_rtx_finds_what_was_built_ahead_of_time(plans: Plans) -> None:
