@@ -154,6 +154,31 @@ def join(surveys: Sequence[Survey]) -> Survey:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SliceFigures:
+    """What became of one slice, in ``unit``.
+
+    Attributes
+    ----------
+    reason
+        Why it was left as it was, or "".
+    largest, mean
+        Largest and mean change.
+    noise_before, noise_after, cfr
+        As in :class:`Enhancement`; NaN where the slice was not looked at.
+    error
+        ``reconstruction_error``, None from engines that have none.
+    """
+
+    reason: str = ""
+    largest: float = 0.0
+    mean: float = 0.0
+    noise_before: float = float("nan")
+    noise_after: float = float("nan")
+    cfr: float = float("nan")
+    error: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Enhancement:
     """What came out.
 
@@ -167,6 +192,8 @@ class Enhancement:
 
     ``reconstruction_error`` is told by autoencoders: the largest over the slices of what the decoder cannot
     draw beyond noise (:func:`engines.restore.reconstruction_error`), HU or a fraction of the series scale.
+
+    ``slices`` tells the same of each kept slice; ``notes`` beside their reasons are of the whole stack.
     """
 
     volume: Volume
@@ -177,6 +204,7 @@ class Enhancement:
     seconds: float
     figures: Mapping[str, float]
     notes: tuple[str, ...] = ()
+    slices: tuple[SliceFigures, ...] = ()
 
 
 class Engine(Protocol):

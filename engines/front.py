@@ -20,7 +20,19 @@ from typing import Protocol, TypeVar, runtime_checkable
 import numpy as np
 
 from engines import guards, noise
-from engines.base import NEIGHBOUR_MM, Card, Enhancement, Floats, Mask, Params, Survey, Unit, Volume, join
+from engines.base import (
+    NEIGHBOUR_MM,
+    Card,
+    Enhancement,
+    Floats,
+    Mask,
+    Params,
+    SliceFigures,
+    Survey,
+    Unit,
+    Volume,
+    join,
+)
 from engines.errors import VolumeUnsuitable
 from engines.ladder import Refusal
 from engines.restore import Outcome, Residual, Slice, plain, restored
@@ -178,31 +190,20 @@ class Enhancer:
             filled = _Filled(volume)
             for i in kept:
                 out.take(i, plain(volume.values[i], filled[i], volume.valid[i], self._card.scale))
-            return self._done(out.volume, params, {}, (), began)
-        scale = noise.scale(found, volume.unit)
-        sigmas = noise.steady(found.sigma)[first : first + volume.shape[0]]
-        reasons = {
+            return self._done(out.volume, params, [SliceFigures()] * len(kept), (), began)
+        steadied, scale = numbers(found, volume.unit)
+        sigmas = steadied[first : first + volume.shape[0]]
+        barred = {
             i: guards.gate(float(sigmas[i]), self._card, scale) if volume.valid[i].any() else NOTHING
             for i in kept
         }
-        outcomes = self._outcomes(volume, reasons, sigmas, scale, params.strength, tile)
+        outcomes = self._outcomes(volume, barred, sigmas, scale, params.strength, tile)
         for i, outcome in outcomes.items():
             out.take(i, outcome.values)
-            reasons[i] = outcome.reason
-        changed = [o for i, o in outcomes.items() if not reasons[i]]
-        errors = [o.error for o in outcomes.values() if o.error is not None]
-        figures = {
-            "skipped": float(len(kept) - len(changed)),
-            "largest_change": max((o.largest for o in changed), default=0.0),
-            "mean_change": sum(o.mean for o in changed) / len(changed) if changed else 0.0,
-            **_texture(changed),
-            **({"reconstruction_error": max(errors)} if errors else {}),
-        }
-        left = "slices left as they were" if self._card.scale == 1 else "slices interpolated without detail"
-        notes = [f"{left}: {reason}" for reason in dict.fromkeys(reasons.values()) if reason]
-        if changed and noise.smoothed_already(found, volume.spacing_mm[1] if volume.unit == "HU" else 0.0):
-            notes.append("the noise is coarser than a kernel leaves it: already smoothed, or interpolated")
-        return self._done(out.volume, params, figures, tuple(notes), began)
+        slices = [_told(outcomes[i]) for i in kept]
+        return self._done(
+            out.volume, params, slices, remarks(found, volume.spacing_mm, volume.unit, slices), began
+        )
 
     def _outcomes(
         self,
@@ -271,11 +272,10 @@ class Enhancer:
         self,
         out: Volume,
         params: Params,
-        figures: Mapping[str, float],
+        slices: Sequence[SliceFigures],
         notes: tuple[str, ...],
         began: float,
     ) -> Enhancement:
-        nothing = {"skipped": 0.0, "largest_change": 0.0, "mean_change": 0.0}
         return Enhancement(
             volume=out,
             card=self._card,
@@ -283,8 +283,9 @@ class Enhancer:
             runtime=self._core.runtime,
             device=self._core.device,
             seconds=time.perf_counter() - began,
-            figures=figures or nothing,
-            notes=notes,
+            figures=figures(slices),
+            notes=(*reasons(slices, self._card.scale), *notes),
+            slices=tuple(slices),
         )
 
     def _admit(self, volume: Volume) -> None:
@@ -312,9 +313,7 @@ class Enhancer:
         return tile
 
     def _task(self, volume: Volume, filled: _Filled, i: int, one: Slice) -> Task:
-        near = self._card.neighbours > 0 and 0 < volume.spacing_mm[0] <= NEIGHBOUR_MM
-        below = near and i > 0 and bool(volume.contiguous[i - 1])
-        above = near and i + 1 < volume.shape[0] and bool(volume.contiguous[i])
+        below, above = beside(self._card, volume.spacing_mm, volume.contiguous, i)
         return Task(
             values=one.filled,
             below=filled[i - 1] if below else None,
@@ -374,15 +373,60 @@ class _Result:
         self.volume.values[i - self._start] = values
 
 
-def _texture(changed: Sequence[Outcome]) -> dict[str, float]:
-    """Noise before and after and the ratio of their frequencies, on the slices that were looked at."""
-    pairs = [
-        o.texture for o in changed if o.texture is not None and all(np.isfinite(n.sigma) for n in o.texture)
-    ]
-    if not pairs:
-        return {"noise_before": float("nan"), "noise_after": float("nan"), "cfr": float("nan")}
-    return {
-        "noise_before": float(np.mean([was.sigma for was, _ in pairs])),
-        "noise_after": float(np.mean([now.sigma for _, now in pairs])),
-        "cfr": float(np.mean([now.frequency / was.frequency for was, now in pairs])),
+def beside(
+    card: Card, spacing_mm: tuple[float, float, float], contiguous: Sequence[bool] | Mask, i: int
+) -> tuple[bool, bool]:
+    """Whether slice ``i`` is seen with the slice below, and with the slice above."""
+    near = card.neighbours > 0 and 0 < spacing_mm[0] <= NEIGHBOUR_MM
+    return (
+        near and i > 0 and bool(contiguous[i - 1]),
+        near and i + 1 < len(contiguous) and bool(contiguous[i]),
+    )
+
+
+def numbers(found: Survey, unit: Unit) -> tuple[Floats, float]:
+    """What a slice's result depends on beside the slices themselves: the noise of each, float32 (z,), steadied over
+    z, and the scale of the series; of the survey of a whole stack."""
+    return noise.steady(found.sigma), noise.scale(found, unit)
+
+
+def remarks(
+    found: Survey, spacing_mm: tuple[float, float, float], unit: Unit, slices: Sequence[SliceFigures]
+) -> tuple[str, ...]:
+    """What is to be told of a stack as a whole, if some slice of it was changed."""
+    changed = not all(each.reason for each in slices)
+    if changed and noise.smoothed_already(found, spacing_mm[1] if unit == "HU" else 0.0):
+        return ("the noise is coarser than a kernel leaves it: already smoothed, or interpolated",)
+    return ()
+
+
+def reasons(slices: Sequence[SliceFigures], scale: int) -> list[str]:
+    """Why slices were left as they were, each reason once; ``scale`` is that of the engine."""
+    left = "slices left as they were" if scale == 1 else "slices interpolated without detail"
+    return [f"{left}: {reason}" for reason in dict.fromkeys(s.reason for s in slices) if reason]
+
+
+def figures(slices: Sequence[SliceFigures]) -> dict[str, float]:
+    """The figures of :class:`engines.base.Enhancement`, of its slices."""
+    changed = [each for each in slices if not each.reason]
+    errors = [each.error for each in slices if each.error is not None]
+    told = {
+        "skipped": float(len(slices) - len(changed)),
+        "largest_change": max((each.largest for each in changed), default=0.0),
+        "mean_change": sum(each.mean for each in changed) / len(changed) if changed else 0.0,
     }
+    for name in ("noise_before", "noise_after", "cfr"):
+        seen = [v for v in (getattr(each, name) for each in changed) if np.isfinite(v)]
+        told[name] = float(np.mean(seen)) if seen else float("nan")
+    return told | ({"reconstruction_error": max(errors)} if errors else {})
+
+
+def _told(outcome: Outcome) -> SliceFigures:
+    texture = outcome.texture
+    measured: dict[str, float] = {}
+    if texture is not None and all(np.isfinite(n.sigma) for n in texture):
+        was, now = texture
+        measured = {"noise_before": was.sigma, "noise_after": now.sigma, "cfr": now.frequency / was.frequency}
+    return SliceFigures(
+        reason=outcome.reason, largest=outcome.largest, mean=outcome.mean, error=outcome.error, **measured
+    )

@@ -27,8 +27,9 @@ from node.enhance.chain import Item, Ran, Report, Stored, run
 from node.enhance.work import content_order, neighbours_of
 from node.gather.decide import decide_series
 from node.gather.plan import plan
-from node.model import Association, Instance, InstanceHeader
+from node.model import Association, Decision, Instance, InstanceHeader
 from node.store import Store
+from node.store.jobs import NewJob
 from tests.dicom_samples import CT_CLASS, MR_CLASS, how, image, part10
 
 SIZE = 64
@@ -193,6 +194,13 @@ rules:
 
 def receive(store: Store, datasets: Sequence[Dataset], association: str = "a") -> int:
     """Put instances into a store as the receiver and the gatherer do and close their series; its id."""
+    series_id = take_in(store, datasets, association)
+    assert store.series.close(series_id, "count", NOW)
+    return series_id
+
+
+def take_in(store: Store, datasets: Sequence[Dataset], association: str = "a") -> int:
+    """As :func:`receive`, and more may come."""
     store.reception.open_association(
         Association(id=association, calling_ae="CT1", called_ae="LUMINODE", address="10.0.0.1", opened_at=NOW)
     )
@@ -217,7 +225,6 @@ def receive(store: Store, datasets: Sequence[Dataset], association: str = "a") -
     series_id = store.reception.record(batch)[0].series_id
     waiting = store.series.unindexed(10_000)
     store.series.index([(row, read_header(store.spool.path(one.path))) for row, one in waiting])
-    assert store.series.close(series_id, "count", NOW)
     return series_id
 
 
@@ -225,12 +232,24 @@ def queue(
     store: Store, series_id: int, card: Card, *, strength: float = 0.7, late: str = "append"
 ) -> list[int]:
     """Route a closed series to an engine; the ids of its jobs."""
+    decision, jobs, digest = asked(store, series_id, card, strength=strength, late=late)
+    return store.series.route(series_id, decision, jobs, digest, NOW)
+
+
+def expect(store: Store, series_id: int, card: Card, *, strength: float = 0.7) -> None:
+    """Say what an open series will be routed to, as the gatherer does."""
+    _, jobs, _ = asked(store, series_id, card, strength=strength)
+    store.outlooks.expect(series_id, jobs[0].engine, jobs[0].params)
+
+
+def asked(
+    store: Store, series_id: int, card: Card, *, strength: float = 0.7, late: str = "append"
+) -> tuple[Decision, Sequence[NewJob], str]:
+    """What the rules say of a series as it is: the decision, its jobs, the digest of the configuration."""
     loaded = parse(CONFIG.format(engine=card.name, strength=strength, late=late))
     config = loaded.config
     one = store.series.get(series_id)
     assert one is not None
     headers = store.series.headers(series_id, all_generations=one.generation > 1)
     decision = decide_series(headers, config, {card.name: card})
-    return store.series.route(
-        series_id, decision, plan(one, decision, config, {card.name: card}), loaded.digest, NOW
-    )
+    return decision, plan(one, decision, config, {card.name: card}), loaded.digest

@@ -115,7 +115,6 @@ OWED: dict[str, str] = {
     "node/dicom/contents.py": "Verdict",
     "node/dicom/encoding.py": "Encoding",
     "node/dicom/policy.py": "Do Row Private",
-    "node/enhance/tally.py": "Tally.report",
     "node/model.py": "SeriesState JobState DeliveryState SeriesKey Series Action Lease DerivedSeries",
     "node/receive/guard.py": "Guard.get_request",
     "node/store/arrivals.py": "key_of OpenSeries.write",

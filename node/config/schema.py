@@ -218,6 +218,12 @@ class SeriesSettings(Section):
         description="After the last association was released, how long to wait for another one to open.",
     )
     close_on: CloseOn = Field(default=CloseOn(), description="Stronger evidence; each may be turned off.")
+    begin_early: Truth = Field(
+        default=True,
+        description="Decode and enhance slices while the rest of their series still comes. Nothing is derived or sent "
+        "before the series is complete, and no bit of the result depends on it; `false` saves work on series that "
+        "turn out not to be enhanced.",
+    )
     late: Literal["append", "revise"] = Field(
         default="append",
         description="Instances that come after a series was enhanced: `append` computes only the new slices, "

@@ -10,20 +10,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
 from engines.base import Engine, Params, Survey, join
 from node.dicom.source import Source
 from node.dicom.stacks import Stack, StackFrame
+from node.enhance.memo import Key, Memo, keys, name
 from node.enhance.scratch import Item, Scratch, Stored
-from node.enhance.tally import Clock, Report, Tally
+from node.enhance.tally import Clock, Made, Report, Tally
 from node.errors import SeriesError
 
-__all__ = ["SLAB", "Emit", "Item", "Ran", "Report", "Stored", "Tell", "run"]
+__all__ = ["SLAB", "Before", "Emit", "Item", "Ran", "Report", "Stored", "Tell", "Work", "run"]
 
 Emit: TypeAlias = Callable[[Item, Source, Stored, "Ran"], None]
 Tell: TypeAlias = Callable[[str, float], None]
@@ -54,6 +56,7 @@ def run(
     wanted: Set[str] | None = None,
     tell: Tell = lambda _step, _share: None,
     slab: int = SLAB,
+    ahead: Before | None = None,
 ) -> Report:
     """Enhance a series.
 
@@ -77,6 +80,8 @@ def run(
         stop.
     slab
         Slices worked on at once, at most. No bit of the result depends on it.
+    ahead
+        What was done before all of the series was there; no bit of the result depends on it either.
 
     Raises
     ------
@@ -90,87 +95,165 @@ def run(
     Exception
         Whatever ``emit`` or ``tell`` raise. Nothing is emitted any more once this function has ended.
     """
-    with Scratch(scratch, engine.card.scale) as kept:
-        work = _Work(
-            engine=engine, params=params, kept=kept, slab=slab, tell=tell, n_frames=sum(map(len, stacks))
-        )
+    with ExitStack() as stack:
+        if ahead is None:
+            kept = stack.enter_context(Scratch(scratch, engine.card.scale))
+            memo = Memo(scratch)
+            stack.callback(memo.close)
+        else:
+            kept, memo = ahead.kept, ahead.memo
+        work = Work(
+            engine=engine, params=params, kept=kept, memo=memo, slab=slab, tell=tell,
+            n_frames=sum(map(len, stacks)),
+        )  # fmt: skip
         work.decode(items)
         surveys = work.survey(stacks)
         with _Emitter(emit, kept, work.clock) as emitter:
-            emitter.expect(stacks, wanted)
+            emitter.expect(items, stacks, wanted)
             work.enhance(stacks, surveys, emitter)
-    report = work.tally.report(work.clock.seconds)
+    report = work.tally.report(work.clock.seconds, scale=engine.card.scale)
     if wanted is None or len(wanted) >= len(items):  # what is added to a series is not judged without it
         report.must_have_changed(at_all=params.strength > 0 and engine.card.family != "identity")
     return report
 
 
+class Before(Protocol):
+    """What was done of a series while it came, with the same engine and parameters: decoded pixels and results."""
+
+    @property
+    def kept(self) -> Scratch: ...
+
+    @property
+    def memo(self) -> Memo: ...
+
+
 @dataclass(slots=True, kw_only=True)
-class _Work:
-    """One run and its three passes."""
+class Work:
+    """Work on one series and its three passes; what ``kept`` and ``memo`` hold already is not done again."""
 
     engine: Engine
     params: Params
     kept: Scratch
-    slab: int
-    tell: Tell
-    n_frames: int
+    memo: Memo
+    slab: int = SLAB
+    tell: Tell = lambda _step, _share: None
+    n_frames: int = 0
     clock: Clock = field(default_factory=Clock)
     tally: Tally = field(default_factory=Tally)
 
     def decode(self, items: Sequence[Item]) -> None:
+        """Verify and decode instances."""
+        known = set(self.kept.places)
         for i, item in enumerate(items):
+            if item.sop_instance_uid in known:
+                known.remove(item.sop_instance_uid)
+                continue
             with self.clock.step("decode"):
                 for share in self.kept.take(item):
                     self.tell("decode", (i + share) / len(items))
 
     def survey(self, stacks: Sequence[Stack]) -> list[Survey]:
+        """Measure every slice of every stack."""
         surveys, done = [], 0
         for stack in stacks:
-            parts = []
             for first, last in self._slabs(stack):
                 with self.clock.step("survey"):
-                    parts.append(self.engine.survey(self.kept.slab(stack, first, last).volume))
+                    self.measure(stack, first, last)
                 done += last - first
                 self.tell("survey", done / self.n_frames)
-            surveys.append(join(parts))
+            surveys.append(self.surveyed(stack))
         return surveys
 
+    def measure(self, stack: Stack, first: int, last: int) -> None:
+        """Survey slices [first, last) of a stack, those that were not yet; each by itself."""
+        known = self.memo.surveys
+        names = [name(ref) for ref in stack.frames]
+        for low, high in _runs([i for i in range(first, last) if names[i] not in known]):
+            found = self.engine.survey(self.kept.slab(stack, low, high).volume)
+            for i in range(low, high):
+                at = slice(i - low, i - low + 1)
+                known[names[i]] = Survey(
+                    sigma=found.sigma[at], high=found.high[at], share=found.share[at],
+                    frequency=found.frequency[at],
+                )  # fmt: skip
+
+    def surveyed(self, stack: Stack) -> Survey:
+        """The survey of a stack, all of which is measured."""
+        return join([self.memo.surveys[name(ref)] for ref in stack.frames])
+
     def enhance(self, stacks: Sequence[Stack], surveys: Sequence[Survey], emitter: _Emitter) -> None:
+        """Make what the emitter expects."""
+        from engines.front import remarks  # numerical libraries are loaded when an engine is
+
         done = 0
         for stack, survey in zip(stacks, surveys, strict=True):
+            unit, figures = self.kept.unit(stack), []
+            known = keys(self.engine.card, stack, survey, unit)
             for first, last in self._slabs(stack):
                 part = emitter.part(stack, first, last)
                 if part is not None:
-                    self._part(stack, *part, survey, emitter)
+                    for i, made in self._made(stack, *part, survey, known):
+                        self.tally.add(made)
+                        figures.append(made.figures)
+                        emitter.finished(
+                            stack.frames[i], made.stored, Ran(runtime=made.runtime, device=made.device)
+                        )
                 done += last - first
                 self.tell("enhance", done / self.n_frames)
+            if figures and self.params.strength > 0:
+                self.tally.note(remarks(survey, stack.spacing_mm, unit, figures))
 
-    def _part(self, stack: Stack, first: int, last: int, survey: Survey, emitter: _Emitter) -> None:
+    def _made(
+        self, stack: Stack, first: int, last: int, survey: Survey, known: Sequence[Key]
+    ) -> Iterator[tuple[int, Made]]:
+        """Slices [first, last) of a stack, in order: remembered, or made now."""
+        new: dict[int, Made] = {}
+        for low, high in _runs([i for i in range(first, last) if known[i] not in self.memo]):
+            with self.clock.step("enhance"):
+                new.update(zip(range(low, high), self.make(stack, low, high, survey), strict=True))
+        for i in range(first, last):
+            made = new.pop(i, None) or self.memo.get(known[i])
+            assert made is not None
+            yield i, made
+
+    def make(self, stack: Stack, first: int, last: int, survey: Survey) -> list[Made]:
         """Enhance slices [first, last) of a stack, with their neighbours."""
         from engines.judge import judge  # numerical libraries are loaded when an engine is
 
-        with self.clock.step("enhance"):
-            k = self.engine.card.neighbours
-            low, high = max(0, first - k), min(len(stack), last + k)
-            given = self.kept.slab(stack, low, high)
-            keep = slice(first - low, last - low)
-            result = self.engine.enhance(given.volume, self.params, survey, first=low, keep=keep)
-            judge(
-                given.volume, result.volume, survey, card=self.engine.card, strength=self.params.strength,
-                first=low, keep=keep, n_skipped=int(result.figures.get("skipped", 0)),
-            )  # fmt: skip
-            out = self.kept.encoded(stack, first, given, first - low, result.volume)
-        n_same = sum(map(np.array_equal, out, given.stored[keep])) if self.engine.card.scale == 1 else 0
-        self.tally.add(result, last - first, n_same)
-        ran = Ran(runtime=result.runtime, device=result.device)
-        for ref, stored in zip(stack.frames[first:last], out, strict=True):
-            emitter.finished(ref, stored, ran)
+        k = self.engine.card.neighbours
+        low, high = max(0, first - k), min(len(stack), last + k)
+        given = self.kept.slab(stack, low, high)
+        keep = slice(first - low, last - low)
+        result = self.engine.enhance(given.volume, self.params, survey, first=low, keep=keep)
+        judge(
+            given.volume, result.volume, survey, card=self.engine.card, strength=self.params.strength,
+            first=low, keep=keep, n_skipped=int(result.figures.get("skipped", 0)),
+        )  # fmt: skip
+        out = self.kept.encoded(stack, first, given, first - low, result.volume)
+        before = given.stored[keep] if self.engine.card.scale == 1 else [None] * len(out)
+        return [
+            Made(
+                stored=stored, figures=figures, same=was is not None and np.array_equal(stored, was),
+                runtime=result.runtime, device=result.device,
+            )
+            for stored, was, figures in zip(out, before, result.slices, strict=True)
+        ]  # fmt: skip
 
     def _slabs(self, stack: Stack) -> Iterator[tuple[int, int]]:
         step = slices_at_once(stack, self.engine.card.scale, self.slab)
         for first in range(0, len(stack), step):
             yield first, min(first + step, len(stack))
+
+
+def _runs(indices: Sequence[int]) -> list[tuple[int, int]]:
+    """Ascending indices as ranges [first, last) without holes."""
+    out: list[tuple[int, int]] = []
+    for i in indices:
+        if out and out[-1][1] == i:
+            out[-1] = (out[-1][0], i + 1)
+        else:
+            out.append((i, i + 1))
+    return out
 
 
 def slices_at_once(stack: Stack, scale: int, slab: int = SLAB) -> int:
@@ -203,9 +286,9 @@ class _Emitter:
         finally:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def expect(self, stacks: Sequence[Stack], wanted: Set[str] | None) -> None:
+    def expect(self, items: Sequence[Item], stacks: Sequence[Stack], wanted: Set[str] | None) -> None:
         """Say which instances are to be emitted. Each of their frames is in one stack, once."""
-        places = self._kept.places
+        places = {i.sop_instance_uid: self._kept.places[i.sop_instance_uid] for i in items}
         self._left = {uid: p.fmt.n_frames for uid, p in places.items() if wanted is None or uid in wanted}
         frames = [(r.sop_instance_uid, r.frame_number) for s in stacks for r in s.frames]
         told = Counter(uid for uid, _ in set(frames))

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from engines.base import Volume
+from engines.base import Unit, Volume
 from engines.errors import OutputImplausible
 from node.dicom.pixels import PixelFormat, decode, pixel_format, to_stored, to_values
 from node.dicom.resample import MOST
@@ -109,7 +109,7 @@ class Scratch:
         self.places: dict[str, Place] = {}
 
     def __enter__(self) -> Scratch:
-        self._before, self._after = _File(self._folder), _File(self._folder)
+        self._before, self._after = PageFile(self._folder), PageFile(self._folder)
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -164,6 +164,15 @@ class Scratch:
             step=step,
         )
         return Slab(volume, kept)
+
+    def unit(self, stack: Stack) -> Unit:
+        """The unit of a stack's values."""
+        return self.places[stack.frames[0].sop_instance_uid].fmt.unit
+
+    @property
+    def n_bytes(self) -> int:
+        """What the decoded pixels take on the disk."""
+        return self._end
 
     def encoded(self, stack: Stack, first: int, slab: Slab, at: int, result: Volume) -> list[Stored]:
         """Enhanced slices as their sources were stored, (1, rows, columns) each.
@@ -224,7 +233,7 @@ def _repeated(values: npt.NDArray[Any], times: int) -> npt.NDArray[Any]:
 _PAGE = mmap.ALLOCATIONGRANULARITY
 
 
-class _File:
+class PageFile:
     """A file without a name, written and read at positions."""
 
     def __init__(self, folder: Path) -> None:

@@ -1,15 +1,29 @@
-"""What the engine did to a series as a whole, put together from what it did to slabs."""
+"""What the engine did to a series as a whole, put together from what it did to slices."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from engines.base import Enhancement
+from engines.base import SliceFigures
+from node.enhance.scratch import Stored
 from node.errors import SeriesError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """A finished slice as its source is stored (1, rows, columns), what became of it, and on what.
+
+    ``same``: every stored value is that of the source.
+    """
+
+    stored: Stored
+    figures: SliceFigures
+    same: bool
+    runtime: str
+    device: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,49 +66,48 @@ class Report:
             )
 
 
-_LARGEST = frozenset({"largest_change", "reconstruction_error"})
-_COUNTS = frozenset({"skipped", "enhanced"})
-
-
 class Tally:
-    """Figures of slabs put together: means weighted by the slices that were enhanced, extremes as such."""
+    """What became of the slices of a series, whenever and in whatever parts they were made."""
 
     def __init__(self) -> None:
-        self._largest: dict[str, float] = {}
-        self._sums: dict[str, float] = {}
-        self._weights: dict[str, int] = {}
+        self._slices: list[SliceFigures] = []
         self._notes: dict[str, None] = {}
-        self._n = self._n_skipped = self._n_same = 0
+        self._n_same = 0
         self._runtime = self._device = ""
 
-    def add(self, e: Enhancement, n: int, n_same: int = 0) -> None:
-        """Count in a slab of which ``n`` slices were kept, and ``n_same`` are stored as their sources are."""
-        n_skipped = int(e.figures.get("skipped", 0.0))
-        self._n += n
-        self._n_skipped += n_skipped
-        self._n_same += n_same
-        self._runtime, self._device = e.runtime, e.device
-        self._notes.update(dict.fromkeys(e.notes))
-        for name, value in e.figures.items():
-            if name in _COUNTS or not np.isfinite(value):
-                continue
-            if name in _LARGEST:
-                self._largest[name] = max(self._largest.get(name, 0.0), value)
-            elif n > n_skipped:
-                self._sums[name] = self._sums.get(name, 0.0) + value * (n - n_skipped)
-                self._weights[name] = self._weights.get(name, 0) + n - n_skipped
+    def add(self, made: Made) -> None:
+        """Count in a slice."""
+        self._slices.append(made.figures)
+        self._n_same += made.same
+        self._runtime, self._device = made.runtime, made.device
 
-    def report(self, seconds: Mapping[str, float]) -> Report:
-        notes = list(self._notes)
-        if self._n_skipped:
-            notes.insert(0, f"{self._n_skipped} of {self._n} slices were passed through unchanged")
-        means = {name: total / self._weights[name] for name, total in self._sums.items()}
+    def note(self, remarks: Sequence[str]) -> None:
+        """Keep what is to be told of a stack."""
+        self._notes.update(dict.fromkeys(remarks))
+
+    def report(self, seconds: Mapping[str, float], *, scale: int = 1) -> Report:
+        """Put it together.
+
+        Parameters
+        ----------
+        seconds
+            By step.
+        scale
+            Of the engine.
+        """
+        from engines.front import figures, reasons  # numerical libraries are loaded when an engine is
+
+        told = figures(self._slices)
+        n_skipped = int(told.pop("skipped"))
+        notes = [*reasons(self._slices, scale), *self._notes]
+        if n_skipped:
+            notes.insert(0, f"{n_skipped} of {len(self._slices)} slices were passed through unchanged")
         return Report(
-            figures=means | self._largest,
+            figures={name: value for name, value in told.items() if math.isfinite(value)},
             notes=tuple(notes),
             seconds=dict(seconds),
-            n_slices=self._n,
-            n_skipped=self._n_skipped,
+            n_slices=len(self._slices),
+            n_skipped=n_skipped,
             n_same=self._n_same,
             runtime=self._runtime,
             device=self._device,

@@ -22,6 +22,7 @@ from node.dicom.part10 import write_part10
 from node.dicom.references import Reference
 from node.dicom.source import Source
 from node.dicom.stacks import Stack, stacks
+from node.enhance.ahead import Ahead
 from node.enhance.chain import SLAB, Item, Ran, Report, Stored, run, slab_pixels
 from node.enhance.workshop import Proven, Workshop
 from node.errors import OutOfSpace, SeriesError, StoreError
@@ -56,6 +57,7 @@ def do(
     *,
     reference: bool = False,
     expect: Callable[[Proven, int, int], None] = lambda _engine, _n_pixels, _n_bytes: None,
+    ahead: Ahead | None = None,
 ) -> None:
     """Do a job and record it.
 
@@ -68,6 +70,8 @@ def do(
     expect
         Called before the engine is, with what is known of it, the pixels of the largest slab and the bytes of the
         largest derived instance.
+    ahead
+        What this worker did before the series was complete.
 
     Raises
     ------
@@ -85,7 +89,7 @@ def do(
     runtime = str(job.params.get("runtime", "auto"))
     while True:
         try:
-            _do(workshop, job, owner, tell, runtime, reference, expect)
+            _do(workshop, job, owner, tell, runtime, reference, expect, ahead)
         except OutOfMemory as e:
             if reference or not workshop.step_down(job.engine, runtime, e):
                 raise
@@ -102,6 +106,7 @@ def _do(
     runtime: str,
     reference: bool,
     expect: Callable[..., None],
+    ahead: Ahead | None,
 ) -> None:
     store = workshop.store
     started = time.monotonic()
@@ -123,11 +128,15 @@ def _do(
     params = Params(strength=float(job.params["strength"]), options=dict(job.params.get("options", {})))
     bench = _Bench(store, how, plan)
     try:
+        before = ahead.take(job, proven) if ahead is not None and not reference else None
+        if before is not None and not before.fits(plan.items):
+            before = None
         with store.spool.scratch(f"job-{job.id}") as scratch:
             report = run(
                 plan.items, plan.stacks, engine, params,
                 scratch=scratch.folder, emit=bench.emit, wanted=plan.wanted, tell=tell,
                 slab=SLAB if job.attempt == 1 else SLAB // 2,  # after running out of memory: the same in less
+                ahead=before,
             )  # fmt: skip
         store.spool.sync_dirs([d.path for d in bench.made])
         failpoint("enhance.names_durable")
@@ -139,6 +148,7 @@ def _do(
     log.info(
         "job.done", job=job.id, series=series.id, engine=job.engine, instances=len(bench.made),
         passed_through=report.n_skipped, seconds=round(time.monotonic() - started, 2), runtime=report.runtime,
+        made_before=0 if before is None else len(before.memo),
     )  # fmt: skip
 
 

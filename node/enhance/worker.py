@@ -25,6 +25,7 @@ from typing import Any
 from engines.catalog import Catalog
 from engines.ladder import Place
 from node.enhance import signs
+from node.enhance.ahead import Ahead
 from node.enhance.failures import TRIES, judge, lost, text
 from node.enhance.guardian import (
     ACCELERATED,
@@ -175,6 +176,7 @@ def _work(store: Store, workshop: Workshop, shared: Any) -> None:
     owner = me("enhance")
     log.info("worker.started", engines=len(workshop.catalog.names()))
     ticker = store.changes.ticker()
+    ahead = Ahead(workshop, owner)
     away = False
     try:
         while not shared[STOP]:
@@ -187,15 +189,47 @@ def _work(store: Store, workshop: Workshop, shared: Any) -> None:
                 if not away:
                     log.error("job.claim_failed", because=type(e).__name__, told=e.message)
                 away = True
-            if job is None:
-                workshop.look()
-                ticker.wait(0.5)
-            else:
+            if job is not None:
                 failpoint("enhance.claimed")
-                if not work_off(store, workshop, job, owner, shared):
+                if not work_off(store, workshop, job, owner, shared, ahead):
                     return
+                continue
+            workshop.look()
+            more, trusted = (False, True) if away else _work_ahead(workshop, ahead, shared)
+            if not trusted:
+                return
+            if not more:
+                ticker.wait(0.5)
     finally:
+        ahead.close()
         ticker.close()
+
+
+def _work_ahead(workshop: Workshop, ahead: Ahead, shared: Any) -> tuple[bool, bool]:
+    """Do a little for a series that is still coming. Returns whether there is more to do now, and whether this
+    process is still to be trusted."""
+
+    def alive(proven: Proven, n_pixels: int) -> None:
+        shared[DEVICE] = CPU if proven.device == "cpu" else ACCELERATED
+        shared[STEP], shared[SERIES] = proven.pace.expected_s(n_pixels), ahead.at_work
+        shared[PROGRESS] = time.monotonic()
+
+    shared[STEP], shared[DEVICE] = _LOAD_STEP_S, _loads_on(workshop)
+    try:
+        return ahead.step(alive), True
+    except StoreError:
+        return False, True  # the next claim tells
+    except BaseException as e:  # as with a job, which will tell what it is
+        if lost(e):
+            log.error("device.lost", because=type(e).__name__, told=text(e))
+            shared[DEVICE] = LOST
+            return False, False
+        log.warning("ahead.failed", because=type(e).__name__, told=text(e))
+        return False, judge(e, 1, TRIES).trusted
+    finally:
+        shared[STEP], shared[SERIES] = _DATABASE_STEP_S, 0
+        if shared[DEVICE] != LOST:
+            shared[DEVICE] = CPU
 
 
 def take_back(store: Store, now: datetime) -> int:
@@ -210,7 +244,9 @@ def take_back(store: Store, now: datetime) -> int:
     return n
 
 
-def work_off(store: Store, workshop: Workshop, job: Job, owner: str, shared: Any) -> bool:
+def work_off(
+    store: Store, workshop: Workshop, job: Job, owner: str, shared: Any, ahead: Ahead | None = None
+) -> bool:
     """Do one job, whatever comes of it. Returns False if this process should not be trusted with another.
 
     Parameters
@@ -219,6 +255,8 @@ def work_off(store: Store, workshop: Workshop, job: Job, owner: str, shared: Any
         Claimed for ``owner``.
     shared
         The slots of ``node.enhance.guardian``.
+    ahead
+        What was done before the series was complete.
     """
     shared[ATTEMPT], shared[SERIES], shared[STEP] = job.attempt, job.series_id, _LOAD_STEP_S
     shared[DEVICE] = CPU if by_reference(job) else _loads_on(workshop)
@@ -254,7 +292,7 @@ def work_off(store: Store, workshop: Workshop, job: Job, owner: str, shared: Any
     )
     beat.start()
     try:
-        do(workshop, job, owner, tell, reference=by_reference(job), expect=expect)
+        do(workshop, job, owner, tell, reference=by_reference(job), expect=expect, ahead=ahead)
     except (Stopped, TransitionRefused):
         _give_back(store, job, owner)
         return True

@@ -34,6 +34,8 @@ _AT_ONCE = 200
 _WEAK = ("quiet", "give_up")
 """Rungs that prove nothing: what better evidence was missing is put on record, for who wonders later."""
 _LOOK_AGAIN_S = 0.5
+_FIRST_LOOK = 4
+"""Instances of a series that are there before it is asked what the rules would do with it."""
 _BREATH_S = 0.03
 
 
@@ -53,6 +55,9 @@ class _Growing:
     mine: dict[str, InstanceHeader] = field(default_factory=dict)
     n_unreadable: int = 0
     last_by_association: dict[str, datetime] = field(default_factory=dict)
+    look_at: int = 0
+    decided_by: str = ""
+    expected: bool | None = None
 
     def headers(self) -> list[InstanceHeader]:
         return [*(h for uid, h in self.earlier.items() if uid not in self.mine), *self.mine.values()]
@@ -133,7 +138,9 @@ class Gatherer:
                     if told.because in _WEAK:
                         why = {"because": told.because, "detail": told.detail}
                         self._store.events.add("info", "series.closed", why, now, series_id=series.id)
-            elif told.at is not None:
+                continue
+            self._look_ahead(series)
+            if told.at is not None:
                 again = min(again, max(0.01, (told.at - now).total_seconds()))
         for known in set(self._growing) - {s.id for s in open_series}:
             del self._growing[known]
@@ -266,6 +273,37 @@ class Gatherer:
             ]
         return self._senders[key]
 
+    # looking ahead --------------------------------------------------------------------------------
+    def _look_ahead(self, series: Series) -> None:
+        """Say what the rules would do with a growing series, so that work on it may begin.
+
+        Asked at 4 slices, 8, 16 and so on; a decision may change as the header fills. Whatever fails here fails
+        again when the series is routed, where it is told.
+        """
+        growing, in_force = self._growing.get(series.id), self._in_force()
+        if growing is None or series.generation > 1 or not in_force.config.series.begin_early:
+            return
+        if len(growing.mine) < growing.look_at and in_force.digest == growing.decided_by:
+            return
+        growing.look_at, growing.decided_by = max(_FIRST_LOOK, 2 * len(growing.mine)), in_force.digest
+        if len(growing.mine) < _FIRST_LOOK:
+            return
+        try:
+            config = in_force.config
+            decision = self._decided(series, config, growing.headers(), growing.n_unreadable)
+            jobs = plan(series, decision, config, self._cards)
+        except StoreError:
+            raise
+        except Exception as e:
+            log.debug("series.no_outlook", series=series.id, because=type(e).__name__)
+            return
+        if jobs:
+            self._store.outlooks.expect(series.id, jobs[0].engine, jobs[0].params)
+            growing.expected = True
+        elif growing.expected is not False:
+            self._store.outlooks.forget(series.id)
+            growing.expected = False
+
     # deciding -------------------------------------------------------------------------------------
     def _route_safely(self, series: Series, now: datetime) -> None:
         """Route a series; whatever is wrong with this one must not keep the others waiting."""
@@ -287,13 +325,9 @@ class Gatherer:
     def _route(self, series: Series, now: datetime) -> None:
         config = self._in_force()
         headers = self._store.series.headers(series.id, all_generations=series.generation > 1)
-        senders = self._store.series.senders(series.id)
         generations = self._store.series.generations(series.id) if series.generation > 1 else [series]
-        decision = decide_series(
-            headers, config.config, self._cards,
-            calling_ae=[calling for calling, _ in senders], called_ae=[called for _, called in senders],
-            n_unreadable=sum(self._store.series.unreadable(g.id) for g in generations),
-        )  # fmt: skip
+        n_unreadable = sum(self._store.series.unreadable(g.id) for g in generations)
+        decision = self._decided(series, config.config, headers, n_unreadable)
         offset = now.astimezone().utcoffset() or timedelta(0)
         jobs = plan(
             series, decision, config.config, self._cards, utc_offset_minutes=int(offset.total_seconds()) // 60
@@ -305,6 +339,16 @@ class Gatherer:
         log.info(
             "series.routed", series=series.id, action=str(decision.action), rule=decision.rule,
             because=decision.reason, jobs=ids,
+        )  # fmt: skip
+
+    def _decided(
+        self, series: Series, config: Config, headers: Sequence[InstanceHeader], n_unreadable: int
+    ) -> Decision:
+        senders = self._store.series.senders(series.id)
+        return decide_series(
+            headers, config, self._cards,
+            calling_ae=[calling for calling, _ in senders], called_ae=[called for _, called in senders],
+            n_unreadable=n_unreadable,
         )  # fmt: skip
 
 

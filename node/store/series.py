@@ -21,7 +21,7 @@ from node.model import (
     SeriesHeader,
     SeriesState,
 )
-from node.store import codec, events, moves, originals, provenance, rows
+from node.store import codec, events, moves, originals, outlooks, provenance, rows
 from node.store.db import Database
 from node.store.jobs import NewJob, insert_job, supersede_jobs
 from node.store.tables import AssociationRow, CarriedRow, InstanceRow, SeriesRow
@@ -323,6 +323,7 @@ class SeriesStore:
                 decision=rows.decision_document(decision), decided_at=at, config_digest=config_digest,
             )  # fmt: skip
             moves.must(moved, f"series {series_id}")
+            outlooks.drop(connection, series_id)
             ids = [insert_job(connection, series_id, new, config_digest, at) for new in jobs]
             supersede_jobs(connection, series_id, ids, at)
             one = connection.execute(rows.whole(SeriesRow).where(SeriesRow.id == series_id)).one()

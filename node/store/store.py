@@ -13,6 +13,7 @@ from node.store.deliveries import Deliveries
 from node.store.events import Events
 from node.store.jobs import Jobs
 from node.store.migrate import require_current, upgrade
+from node.store.outlooks import Outlooks
 from node.store.provenance import ProvenanceStore
 from node.store.reception import Reception
 from node.store.reconcile import Reconcile
@@ -28,7 +29,7 @@ class Store:
     Attributes
     ----------
     spool, reception, series, jobs, deliveries, provenance, configs, retention, reconcile, events,
-    changes, turns
+    changes, turns, outlooks
         See the modules of the same names.
     """
 
@@ -46,6 +47,7 @@ class Store:
         self.retention = Retention(database, spool)
         self.reconcile = Reconcile(database, spool, self.reception, self.retention)
         self.turns = Turns(database)
+        self.outlooks = Outlooks(database)
 
     @classmethod
     def open(cls, database_url: str, spool_root: Path | str, *, create: bool = True) -> Store:

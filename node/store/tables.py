@@ -233,6 +233,17 @@ class JobRow(Base):
     )
 
 
+class OutlookRow(Base):
+    """What an open series would be routed to now, for workers that have nothing else to do."""
+
+    __tablename__ = "outlook"
+    series_id: Mapped[int] = mapped_column(Big, primary_key=True, autoincrement=False)
+    engine: Mapped[str]
+    params: Mapped[dict[str, Any]]
+    owner: Mapped[str] = mapped_column(String(128), server_default="")
+    tries: Mapped[int] = mapped_column(server_default="0")
+
+
 class DerivedRow(Base):
     __tablename__ = "derived"
     id: Mapped[int] = mapped_column(Big, primary_key=True, autoincrement=True)

@@ -309,3 +309,54 @@ def test_an_open_association_that_brings_another_series_keeps_the_first_one_open
     assert {s.state for s in store.series.list()} == {SeriesState.OPEN}
     rounds(gatherer, 60)  # it fell silent: 30 s after the last of anything
     assert {s.closed_because for s in store.series.list()} == {"quiet"}
+
+
+def test_work_may_begin_on_what_the_rules_would_enhance(
+    store: Store, gatherer: Gatherer, loaded: LoadedConfig
+) -> None:
+    """An outlook from the fourth slice on, with what the job will ask; gone when the series is routed."""
+    slices = small_ct(seed=2, n_slices=9)
+    receive(store, slices[:3], "a")
+    rounds(gatherer, 1)
+    assert store.outlooks.list() == []
+    receive(store, slices[3:], "a")
+    rounds(gatherer, 2)
+    (series,) = store.series.list()
+    (outlook,) = store.outlooks.list()
+    assert (outlook.series_id, outlook.engine) == (series.id, "ct-nlm")
+    end(store, "a", AssociationEnd.RELEASED, 2)
+    rounds(gatherer, 9)
+    assert store.outlooks.list() == []
+    job = store.jobs.list()[0]
+    assert {k: v for k, v in job.params.items() if k not in ("utc_offset_minutes", "output", "key")} == {
+        k: v for k, v in outlook.params.items() if k not in ("utc_offset_minutes", "output", "key")
+    }
+
+
+@pytest.mark.parametrize("because", ["the rules ignore it", "it may not begin early"])
+def test_there_is_no_outlook_where(store: Store, because: str) -> None:
+    text = CONFIG if because.startswith("the rules") else CONFIG.replace("settle: 1s", "begin_early: false")
+    loaded = parse(text)
+    gatherer = Gatherer(store, lambda: InForce(config=loaded.config, digest=loaded.digest), cards())
+    slices = small_ct(seed=2, n_slices=6)
+    if because.startswith("the rules"):
+        for ds in slices:
+            ds.BodyPartExamined = "FOOT"
+    receive(store, slices, "a")
+    rounds(gatherer, 1)
+    assert len(store.series.list()) == 1
+    assert store.outlooks.list() == []
+
+
+def test_an_outlook_follows_the_configuration(store: Store) -> None:
+    now = [parse(CONFIG)]
+    gatherer = Gatherer(store, lambda: InForce(config=now[0].config, digest=now[0].digest), cards())
+    receive(store, small_ct(seed=2, n_slices=6), "a")
+    rounds(gatherer, 1)
+    assert store.outlooks.list()[0].params["strength"] == 0.4
+    now[0] = parse(CONFIG.replace("0.4", "0.9"))
+    rounds(gatherer, 2)
+    assert store.outlooks.list()[0].params["strength"] == 0.9
+    now[0] = parse(CONFIG.replace("CHEST", "FOOT"))
+    rounds(gatherer, 3)
+    assert store.outlooks.list() == []

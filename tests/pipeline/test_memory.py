@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engines.base import Enhancement, Params, Survey
+from engines.base import Enhancement, Params, SliceFigures, Survey
 from engines.catalog import Catalog
 from node.dicom.read import read_header
 from node.dicom.stacks import stacks
@@ -36,7 +36,8 @@ class Echo:  # in no time: the chain's memory is asked for, not an engine's
     def enhance(self, volume, params, survey, *, first, keep):
         out = replace(volume, values=volume.values[keep] + 1)
         return Enhancement(
-            volume=out, card=self.card, params=params, runtime="", device="", seconds=0.0, figures={}
+            volume=out, card=self.card, params=params, runtime="", device="", seconds=0.0, figures={},
+            slices=(SliceFigures(),) * len(out.values),
         )
 
 
