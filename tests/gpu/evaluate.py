@@ -1,8 +1,9 @@
 """``make gpu``: everything that a GPU is asked, in one command; writes docs/evaluation/gpu.md and gpu.json.
 
-Builds the plans of every learned engine in both precisions and all flavours of TensorRT that run there, compares each
-with ONNX Runtime in fp32, times the full path, our kernels alone and the networks under torch and CUDA graphs, and
-looks at the bound of memory. Without a GPU it says so, measures nothing and writes nothing.
+Tries which flavours of TensorRT run there, builds the plans of every learned engine in both precisions for all of them,
+compares each with ONNX Runtime in fp32, times the full path, the networks and our kernels alone and the networks under
+torch and CUDA graphs beside the roofline, and looks at the bound of memory. Without a GPU it says so, measures nothing
+and writes nothing.
 
 ``--dry-run`` goes the same way on the CPU, small, to see that it runs; its files say so and go anywhere but to docs.
 """
@@ -24,7 +25,7 @@ from typing import Any
 
 from engines.catalog import Catalog
 from engines.runtime import gpu
-from tests.gpu.parts import BATCHES, PARTS, Asked
+from tests.gpu.parts import BATCHES, EACH, PARTS, Asked
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -56,9 +57,12 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
         "--repeat", type=int, default=30, help="runs of each measurement; figures are medians"
     )
     parser.add_argument(
-        "--tflops", type=float, default=0.0, help="dense fp16 TFLOP/s of the card, for the roofline"
+        "--tflops",
+        type=float,
+        default=0.0,
+        help="dense fp16 TFLOP/s of the card, for the roofline; else measured",
     )
-    parser.add_argument("--gbs", type=float, default=0.0, help="GB/s of its memory, for the roofline")
+    parser.add_argument("--gbs", type=float, default=0.0, help="GB/s of its memory, the same")
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, small: to see that it runs")
     parser.add_argument("--part", choices=list(PARTS), help="one part, as JSON on standard output")
     asked = parser.parse_args(given)
@@ -107,27 +111,35 @@ def _cpu() -> str:
 
 
 def run(part: str, asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """One part in a process of its own: its rows, or why there are none."""
-    command = [
-        sys.executable,
-        "-m",
-        "tests.gpu.evaluate",
-        *asked.engines,
-        "--part",
-        part,
-        "--plans",
-        str(folder),
-    ]
+    """One part, in a process of its own or in one for each engine: its rows, and why some are missing."""
+    groups = [[one] for one in asked.engines] if part in EACH else [asked.engines]
+    done = [_child(part, asked, folder, engines) for engines in groups]
+    return {
+        "rows": [row for one in done for row in one["rows"]],
+        "failed": "; ".join(
+            f"{' '.join(engines)} {one['failed']}" if len(groups) > 1 else one["failed"]
+            for engines, one in zip(groups, done, strict=True)
+            if one["failed"]
+        ),
+    }
+
+
+def _child(part: str, asked: argparse.Namespace, folder: Path, engines: Sequence[str]) -> dict[str, Any]:
+    command = [sys.executable, "-m", "tests.gpu.evaluate", *engines, "--part", part, "--plans", str(folder)]
     command += ["--repeat", str(asked.repeat), "--tflops", str(asked.tflops), "--gbs", str(asked.gbs)]
     command += ["--dry-run"] if asked.dry_run else []
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PART_S, check=False)
     except subprocess.TimeoutExpired:
         return {"rows": [], "failed": f"did not end within {PART_S} s"}
+    last = (done.stderr.strip().splitlines() or [""])[-1]
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or [""])[-1]
         return {"rows": [], "failed": f"ended with status {done.returncode}: {last[:300]}"}
-    return {"rows": json.loads(done.stdout), "failed": ""}
+    try:
+        # Libraries that print what they like have had their say before the last line.
+        return {"rows": json.loads(done.stdout.splitlines()[-1]), "failed": ""}
+    except (ValueError, IndexError):
+        return {"rows": [], "failed": f"said what is no JSON: {last[:300]}"}
 
 
 def markdown(told: Mapping[str, Any]) -> str:
@@ -149,18 +161,20 @@ def markdown(told: Mapping[str, Any]) -> str:
         lines += [f"## {TITLES[name]}", ""]
         if part["failed"]:
             lines += [f"**Not measured: it {part['failed']}**", ""]
-        elif not part["rows"]:
-            lines += ["Nothing here.", ""]
-        else:
+        if part["rows"]:
             lines += [*_TABLES[name](part["rows"]), ""]
+        elif not part["failed"]:
+            lines += ["Nothing here.", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
 TITLES = {
+    "tensorrt": "Whether TensorRT runs here",
+    "tensorrt_rtx": "Whether TensorRT for RTX runs here",
     "plans": "Plans",
     "parity": "Parity with ONNX Runtime in fp32 (at most 0.5 HU, 0.1 HU RMS)",
-    "speed": "Milliseconds a slice: the full path, and the network alone with its copies",
-    "kernels": "Everything on the GPU but the network, ms a slice",
+    "speed": "Milliseconds a slice: the full path (the network alone)",
+    "kernels": "Our kernels alone, and with copies and host everything but the network, ms a slice",
     "memory": "Memory under a bound",
     "torch": "Networks under torch and CUDA graphs, fp16, channels last, ms a slice of 512 x 512",
 }
@@ -170,6 +184,15 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A table of Markdown."""
     head = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     return [*head, *("| " + " | ".join(row) + " |" for row in rows)]
+
+
+def _tried(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    cells = [
+        [r["flavour"], r["version"] or "-", "yes" if r["runs"] else "**no**", "yes" if r["known"] else "no",
+         "; ".join(r["words"])]
+        for r in rows
+    ]  # fmt: skip
+    return table(["", "version", "runs", "our table says so", ""], cells)
 
 
 def _plans(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -216,8 +239,12 @@ def _speed(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _kernels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     cells = [
-        ["with guards" if r["guards"] else "bare", *(f"{r['ms'][str(n)]:.3f}" for n in BATCHES)] for r in rows
-    ]
+        [
+            r["what"],
+            *(f"{r['ms'][n]:.3f} ({r['with_copies_ms'][n]:.3f})" if n in r["ms"] else "" for n in map(str, BATCHES)),
+        ]
+        for r in rows
+    ]  # fmt: skip
     return table(["", *(f"slabs of {n}" for n in BATCHES)], cells)
 
 
@@ -233,16 +260,22 @@ def _memory(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _torch(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if "refused" in rows[0]:
         return [str(rows[0]["refused"])]
+    head: list[str] = []
+    if "tflops" in rows[0]:
+        ceiling, *rows = rows
+        how = "as told" if ceiling["told"] else "measured here, where not told"
+        head = [f"Roofline: {ceiling['tflops']:.0f} TFLOP/s in fp16, {ceiling['gbs']:.0f} GB/s ({how}).", ""]
     cells = [
         [f"PU-{r['size'].upper()}", str(r["batch"]), f"{r['ms']:.3f}",
          "-" if r["roofline_ms"] is None else f"{r['roofline_ms']:.3f} (x {r['ms'] / r['roofline_ms']:.1f})"]
         for r in rows
     ]  # fmt: skip
-    return table(["network", "batch", "ms", "roofline (measured over it)"], cells)
+    return [*head, *table(["network", "batch", "ms", "roofline (measured over it)"], cells)]
 
 
 _TABLES = {
-    "plans": _plans, "parity": _parity, "speed": _speed, "kernels": _kernels, "memory": _memory, "torch": _torch,
+    "tensorrt": _tried, "tensorrt_rtx": _tried, "plans": _plans, "parity": _parity, "speed": _speed,
+    "kernels": _kernels, "memory": _memory, "torch": _torch,
 }  # fmt: skip
 
 
@@ -265,7 +298,8 @@ def main(given: Sequence[str] | None = None) -> int:
             plans=asked.plans, engines=tuple(asked.engines), repeat=asked.repeat, dry=asked.dry_run,
             flops=asked.tflops * 1e12, bytes_s=asked.gbs * 1e9,
         )  # fmt: skip
-        json.dump(list(PARTS[asked.part](wanted)), sys.stdout)
+        rows = list(PARTS[asked.part](wanted))
+        sys.stdout.write(f"\n{json.dumps(rows)}\n")
         return 0
     if not asked.dry_run and not gpu.local():
         sys.stderr.write("there is no GPU here, or no driver: nothing was measured, nothing is written\n")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -20,7 +20,7 @@ from engines import bench, canary
 from engines import compile as compiling
 from engines.base import Params, Volume
 from engines.catalog import Catalog, processors
-from engines.errors import EngineError, RuntimeUnavailable
+from engines.errors import DeviceLost, EngineError, RuntimeUnavailable
 from engines.front import Enhancer
 from engines.ladder import ACCELERATED, RUNGS, OnGpu, Place, Wanted
 from engines.learned import core_of
@@ -44,7 +44,7 @@ class Asked:
     dry
         On the CPU, small: to see that it runs.
     flops, bytes_s
-        Of the card, dense fp16 and memory, for the roofline; 0 if they are not known.
+        Of the card, dense fp16 and memory, for the roofline; 0 to measure them.
     """
 
     plans: Path
@@ -116,18 +116,65 @@ def seconds(work: Callable[[], object], repeat: int) -> float:
         began = time.perf_counter()
         work()
         spent.append(time.perf_counter() - began)
-    return median(spent[2:])
+    return float(median(spent[2:]))
+
+
+_lost: list[str] = []
+"""Why this process must not ask its GPU again."""
 
 
 def tell(function: Callable[[], dict[str, Any]], **about: Any) -> dict[str, Any]:
-    """What a measurement found, or its words where it was refused."""
+    """What a measurement found, or its words where it was refused; after a lost device only that it was lost."""
+    if _lost:
+        return {**about, "refused": f"not asked: {_lost[0]}"}
     try:
         return {**about, **function()}
+    except DeviceLost as e:
+        _lost.append(e.message)
+        return {**about, "refused": f"DeviceLost: {e.message}"}
     except EngineError as e:
         return {**about, "refused": f"{type(e).__name__}: {e.message}"}
 
 
 # the parts ----------------------------------------------------------------------------------------
+def tried(asked: Asked, name: str) -> list[dict[str, Any]]:
+    """Whether a flavour of TensorRT runs here, whatever our table says of the GPU: by trying it."""
+    from engines.runtime.build import build
+    from engines.runtime.onnx import read_verified
+    from engines.runtime.tensorrt import TensorrtNetwork
+
+    row, here = flavour.flavour(name), gpu.local()
+    known = True
+    try:
+        number = flavour.version(name)
+    except RuntimeUnavailable as e:
+        return [{"flavour": row.title, "version": "", "known": False, "runs": False, "words": [e.message]}]
+    try:
+        for one in here[:1]:
+            flavour.check_gpu(name, one)
+    except RuntimeUnavailable:
+        known = False
+    engine = asked.engines[0]
+    card, (path, sha256) = asked.catalog().card(engine), asked.catalog().models(engine)["fp32"]
+    made, onnx = profiles.of(card), read_verified(path, sha256)
+    words, runs = [], False
+    # What is built for the GPU that is there; where that is refused, what was built for another of its kind.
+    for targets in (None, ("80",))[: 1 + row.ahead_of_time]:
+        what = "for the GPU that is here" if targets is None else "for compute capability 8.0"
+        try:
+            plan = build(onnx, name, made, targets=targets, device=None if targets else 0).plan
+            network = TensorrtNetwork.load(plan, name=name, profile=made, factor=card.scale)
+            x = np.zeros((1, 3, 64, 64), np.float32)
+            runs = bool(np.isfinite(network.run(x, x[:, :1])).all())
+            network.close()
+        except EngineError as e:
+            words.append(f"{what}: {type(e).__name__}: {e.message}")
+            continue
+        words.append(f"{what}: {'runs' if runs else 'answers what is no number'}")
+        break
+    return [{"flavour": row.title, "version": number, "known": known, "runs": runs, "words": words}]
+
+
 def plans(asked: Asked) -> list[dict[str, Any]]:
     """Build every plan of every engine: seconds and bytes."""
     if asked.dry:
@@ -198,69 +245,38 @@ def _timed(asked: Asked, one: Loaded) -> dict[str, Any]:
     whole, core = {}, {}
     for n in asked.batches():
         given = bench.stack(modality, side, n)
-        x = np.zeros((n, 3, side, side), np.float32)
         work = partial(one.engine.enhance, given, full)
         whole[str(n)] = 1000 * seconds(work, asked.repeat) / n
-        core[str(n)] = 1000 * seconds(partial(one.network.run, x, x[:, :1]), asked.repeat) / n
+        core[str(n)] = 1000 * _network(one, n, side, asked.repeat) / n
     return {"whole_ms": whole, "network_ms": core}
 
 
-class Nothing:
-    """A network that does nothing: what is left are the copies and our kernels. Meets ``Program`` and ``Bound``."""
+def _network(one: Loaded, n: int, side: int, repeat: int) -> float:
+    """Seconds of the network alone: on the device, without copies; under ONNX Runtime as it is called."""
+    from engines.runtime.tensorrt import TensorrtNetwork
+    from tests.gpu.kernels import network_alone
 
-    factor = 1
-    scratch = 256
-    capturable = True
-
-    def open(self, n_slices: int, rows: int, columns: int, stream: int) -> Nothing:
-        return self
-
-    def bind(self, *, x: int, c: int, r: int, scratch: int) -> None:
-        """Nothing to bind."""
-
-    def enqueue(self, stream: int, *, captured: bool = False) -> None:
-        """Nothing to run."""
-
-    def close(self) -> None:
-        """Nothing to give back."""
+    network = one.network
+    if isinstance(network, TensorrtNetwork):
+        return network_alone(network._device, network._program, n, side, repeat)
+    x = np.zeros((n, 3, side, side), np.float32)
+    return seconds(partial(network.run, x, x[:, :1]), repeat)
 
 
 def kernels(asked: Asked) -> list[dict[str, Any]]:
-    """Milliseconds a slice of everything on the GPU but the network: copies, gathering, guards."""
+    """Milliseconds a slice of our kernels alone, and of everything but the network. Dry: on the stand-in."""
+    from tests.gpu.kernels import rows
+
+    name = next((n for n in asked.engines if asked.catalog().card(n).modalities[0] == "CT"), "ct-cnn")
+    card, side = asked.catalog().card(name), asked.side("CT")
     if asked.dry:
-        return []
+        from tests import kernels_cpp
+        from tests.device_onnx import StandIn
+
+        return rows(StandIn, card, side, asked.batches(), 1) if kernels_cpp.COMPILER else []
     from engines.runtime.cuda import CudaDevice
-    from engines.runtime.network import Item, Region, Slab
-    from engines.runtime.pipeline import Pipeline
 
-    name = next(n for n in asked.engines if asked.catalog().card(n).modalities[0] == "CT")
-    card = asked.catalog().card(name)
-    side, told = asked.side("CT"), []
-    for region in (None, Region(radius=8, side=(64, 64))):
-        device = CudaDevice.open(0)
-        pipeline = Pipeline(device, Nothing(), profiles.of(card))
-        spent = {}
-        for n in BATCHES:
-            slices = list(bench.stack("CT", side, n).values)
-            items = [
-                Item(
-                    below=max(i - 1, 0), self=i, above=min(i + 1, n - 1), c=0.15, largest=60.0, tolerance=1.0
-                )
-                for i in range(n)
-            ]
-            slab = Slab(
-                slices=slices, valid=[None] * n, items=items, unit_x=1e-3, unit_r=100.0, factor=1, region=region
-            )  # fmt: skip
-            spent[str(n)] = 1000 * seconds(partial(_drained, pipeline, slab, side), asked.repeat) / n
-        pipeline.close()
-        device.close()
-        told.append({"guards": region is not None, "side": side, "ms": spent})
-    return told
-
-
-def _drained(pipeline: Any, slab: Any, side: int) -> None:
-    for _ in pipeline.slab(slab, side, side):
-        pass
+    return rows(lambda: CudaDevice.open(0), card, side, asked.batches(), asked.repeat)
 
 
 def memory(asked: Asked) -> list[dict[str, Any]]:
@@ -304,7 +320,11 @@ def torch(asked: Asked) -> list[dict[str, Any]]:
 
     if not asked.dry and not t.cuda.is_available():
         return [{"refused": "this torch has no CUDA: pip install torch for the driver's CUDA"}]
-    told, side = [], asked.side("CT")
+    told: list[dict[str, Any]] = []
+    side = asked.side("CT")
+    if not asked.dry:
+        asked, ceiling = _ceiling(t, asked)
+        told.append(ceiling)
     on, kind = ("cpu", t.float32) if asked.dry else ("cuda", t.float16)
     for size in SIZES[:1] if asked.dry else SIZES:
         network = PU(size).to(on, kind, memory_format=t.channels_last).eval()
@@ -346,7 +366,35 @@ def _graph(t: Any, network: Any, x: Any, c: Any, repeat: int) -> float:
         end.record()
         end.synchronize()
         spent.append(begin.elapsed_time(end) / 10 / 1000)
-    return median(spent[5:])
+    return float(median(spent[5:]))
+
+
+def _ceiling(t: Any, asked: Asked) -> tuple[Asked, dict[str, Any]]:
+    """The card's ceilings: as told, else as measured here by a product of matrices and a copy, both in fp16."""
+    flops, bytes_s = asked.flops, asked.bytes_s
+    if not flops:
+        n = 8192
+        a, b = (t.randn(n, n, device="cuda", dtype=t.float16) for _ in range(2))
+        flops = 2.0 * n**3 / _spent(t, lambda: a @ b, asked.repeat)
+    if not bytes_s:
+        source = t.zeros(1 << 29, device="cuda", dtype=t.float16)
+        target = t.empty_like(source)
+        bytes_s = 2.0 * source.numel() * 2 / _spent(t, lambda: target.copy_(source), asked.repeat)
+    told = {"tflops": flops / 1e12, "gbs": bytes_s / 1e9, "told": bool(asked.flops and asked.bytes_s)}
+    return replace(asked, flops=flops, bytes_s=bytes_s), told
+
+
+def _spent(t: Any, work: Callable[[], object], repeat: int) -> float:
+    """Seconds of one piece of work on the GPU, by events: the best of some runs, for it is a ceiling."""
+    begin, end = (t.cuda.Event(enable_timing=True) for _ in range(2))
+    spent = []
+    for _ in range(repeat + 5):
+        begin.record()
+        work()
+        end.record()
+        end.synchronize()
+        spent.append(begin.elapsed_time(end) / 1000)
+    return float(min(spent[5:]))
 
 
 def _roof(asked: Asked, size: str) -> float | None:
@@ -358,6 +406,8 @@ def _roof(asked: Asked, size: str) -> float | None:
 
 
 PARTS: Mapping[str, Callable[[Asked], Sequence[dict[str, Any]]]] = {
+    "tensorrt": partial(tried, name="tensorrt"),
+    "tensorrt_rtx": partial(tried, name="tensorrt_rtx"),
     "plans": plans,
     "parity": parity,
     "speed": speed,
@@ -365,3 +415,6 @@ PARTS: Mapping[str, Callable[[Asked], Sequence[dict[str, Any]]]] = {
     "memory": memory,
     "torch": torch,
 }
+
+EACH = frozenset({"parity", "speed"})
+"""Parts that run in a process of its own for each engine: a device that one loses is another's no more."""
