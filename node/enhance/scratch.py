@@ -246,6 +246,7 @@ class PageFile:
         self._file.close()
 
     def write(self, at: int, data: Stored) -> None:
+        """Put an array at a position."""
         left = np.ascontiguousarray(data).data.cast("B")
         try:
             while left:
@@ -255,6 +256,7 @@ class PageFile:
             raise disk_error(error, "scratch") from None
 
     def read(self, at: int, into: Stored) -> None:
+        """Fill an array from a position."""
         left = into.data.cast("B")
         try:
             while left:
