@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from engines.base import Floats
+from engines.catalog import Catalog
 from engines.errors import DeviceLost
 from engines.runtime import flavour, gpu
 from engines.runtime.kernels import SETTLING
@@ -150,6 +152,22 @@ def test_a_part_for_each_engine_loses_one_and_not_the_others(
     assert told["rows"] == [{"engine": "ct-cnn"}]
     assert told["failed"] == "ct-gan ended with status -11: ; mr-cnn said what is no JSON: "
     assert evaluate.run("plans", given, tmp_path)["rows"] == [{"engine": "ct-cnn"}]
+
+
+def test_the_index_says_that_no_gpu_was_at_hand_and_what_measures_on_one(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="torch is not here")
+    from training.report.build import index
+
+    context = SimpleNamespace(out=tmp_path, catalog=Catalog.default())
+    index(context)  # type: ignore[arg-type]
+    page = (tmp_path / "README.md").read_text()
+    assert "No GPU was at hand" in page
+    assert "`make gpu`" in page
+    (tmp_path / "gpu.md").write_text("# On a GPU\n")
+    index(context)  # type: ignore[arg-type]
+    page = (tmp_path / "README.md").read_text()
+    assert "(gpu.md)" in page
+    assert "No GPU was at hand" not in page
 
 
 def test_the_roofline_is_the_cards() -> None:

@@ -65,6 +65,17 @@ def write(section: Section, out: Path) -> None:
     (out / f"{section.name}.json").write_text(told + "\n", encoding="utf-8")
 
 
+_GPU = (
+    "## On a GPU",
+    "",
+    "No GPU was at hand: none of these figures is of one. On a machine that has one, `make gpu` measures all of it in",
+    "one command and writes gpu.md and gpu.json into this folder: whether TensorRT and TensorRT for RTX run there,",
+    "every plan's parity with ONNX Runtime in fp32, milliseconds a slice of the full path and of the network alone,",
+    "our kernels alone, memory under a bound, and PU-S, PU-M and PU-L under torch and CUDA graphs (fp16, channels",
+    "last, 1, 4, 8 and 16 slices at once) beside the roofline. [GPUs](../operations/gpu.md) says what to install.",
+)
+
+
 def index(context: Context) -> None:
     """Write README.md: the pages that are there, and which weights each of them looked at."""
     lines = [
@@ -84,6 +95,8 @@ def index(context: Context) -> None:
     for name in context.catalog.names():
         card = context.catalog.card(name)
         lines.append(f"| {name} | {card.version} | {card.family} | {card.weights_sha256[:12]} |")
+    measured = (context.out / "gpu.md").exists()
+    lines += ["", *(("- [On a GPU](gpu.md), by `make gpu`",) if measured else _GPU)]
     (context.out / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
