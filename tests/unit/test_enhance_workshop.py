@@ -23,8 +23,11 @@ from engines.base import Floats
 from engines.catalog import Catalog
 from engines.errors import DeviceLost, OutOfMemory, PlanMismatch, RuntimeUnavailable
 from engines.ladder import REFERENCE, RUNGS, OnGpu, Place, Rung, Wanted
+from engines.runtime import profile as profiles
 from engines.runtime.gpu import Gpu
+from engines.runtime.pipeline import Pipeline
 from engines.runtime.plans import Plans
+from engines.runtime.tensorrt import TensorrtNetwork
 from node.cli.story import told as story_of
 from node.dicom.words import words
 from node.enhance import building
@@ -32,6 +35,8 @@ from node.enhance.work import do, named
 from node.enhance.workshop import Workshop
 from node.model import JobState
 from node.store import Store
+from tests import kernels_cpp
+from tests.device_onnx import NAME, OnnxContext, OnnxProgram, StandIn
 from tests.dicom_samples import how
 from tests.enhancing import queue, receive, series
 
@@ -96,9 +101,12 @@ def refusing(error: Callable[[], Exception]) -> Mapping[str, Rung]:
     return {"tensorrt_rtx": rung, REFERENCE: RUNGS[REFERENCE]}
 
 
-def done(store: Store, shop: Workshop, number: int = 1) -> tuple[Any, dict[str, Any], Any]:
+def done(
+    store: Store, shop: Workshop, number: int = 1, given: list[Any] | None = None
+) -> tuple[Any, dict[str, Any], Any]:
     """Do one job: it, the body of its record, and the first derived data set."""
-    (job_id,) = queue(store, receive(store, series("CT", 4, number=number), f"a{number}"), CARD)
+    given = given or series("CT", 4, number=number)
+    (job_id,) = queue(store, receive(store, given, f"a{number}"), CARD)
     job = store.jobs.claim("w", 600.0, store.jobs.get(job_id).created_at)  # type: ignore[union-attr]
     assert job is not None
     do(shop, job, "w", lambda _step, _share: None)
@@ -198,6 +206,69 @@ def test_a_gpu_too_small_for_a_job_is_done_without_in_the_same_attempt(
     done(sqlite_store, shop, 2)
     assert notes.names() == ["engine.runtime_refused"]
     assert not list((sqlite_store.spool.root / "scratch").iterdir())
+
+
+class Counted(OnnxProgram):
+    """The network of the stand-in; it keeps how many slices each context was opened for."""
+
+    def __init__(self, device: StandIn, network: Callable[[Floats, Floats], Floats]) -> None:
+        super().__init__(device, network)
+        self.sizes: list[int] = []
+
+    def open(self, n_slices: int, rows: int, columns: int, stream: int) -> OnnxContext:
+        self.sizes.append(n_slices)
+        return super().open(n_slices, rows, columns, stream)
+
+
+@pytest.mark.skipif(kernels_cpp.COMPILER is None, reason=kernels_cpp.NO_COMPILER)
+def test_smaller_groups_come_before_the_next_runtime_and_the_gpu_is_given_back(
+    sqlite_store: Store, tmp_path: Path
+) -> None:
+    """The whole way down on the stand-in for a GPU: 4 slices, 1 slice, everything given back, the CPU."""
+    device, made = StandIn(), list[Counted]()
+
+    def rung(wanted: Wanted) -> OnGpu:
+        inner = RUNGS[REFERENCE](wanted)
+        assert not isinstance(inner, OnGpu)
+        program, profile = Counted(device, inner.run), profiles.of(wanted.card)
+        made.append(program)
+        pipeline = Pipeline(device, program, profile, clock=device.clock, sleep=device.sleep)
+        network = TensorrtNetwork(pipeline, device, program, profile, name="tensorrt_rtx")
+        return OnGpu(network=network, close=network.close)
+
+    notes = Notes()
+    shop = workshop(sqlite_store, notes, tmp_path, {"tensorrt_rtx": rung, REFERENCE: RUNGS[REFERENCE]})
+    assert shop.proven(ENGINE, "auto").device == NAME
+    (program,) = made
+    _, body, _ = done(sqlite_store, shop)
+    assert (body["runtime"], body["device"], body["refused"]) == ("tensorrt_rtx", NAME, [])
+    assert not device.empty
+    done(sqlite_store, shop, 2, series("CT", 9, size=96, number=2))
+    assert program.sizes[-2:] == [8, 1]
+    # Half of what such a job takes: smaller groups, and the GPU goes on.
+    program.sizes.clear()
+    device.total = device.peak // 2
+    _, body, _ = done(sqlite_store, shop, 3, series("CT", 9, size=104, number=3))
+    assert (body["runtime"], body["refused"]) == ("tensorrt_rtx", [])
+    assert program.sizes
+    assert set(program.sizes) <= {4, 1}
+    assert not device.empty
+    # Next to nothing: not one slice. In the same attempt the next runtime serves, and the GPU has everything back.
+    device.total = 1 << 16
+    looked = device.trace.count("allocate")
+    _, body, _ = done(sqlite_store, shop, 4, series("CT", 9, size=96, number=4))
+    assert (body["runtime"], body["device"], body["attempt"]) == ("onnx", "cpu", 1)
+    assert [(r["runtime"], r["kind"]) for r in body["refused"]] == [("tensorrt_rtx", "memory")]
+    assert device.trace.count("allocate") - looked >= 3, "8, 4 and 1 were tried"
+    assert device.empty, device.held
+    assert program.open_contexts == 0
+    assert device.trace[-2:] == ["close program", "close"]
+    assert notes.names() == ["engine.runtime_refused"]
+    # And it is let alone from then on.
+    calls = device.calls
+    done(sqlite_store, shop, 5)
+    assert device.calls == calls
+    assert made == [program]
 
 
 def test_whoever_insists_on_a_runtime_is_not_given_another(sqlite_store: Store, tmp_path: Path) -> None:
