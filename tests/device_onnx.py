@@ -324,7 +324,10 @@ class StandIn:
         self.held["graph"].remove(graph)
 
     def close(self) -> None:
-        self.call("close")
+        try:
+            self.call("close")
+        except OutOfMemory as e:
+            raise DeviceLost("the stand-in does not take back what it gave") from e
 
     def enqueue(
         self,

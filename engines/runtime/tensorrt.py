@@ -366,6 +366,10 @@ class TensorrtNetwork:
 
     def close(self) -> None:
         """Give the GPU back. After DeviceLost nothing is touched: the process must end."""
-        if self._pipeline.close():
+        if not self._pipeline.close():
+            return
+        try:
             self._program.close()
             self._device.close()
+        except OutOfMemory as e:
+            raise DeviceLost("the GPU does not take back what it gave") from e
