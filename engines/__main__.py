@@ -163,6 +163,14 @@ def _known(as_json: bool) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
+    try:
+        return _main(arguments)
+    except EngineError as e:
+        sys.stderr.write(f"{e.message}\n" + (f"  {e.hint}\n" if e.hint else ""))
+        return 1
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="python -m engines", description="Engines of the catalogue.")
     parser.add_argument("verb", choices=["list", "build", "verify", "bench", "noise"])
     parser.add_argument("engines", nargs="*", help="names; none means all")

@@ -7,6 +7,7 @@
     ├── WeightsMismatch    the weights' digest is not the card's: refuse, alarm
     ├── RuntimeUnavailable the next runtime may take over
     │   ├── PlanMismatch   a compiled plan is not what it says, or not what the network says: refuse it, rebuild
+    │   ├── GpuUnusable    there is a GPU that it is for, and yet it cannot be used: a person has to see to that
     │   └── CanaryRefused  it answered a question of known answer wrongly: this runtime is not to be used here
     ├── DeviceLost         the accelerator is in an unknown state: end the process, never use it again in this one
     ├── OutOfMemory        retry with smaller slabs
@@ -39,6 +40,10 @@ class RuntimeUnavailable(EngineError):
 
 
 class PlanMismatch(RuntimeUnavailable):
+    pass
+
+
+class GpuUnusable(RuntimeUnavailable):
     pass
 
 

@@ -20,14 +20,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from engines.base import Card
-from engines.errors import CardInvalid, EngineError, OutOfMemory, PlanMismatch, RuntimeUnavailable
+from engines.errors import (
+    CardInvalid,
+    EngineError,
+    GpuUnusable,
+    OutOfMemory,
+    PlanMismatch,
+    RuntimeUnavailable,
+)
 
 if TYPE_CHECKING:
     from engines.runtime.gpu import Gpu
     from engines.runtime.network import Network
     from engines.runtime.plans import PlanKey, Plans
 
-Kind = Literal["absent", "plan", "memory", "avoided", "canary"]
+Kind = Literal["absent", "gpu", "plan", "memory", "avoided", "canary"]
 
 MOST_CALLS = 4
 """Slices in a network at once, on a CPU: one thread each is a tenth faster than many on one slice, but each
@@ -82,7 +89,8 @@ class Refusal:
     Attributes
     ----------
     kind
-        ``absent``: its library, driver or GPU is not there, which is no fault. ``plan``: there is no plan that
+        ``absent``: its library, driver or GPU is not there, which is no fault. ``gpu``: there is one that it runs on
+        and that cannot be used. ``plan``: there is no plan that
         may be loaded; building one mends it. ``memory``: the GPU has too little. ``avoided``: it was not asked.
         ``canary``: it answered a question of known answer wrongly (told by whoever asks, not by the ladder).
     """
@@ -147,16 +155,22 @@ def _plan(name: str, wanted: Wanted) -> OnGpu:
     key, plan = _kept(plans, wanted, name, flavour.version(name), card, mine.digest())
     row = flavour.flavour(name)
     before = plans.cached("kernels", key, card) if row.runtime_cache else None
-    with plans.telling():
-        network = TensorrtNetwork.load(
-            plan,
-            name=name,
-            profile=mine,
-            factor=wanted.card.scale,
-            which=wanted.place.gpu,
-            kernels=before,
-            most_bytes=wanted.place.most_bytes,
-        )
+    try:
+        with plans.telling():
+            network = TensorrtNetwork.load(
+                plan,
+                name=name,
+                profile=mine,
+                factor=wanted.card.scale,
+                which=wanted.place.gpu,
+                kernels=before,
+                most_bytes=wanted.place.most_bytes,
+            )
+    except PlanMismatch:
+        raise
+    except RuntimeUnavailable as e:
+        # All was there: a GPU, its TensorRT and a plan.
+        raise GpuUnusable(e.message, hint=e.hint) from e
 
     def keep() -> None:
         made = network.kernels()
@@ -248,15 +262,22 @@ def _avoided(name: str) -> Refusal:
 
 
 def _kind(e: EngineError) -> Kind:
-    if isinstance(e, OutOfMemory):
-        return "memory"
-    return "plan" if isinstance(e, PlanMismatch) else "absent"
+    kinds: Mapping[type[EngineError], Kind] = {
+        OutOfMemory: "memory",
+        PlanMismatch: "plan",
+        GpuUnusable: "gpu",
+    }
+    return next((kind for of, kind in kinds.items() if isinstance(e, of)), "absent")
 
 
 def _none(refusals: list[Refusal]) -> EngineError:
     if not refusals:
         return RuntimeUnavailable("no runtime is left that may be used now", hint="see to the GPU")
     last = refusals[-1]
-    hints = [r.hint for r in refusals if r.hint and r.kind in ("plan", "memory")]
-    kinds: Mapping[Kind, type[EngineError]] = {"plan": PlanMismatch, "memory": OutOfMemory}
+    hints = [r.hint for r in refusals if r.hint and r.kind in ("gpu", "plan", "memory")]
+    kinds: Mapping[Kind, type[EngineError]] = {
+        "plan": PlanMismatch,
+        "memory": OutOfMemory,
+        "gpu": GpuUnusable,
+    }
     return kinds.get(last.kind, RuntimeUnavailable)(last.message, hint=(hints or [last.hint])[0])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from engines.errors import DeviceLost, OutOfMemory, RuntimeUnavailable
+from engines.errors import DeviceLost, GpuUnusable, OutOfMemory, RuntimeUnavailable
 
 LOST = frozenset(
     f"CUDA_ERROR_{name}"
@@ -56,17 +56,23 @@ def local() -> tuple[Gpu, ...]:
 
     Raises
     ------
+    GpuUnusable
+        There is a driver that does not start: after an update of it, for example, and before the next boot.
     RuntimeUnavailable, OutOfMemory, DeviceLost
-        There is one that tells nothing of itself.
+        There is a GPU that tells nothing of itself.
     """
     try:
         cuda = importlib.import_module("cuda.bindings.driver")
         # cuda-python raises, instead of returning a code, where there is no driver at all.
-        failed = int(cuda.cuInit(0)[0])
+        started = cuda.cuInit(0)[0]
     except (ImportError, RuntimeError, OSError):
         return ()
-    if failed:
+    if name_of(started) in ("CUDA_ERROR_NO_DEVICE", "CUDA_ERROR_STUB_LIBRARY"):
         return ()
+    if int(started):
+        raise GpuUnusable(
+            f"the driver does not start: {name_of(started)}", hint="look at nvidia-smi; start again"
+        )
     return tuple(_gpu(cuda, i) for i in range(opened(cuda, cuda.cuDeviceGetCount())))
 
 

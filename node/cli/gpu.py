@@ -307,7 +307,7 @@ def check_engines(config: Config, n_threads: int, here: Sequence[Gpu]) -> list[F
         )
         told.append(Finding(what=f"engine {name}", ok=True, text=text))
         for r in one.refusals if here else ():
-            text, note = f"not on {r.runtime}: {r.message}", r.kind in ("plan", "memory")
+            text, note = f"not on {r.runtime}: {r.message}", r.kind in ("gpu", "plan", "memory")
             told.append(Finding(what=f"engine {name}", ok=True, text=text, hint=_hint(r.hint), note=note))
     for engine in dict.fromkeys(e.engine for e in config.engines.values()):
         told += _check_plans(engine, config, here)

@@ -9,13 +9,15 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from engines import __main__ as command
 from engines.base import Card
 from engines.catalog import ZOO, Catalog
-from engines.errors import RuntimeUnavailable
+from engines.errors import GpuUnusable, RuntimeUnavailable
 from engines.runtime import build, flavour, gpu, onnx, profile
 from engines.runtime.gpu import Gpu
 
@@ -221,6 +223,33 @@ def test_the_gpus_of_this_machine() -> None:
         flavour.check_capability("tensorrt", one.compute_capability)
         assert one.name
         assert one.driver
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("NO_DEVICE", ""),
+        ("STUB_LIBRARY", ""),
+        ("SYSTEM_DRIVER_MISMATCH", "does not start: CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"),
+        ("UNKNOWN", "does not start: CUDA_ERROR_UNKNOWN"),
+    ],
+)
+def test_a_driver_that_does_not_start_is_no_missing_gpu(
+    code: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A driver that was updated under a running system, most often: the node is to say so, not to be slow."""
+    real = pytest.importorskip("cuda.bindings.driver", reason="cuda-python is not installed")
+    answer = (getattr(real.CUresult, f"CUDA_ERROR_{code}"),)
+    there = SimpleNamespace(CUresult=real.CUresult, cuInit=lambda _flags: answer)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", there)  # type: ignore[arg-type]
+    if not said:
+        assert gpu.local() == ()
+        return
+    with pytest.raises(GpuUnusable, match=said) as refused:
+        gpu.local()
+    assert "nvidia-smi" in refused.value.hint
+    assert command.main(["build", "ct-cnn"]) == 1
+    assert said in capsys.readouterr().err
 
 
 def test_the_ordinal_makes_no_other_gpu() -> None:

@@ -15,6 +15,7 @@ from engines.catalog import KNOWN_RUNTIMES, Catalog
 from engines.errors import (
     DeviceLost,
     EngineError,
+    GpuUnusable,
     OutOfMemory,
     PlanMismatch,
     RuntimeUnavailable,
@@ -58,6 +59,7 @@ def test_the_cpu_serves_where_nothing_else_does_and_says_why() -> None:
     [
         (ABSENT, "absent"),
         (PlanMismatch("no plan for this GPU", hint="python -m engines build"), "plan"),
+        (GpuUnusable("NVRTC is not installed", hint="pip install nvidia-cuda-nvrtc"), "gpu"),
         (OutOfMemory("no memory for one slice", hint="free the GPU"), "memory"),
     ],
 )
@@ -166,8 +168,10 @@ def test_a_plan_that_fits_is_taken_as_far_as_the_driver(shown: None, tmp_path: P
     )
     assert compiling.make(job, plans).state == "built"
     told = {r.runtime: r for r in climb(wanted(tmp_path / "plans")).refusals}
-    assert told["tensorrt_rtx"].kind != "plan"
+    # A GPU, its TensorRT and a plan are there, and yet it does not serve: nothing that a node keeps to itself.
+    assert told["tensorrt_rtx"].kind == "gpu"
     assert "plan" not in told["tensorrt_rtx"].message
+    assert "nvidia-smi" in told["tensorrt_rtx"].hint
 
 
 @pytest.mark.tensorrt
