@@ -33,7 +33,7 @@ demo: $(VENV)/run.stamp  ## The main job, from a simulated scanner to a small PA
 	$(BIN)/luminode demo $(if $(SERIES),--series $(SERIES))
 
 test: $(VENV)/dev.stamp  ## The whole test suite, under 10 minutes on 2 cores
-	$(BIN)/python -m pytest $(TESTS) -n $(WORKERS) --dist loadscope -q
+	$(BIN)/python -m pytest $(TESTS) -n $(WORKERS) --dist loadscope --no-loadscope-reorder -q
 
 check: $(VENV)/dev.stamp  ## ruff, mypy --strict, import contracts
 	$(BIN)/ruff check .

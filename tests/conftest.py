@@ -79,6 +79,22 @@ def sqlite_store(sqlite_url: str, tmp_path: Path) -> Iterator[Store]:
         yield one
 
 
+LONG_FIRST = (
+    "faults/test_crash_points.py", "faults/test_operation_repair.py", "faults/test_restarts.py",
+    "faults/test_engines_gpu.py", "faults/test_engines_workers.py", "faults/test_operation_clock.py",
+    "faults/test_closed_by_default.py", "faults/test_power_loss.py", "faults/test_operation_soak.py",
+    "faults/test_operation_health.py", "faults/test_delivery_originals.py",
+)  # fmt: skip
+"""Modules that take long, the longest first: at the end every worker of ``make test`` has short ones left."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    rank = {here / name: number for number, name in enumerate(LONG_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """In CI nothing may be skipped for want of a peer: LUMINODE_REQUIRE_PEERS makes such a skip a failure."""

@@ -37,7 +37,7 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Node, set[
     """A node that received, enhanced and delivered: it, who it listened for and talked to, and the PACS's port."""
 
     def slowly(_n: int, _uid: str) -> int:
-        time.sleep(0.4)  # so that the connection is there to be seen
+        time.sleep(0.2)  # so that the connection is there to be seen
         return 0x0000
 
     folder, pacs, log = tmp_path_factory.mktemp("lived"), ScriptedScp(store=slowly), Log()
@@ -45,11 +45,11 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Node, set[
     node.start()
     try:
         seen: set[tuple[str, int]] = set()
-        scanners = [Scanner(log, "CT1", n_slices=8)]
+        scanners = [Scanner(log, "CT1", n_slices=4)]
         for thread in at_work(scanners, node.port, threading.Event(), n_new=1):
             thread.join(60)
-        assert len(log.acknowledged) == 8
-        wait_until(lambda: _look(node, seen) or len(pacs.uids()) == 8, 120, "all is delivered", every_s=0.02)
+        assert len(log.acknowledged) == 4
+        wait_until(lambda: _look(node, seen) or len(pacs.uids()) == 4, 120, "all is delivered", every_s=0.02)
         yield node, seen, pacs.port
     finally:
         node.stop()
@@ -179,6 +179,7 @@ def test_what_is_not_configured_stays_closed(what: str, tmp_path: Path) -> None:
                 opened.set()
                 process.terminate()
                 return
+            time.sleep(0.02)
 
     watching = threading.Thread(target=look)
     watching.start()

@@ -148,8 +148,8 @@ def test_a_poison_series_is_held_and_the_rest_goes_on(make: MakeBench) -> None:
 @pytest.mark.parametrize("how", ["sleep", "spin", "stop"])
 def test_a_hang_is_killed(make: MakeBench, how: str) -> None:
     """R39: asleep, busy with the GIL held, or stopped by SIGSTOP; the heartbeat of its lease saves none."""
-    stalled_s = 5.0
-    bench = make(patience=Patience(stalled_s=stalled_s, respawn_s=0.01))
+    stalled_s = count(2, 5)
+    bench = make()
     jobs = bench.series(count(1, 3))
     bench.script(runs={str(jobs[0]): {"1": how}})
 
@@ -157,12 +157,17 @@ def test_a_hang_is_killed(make: MakeBench, how: str) -> None:
         return any(line["what"] == how for line in devices.journal(bench.folder))
 
     bench.until(hung)
-    took = bench.until(lambda: bench.guardian is not None and bench.guardian.restarts > 0)
+    guardian = bench.guardian
+    assert guardian is not None
+    # Short from here to the kill: a worker at work on a busy machine must not look like one that hangs.
+    usual, guardian._patience = guardian._patience, Patience(stalled_s=stalled_s, respawn_s=0.01)
+    took = bench.until(lambda: guardian.restarts > 0)
+    guardian._patience = usual
     bench.until(bench.ended(jobs))
     states = bench.states(jobs)
     ok = all(s == (DONE, 2 if j == jobs[0] else 1) for j, s in states.items())
     record(
-        "R39", load=f"an engine that hangs ({how}); bound {stalled_s:.0f} s for the test", count=1, ok=ok,
+        "R39", load=f"an engine that hangs ({how}); bound {stalled_s} s for the test", count=1, ok=ok,
         result=f"killed {took:.1f} s after its last sign, then done",
     )  # fmt: skip
     assert ok, states

@@ -136,7 +136,7 @@ class Editor:
 
 
 def test_no_edit_stops_or_half_applies(tmp_path: Path) -> None:
-    n = count(40, 1000)
+    n = count(20, 1000)
     node = site(tmp_path)
     node.start()
     editor = Editor(node.config, SEED)

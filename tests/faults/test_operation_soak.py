@@ -16,7 +16,7 @@ from tests.peers import needs
 @pytest.mark.timeout(7200)
 def test_a_soak_loses_nothing_and_grows_nowhere(tmp_path: Path) -> None:
     needs("storescp")
-    soak = Soak(folder=tmp_path, seconds=count(20, 3600), nemesis_s=count(6, 180))
+    soak = Soak(folder=tmp_path, seconds=count(12, 3600), nemesis_s=count(4, 180))
     found = soak.run()
     tell(found)
     assert found.ok, found
