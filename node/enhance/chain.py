@@ -212,8 +212,11 @@ class Work:
             with self.clock.step("enhance"):
                 new.update(zip(range(low, high), self.make(stack, low, high, survey), strict=True))
         for i in range(first, last):
-            made = new.pop(i, None) or self.memo.get(known[i])
-            assert made is not None
+            made = new.pop(i, None)
+            if made is None:
+                made = self.memo.get(known[i])
+                assert made is not None
+                self.tally.n_before += 1
             yield i, made
 
     def make(self, stack: Stack, first: int, last: int, survey: Survey) -> list[Made]:

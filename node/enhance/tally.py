@@ -33,7 +33,7 @@ class Report:
     ``figures`` are in the engine's unit: noise before and after, mean and largest change; one that could not
     be measured is left out. ``seconds`` are by step: decode, survey, enhance, derive (which overlaps it).
     ``n_skipped`` of ``n_slices`` were passed through unchanged, for the reasons in ``notes``; ``n_same`` are stored as
-    their sources are, those included.
+    their sources are, those included; ``n_before`` were made while the series still came.
     """
 
     figures: Mapping[str, float]
@@ -44,6 +44,7 @@ class Report:
     runtime: str
     device: str
     n_same: int = 0
+    n_before: int = 0
 
     def must_have_changed(self, *, at_all: bool = True) -> None:
         """Refuse a series that the engine left as it was: its copy must not be taken for something better.
@@ -74,6 +75,7 @@ class Tally:
         self._notes: dict[str, None] = {}
         self._n_same = 0
         self._runtime = self._device = ""
+        self.n_before = 0
 
     def add(self, made: Made) -> None:
         """Count in a slice."""
@@ -109,6 +111,7 @@ class Tally:
             n_slices=len(self._slices),
             n_skipped=n_skipped,
             n_same=self._n_same,
+            n_before=self.n_before,
             runtime=self._runtime,
             device=self._device,
         )

@@ -148,7 +148,7 @@ def _do(
     log.info(
         "job.done", job=job.id, series=series.id, engine=job.engine, instances=len(bench.made),
         passed_through=report.n_skipped, seconds=round(time.monotonic() - started, 2), runtime=report.runtime,
-        made_before=0 if before is None else len(before.memo),
+        made_before=report.n_before,
     )  # fmt: skip
 
 
@@ -431,6 +431,7 @@ def _body(
         "excluded": dict(plan.left_out),
         "slices": report.n_slices,
         "skipped": report.n_skipped,
+        "made_before": report.n_before,
         "sources": len(plan.items),
         "seconds": {**{k: round(v, 4) for k, v in report.seconds.items()}, "total": round(seconds, 4)},
         "versions": versions(),

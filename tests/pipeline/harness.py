@@ -28,7 +28,7 @@ store:
   spool: {folder}/spool
   database: {database}
   refuse_below: 100MB
-series: {{quiet_after: {quiet_after}, give_up_after: 1h, settle: 300ms, late: {late}}}
+series: {{quiet_after: {quiet_after}, give_up_after: 1h, settle: 300ms, late: {late}, begin_early: {begin_early}}}
 engines:
   ct: {{engine: {ct_engine}, strength: 0.6}}
   mr: {{engine: {mr_engine}, strength: 0.6}}
@@ -137,6 +137,7 @@ def make_node(
     late: str = "append",
     ct_engine: str = "ct-wavelet",
     mr_engine: str = "mr-wavelet",
+    begin_early: str = "true",
 ) -> Node:
     port = free_port()
     url = database or f"sqlite:///{folder}/luminode.db"
@@ -145,6 +146,7 @@ def make_node(
         CONFIG.format(
             port=port, folder=folder, database=url, pacs_ae=pacs_ae, pacs_port=pacs_port,
             quiet_after=quiet_after, late=late, ct_engine=ct_engine, mr_engine=mr_engine,
+            begin_early=begin_early,
         )
     )  # fmt: skip
     return Node(folder=folder, config=config, port=port, database=url)
