@@ -11,7 +11,7 @@ import hashlib
 import struct
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor as Threads
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,7 +29,7 @@ from node.deliver.files import echo
 from node.dicom.scan import scan_file
 from node.errors import NodeError
 from node.log import get_logger
-from node.model import DeliveryState, Instance, JobState, SeriesState
+from node.model import DeliveryState, Instance, JobState, Series, SeriesState
 from node.store import Store, owners
 from node.store.clock import WATCH, Watch
 
@@ -42,6 +42,8 @@ _ECHO_S = 8.0
 _ANSWER_S = 5.0
 _GRACE_S = 300.0
 _FOREVER = timedelta(days=365 * 200)
+_LOOKED_AT = 5000
+"""Series whose records the daily report reads, at most: a few seconds."""
 RECOVERED = "RECOVERED"
 """Calling AE title of an instance that was found in the spool without its record."""
 
@@ -226,6 +228,7 @@ class Housekeeper:
             "series": len(series),
             "instances": sum(s.count for s in series),
             **{f"series_{s.value.lower()}": sum(x.state is s for x in series) for s in SeriesState},
+            "derived_on": self._derived_on(series, since),
             "jobs_held": self._store.jobs.counts().get(JobState.HELD, 0),
             "deliveries_failed": sum(
                 n
@@ -236,6 +239,17 @@ class Housekeeper:
         }
         log.info("report.daily", **body)
         self._store.events.add("info", "report.daily", body, _now())
+
+    def _derived_on(self, series: Sequence[Series], since: datetime) -> dict[str, int]:
+        """How many series were derived by each runtime: a GPU that serves no more shows here, who looks or not."""
+        routed = [s.key.series_uid for s in series if s.state is SeriesState.ROUTED][:_LOOKED_AT]
+        ran = [
+            str(record.body["runtime"])
+            for uid in dict.fromkeys(routed)
+            for record in self._store.provenance.records(uid)
+            if record.kind == "series.derived" and record.at >= since
+        ]
+        return {runtime: ran.count(runtime) for runtime in sorted(set(ran))}
 
 
 class Every(BaseTrigger):  # type: ignore[misc]

@@ -10,7 +10,7 @@ import stat
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC
+from datetime import UTC, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import pydicom
 import pytest
 from pydicom.tag import Tag
 
+import node.housekeep
 from engines.base import Floats
 from engines.catalog import Catalog
 from engines.errors import DeviceLost, OutOfMemory, PlanMismatch, RuntimeUnavailable
@@ -29,16 +30,18 @@ from engines.runtime.pipeline import Pipeline
 from engines.runtime.plans import Plans
 from engines.runtime.tensorrt import TensorrtNetwork
 from node.cli.story import told as story_of
+from node.config.schema import Config
 from node.dicom.words import words
 from node.enhance import building
 from node.enhance.work import do, named
 from node.enhance.workshop import Workshop
+from node.housekeep import Housekeeper
 from node.model import JobState
 from node.store import Store
 from tests import kernels_cpp
 from tests.device_onnx import NAME, OnnxContext, OnnxProgram, StandIn
 from tests.dicom_samples import how
-from tests.enhancing import queue, receive, series
+from tests.enhancing import NOW, queue, receive, series
 
 ENGINE = "ct-cnn"
 CARD = Catalog.default().card(ENGINE)
@@ -179,6 +182,23 @@ def test_derived_objects_name_tensorrt_with_its_version_and_the_gpu(
     contribution = words(how(runtime=told, device=GPU.name, equipment="retain"), UTC).contribution
     assert told in contribution[Tag("SoftwareVersions")].raw.decode().split("\\")
     assert (named("onnx"), named("numpy")) == ("onnx", "numpy")
+
+
+def test_the_daily_report_counts_what_ran_where(
+    sqlite_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, rungs in ((1, beside()), (2, beside()), (3, refusing(lambda: RuntimeUnavailable("gone")))):
+        done(sqlite_store, workshop(sqlite_store, Notes(), tmp_path, rungs), number)
+    keeper = Housekeeper(sqlite_store, Config, owner="node")
+
+    def reported() -> Any:
+        keeper.report()
+        return sqlite_store.events.list(name="report.daily")[0].body["derived_on"]
+
+    monkeypatch.setattr(node.housekeep, "_now", lambda: NOW + timedelta(hours=1))
+    assert reported() == {"onnx": 1, "tensorrt_rtx": 2}
+    monkeypatch.setattr(node.housekeep, "_now", lambda: NOW + timedelta(days=400))
+    assert reported() == {}
 
 
 # memory that runs out ------------------------------------------------------------------------------
