@@ -125,6 +125,14 @@ class Pipeline:
                 raise
             return out
 
+    def enter(self) -> bool:
+        """Make the device that of the calling thread; False, and nothing is done, where it is lost or given back."""
+        with self._lock:
+            if self._closed or self._lost:
+                return False
+            self._admit()
+            return True
+
     def close(self) -> bool:
         """Give everything back; False if there is nothing to give, or the device is lost."""
         with self._lock:

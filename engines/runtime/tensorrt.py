@@ -362,7 +362,10 @@ class TensorrtNetwork:
 
     def kernels(self) -> bytes | None:
         """What TensorRT for RTX compiled so far, to be kept."""
-        return self._program.kernels() if isinstance(self._program, TensorrtProgram) else None
+        # It is told with what it was compiled for, which is asked of the calling thread's context.
+        if not isinstance(self._program, TensorrtProgram) or not self._pipeline.enter():
+            return None
+        return self._program.kernels()
 
     def close(self) -> None:
         """Give the GPU back. After DeviceLost nothing is touched: the process must end."""

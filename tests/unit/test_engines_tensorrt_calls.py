@@ -160,9 +160,11 @@ class RuntimeCache:
         self._library = library
 
     def deserialize(self, content: bytes) -> bool:
+        assert self._library.device.entered
         return not self._library.fails("deserialize")
 
     def serialize(self) -> bytes | None:
+        assert self._library.device.entered
         return None if self._library.fails("serialize") else b"compiled"
 
 
@@ -239,6 +241,7 @@ def attempt(
     patch.setattr(tensorrt, "bindings", lambda _name: library)
     patch.setattr(tensorrt, "logger", lambda _name: (object(), library.words))
     device, answers = library.device, list[Answer]()
+    device.enter()  # as CudaDevice.open does
     try:
         program = TensorrtProgram(name, b"a plan", PROFILE, 1, b"kernels of before")
     except EngineError as e:
@@ -251,6 +254,7 @@ def attempt(
                 answers += [answer]
         x, c = np.ones((3, 3, 8, 8), np.float32), np.ones((3, 1, 8, 8), np.float32)
         assert network.run(x, c).shape == (3, 1, 8, 8)
+        device.entered = False  # another engine may have been closed on this thread meanwhile
         network.kernels()
     except EngineError as e:
         error = e
@@ -262,6 +266,9 @@ def attempt(
         network.close()
         assert device.empty, device.held
         assert "close" in device.trace
+    calls = device.calls
+    assert network.kernels() is None
+    assert device.calls == calls, "a device that is lost or given back is asked nothing"
     return answers, error
 
 
