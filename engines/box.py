@@ -8,6 +8,7 @@ window (windows of 2^k elements by doubling, then the binary digits of the width
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -143,8 +144,23 @@ def _windows(values: Floats, side: tuple[int, int], over: Span, pool: Pool | Non
     return out
 
 
+@lru_cache(maxsize=4)
+def _all_weights(shape: tuple[int, ...], radius: int) -> Floats:
+    """How many pixels each window holds where all count; not to be written to."""
+    rows, columns = (
+        np.minimum(np.arange(n), radius) + np.minimum(np.arange(n)[::-1], radius) + 1 for n in shape
+    )
+    weights = np.outer(rows, columns).astype(np.float32)
+    weights.setflags(write=False)
+    return weights
+
+
 def box_mean(values: Floats, radius: int, mask: Mask) -> Floats:
     """Mean over the masked pixels of each window; 0 where a window holds none."""
+    if mask.all():
+        sums = box_sum(values, radius)
+        sums /= _all_weights(values.shape, radius)
+        return sums
     weight = mask.astype(np.float32)
     weights = box_sum(weight, radius)
     sums = box_sum(values * weight, radius)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -115,18 +116,24 @@ def high(values: Floats, valid: Mask) -> float:
     return _quantile(chosen, 0.99) if chosen.size else float("nan")
 
 
+def _blocks(values: npt.NDArray[Any], stride: int) -> npt.NDArray[Any]:
+    """All blocks of a slice, (y, x, block): what is done to every block is done to long rows."""
+    cut = np.lib.stride_tricks.sliding_window_view(values, (BLOCK, BLOCK))[::stride, ::stride]
+    return np.moveaxis(cut, (2, 3), (0, 1)).reshape(BLOCK, BLOCK, -1)
+
+
 def _admitted(
     blocks: npt.NDArray[np.float32],
-    whole: npt.NDArray[np.bool_],
+    whole: npt.NDArray[np.bool_] | None,
     extremes: tuple[float, float],
     unit: Unit,
     top: float,
 ) -> npt.NDArray[np.bool_]:
     """Which blocks may speak: wholly valid, not clipped or masked, tissue (CT) or signal (MR)."""
     lowest, highest = extremes
-    stuck = ((blocks <= lowest) | (blocks >= highest)).mean(axis=(1, 2)) >= 0.02
-    fit = whole & ~stuck
-    mean = np.asarray(blocks.mean(axis=(1, 2)))
+    stuck = ((blocks <= lowest) | (blocks >= highest)).sum(axis=(0, 1)) >= 0.02 * BLOCK**2
+    fit = ~stuck if whole is None else whole & ~stuck
+    mean = np.asarray(blocks.mean(axis=(0, 1)))
     if unit == "arbitrary":
         return np.asarray(fit & (mean > SIGNAL * top))
     tissue = fit & (mean > TISSUE_HU[0]) & (mean < TISSUE_HU[1])
@@ -172,19 +179,19 @@ def estimate(values: Floats, valid: Mask, *, unit: Unit, step: float = 1.0) -> N
     if min(values.shape) < BLOCK or not valid.any():
         return NOTHING
     stride = BLOCK // 2 if min(values.shape) >= 128 else BLOCK // 4
-    window = (BLOCK, BLOCK)
-    cut = np.lib.stride_tricks.sliding_window_view
-    blocks = cut(values, window)[::stride, ::stride].reshape(-1, *window)
-    whole = np.asarray(cut(valid, window)[::stride, ::stride].reshape(-1, *window).all(axis=(1, 2)))
-    seen = values[valid]
-    fit = _admitted(blocks, whole, (float(seen.min()), float(seen.max())), unit, high(values, valid))
+    blocks, every = _blocks(values, stride), bool(valid.all())
+    whole = None if every else np.asarray(_blocks(valid, stride).all(axis=(0, 1)))
+    seen = values if every else values[valid]
+    top = high(values, valid) if unit == "arbitrary" else 0.0
+    fit = _admitted(blocks, whole, (float(seen.min()), float(seen.max())), unit, top)
     n_blocks = int(fit.sum())
     if n_blocks < FEWEST_BLOCKS:
         return NOTHING
-    spectra = dctn(blocks[fit].astype(np.float64), type=2, norm="ortho", axes=(1, 2)) ** 2
-    spectra = spectra.reshape(n_blocks, -1)
+    chosen = blocks if n_blocks == fit.size else blocks[:, :, fit]
+    spectra = dctn(chosen, type=2, norm="ortho", axes=(0, 1)).reshape(BLOCK**2, -1)
+    np.square(spectra, out=spectra)
     bands = _bands()
-    level = np.array([_quantile(spectra[:, b.members].mean(axis=1), QUANTILE) / b.correction for b in bands])
+    level = np.array([_quantile(spectra[b.members].mean(axis=0), QUANTILE) / b.correction for b in bands])
     frequency = np.array([b.frequency for b in bands])
     share = np.array([b.n_all for b in bands]) / BLOCK**2
     rounding = step * step / 12
