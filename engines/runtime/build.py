@@ -160,6 +160,7 @@ def _config(module: Any, row: Flavour, builder: Any, profile: Profile, targets: 
         config.set_flag(getattr(module.BuilderFlag, flag))
     for flag in row.flags_off:
         config.clear_flag(getattr(module.BuilderFlag, flag))
+    _previews(module, row, config)
     if row.workspace:
         config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, row.workspace)
     for one in profile.ranges:
@@ -174,6 +175,13 @@ def _config(module: Any, row: Flavour, builder: Any, profile: Profile, targets: 
             if not config.set_compute_capability(getattr(module.ComputeCapability, f"SM{capability}"), i):
                 raise RuntimeUnavailable(f"{row.title} does not take the target {capability}")
     return config
+
+
+def _previews(module: Any, row: Flavour, config: Any) -> None:
+    for name in row.previews:
+        feature = getattr(module.PreviewFeature, name, None)
+        if feature is not None:
+            config.set_preview_feature(feature, True)
 
 
 def _timings(config: Any, kept: bytes | None) -> Any:

@@ -44,6 +44,9 @@ class Flavour:
     flags_on, flags_off
         Builder flags. TF32 is on by default and would round HU / 1000 to 11 bits: to 0.5 HU at 1000 HU.
         TensorRT for RTX cannot be captured in a CUDA graph if it allocates memory of its own.
+    previews
+        What this version may not know, and is asked for where it does. Without the one that is, a context may take
+        memory for the largest sizes of its plan whatever it runs: too much for a small GPU's bound.
     workspace
         Bytes that a kernel may ask for beside its tensors; 0 leaves it to the library.
     """
@@ -61,6 +64,7 @@ class Flavour:
     runtime_cache: bool
     flags_on: tuple[str, ...]
     flags_off: tuple[str, ...]
+    previews: tuple[str, ...]
     workspace: int
 
 
@@ -80,6 +84,7 @@ FLAVOURS: Mapping[str, Flavour] = {
         runtime_cache=False,
         flags_on=(),
         flags_off=("TF32",),
+        previews=("RUNTIME_ACTIVATION_RESIZE_10_10",),
         workspace=1 << 30,
     ),
     "tensorrt_rtx": Flavour(
@@ -97,6 +102,8 @@ FLAVOURS: Mapping[str, Flavour] = {
         runtime_cache=True,
         flags_on=("REQUIRE_USER_ALLOCATION",),
         flags_off=("TF32",),
+        # Here it is on by itself.
+        previews=(),
         workspace=0,
     ),
 }
@@ -215,7 +222,7 @@ def options(name: str) -> str:
     """What the builder is told, in one word, for the key of a plan."""
     row = flavour(name)
     flags = [*(f"+{one}" for one in row.flags_on), *(f"-{one}" for one in row.flags_off)]
-    return ",".join([*flags, f"workspace={row.workspace}"])
+    return ",".join([*flags, *row.previews, f"workspace={row.workspace}"])
 
 
 def strongly_typed(module: Any) -> int:

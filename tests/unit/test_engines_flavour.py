@@ -94,6 +94,9 @@ class TestNames:
         assert plain.get_flag(rtx.BuilderFlag.TF32), "the library's default has changed: see flags_off"
         assert not config.get_flag(rtx.BuilderFlag.TF32)
         assert config.get_flag(rtx.BuilderFlag.REQUIRE_USER_ALLOCATION)
+        sizing = rtx.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10
+        assert plain.get_preview_feature(sizing), "the library's default has changed: see previews"
+        assert config.get_preview_feature(sizing)
         assert config.num_optimization_profiles == 1
         sm = rtx.ComputeCapability
         assert [config.get_compute_capability(i) for i in (0, 1)] == [sm.SM86, sm.SM120]
@@ -185,6 +188,18 @@ def test_there_are_two_flavours() -> None:
     with pytest.raises(RuntimeUnavailable, match="no flavour 'tensorflow'"):
         flavour.flavour("tensorflow")
     assert all("-TF32" in flavour.options(n) for n in flavour.FLAVOURS)
+    assert "RUNTIME_ACTIVATION_RESIZE_10_10" in flavour.options("tensorrt")
+
+
+@needs_rtx[1]
+def test_a_version_that_does_not_know_a_preview_builds_without() -> None:
+    """TensorRT 10.1 to 10.9 do not; those after it, and that for RTX, call it the same."""
+    rtx, row, asked = flavour.bindings(RTX), flavour.flavour("tensorrt"), list[tuple[Any, bool]]()
+    config = SimpleNamespace(set_preview_feature=lambda *told: asked.append(told))
+    build._previews(SimpleNamespace(PreviewFeature=SimpleNamespace()), row, config)
+    assert asked == []
+    build._previews(rtx, row, config)
+    assert asked == [(rtx.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10, True)]
 
 
 # which GPU ----------------------------------------------------------------------------------------
