@@ -124,6 +124,8 @@ def test_the_override_for_a_gpu_changes_nothing_else(
     assert any("${EXTRAS" in step for step in stages[0].all("RUN"))
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert set(argument[1].split(",")) <= set(extras)
+    # What the page builds plans into has TensorRT in it.
+    assert f"FROM {node['image']}\n" in (ROOT / "docs" / "operations" / "gpu.md").read_text()
     (device,) = node["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
 
