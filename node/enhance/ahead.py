@@ -6,7 +6,8 @@ A slice is made when the slices that its noise is steadied over are there, with 
 Nothing of this is needed: whatever goes wrong here costs what was done ahead, and nothing else. The job does it all
 again, and it is the job that tells what is wrong with a series.
 
-Where the scale of the series is a figure of all of its slices (MR), they are decoded and surveyed, not enhanced.
+Where the scale of the series is a figure of all of its slices (MR), they are decoded and surveyed, and enhanced once
+the series looks complete and waits for nothing but its settling time; so are the ends of a stack.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ class Session:
     stacks: Sequence[Stack] = ()
     ready: list[tuple[Stack, int, Key]] = field(default_factory=list)
     measured: bool = True
+    whole: bool = False
 
     def fits(self, items: Sequence[Item]) -> bool:
         """Whether what was decoded are these instances, as far as it is there."""
@@ -87,11 +89,18 @@ class Session:
         self.folder.close()
 
 
-def ready_to_make(stack: Stack, known: Sequence[Key], memo: Memo) -> list[int]:
+def ready_to_make(stack: Stack, known: Sequence[Key], memo: Memo, *, whole: bool = False) -> list[int]:
     """The slices of a growing stack whose neighbourhood is complete, and that were not made so.
 
-    The ends are left to the job: nobody knows whether they are the ends.
+    The ends are left: nobody knows whether they are the ends.
+
+    Parameters
+    ----------
+    whole
+        The series looks complete, so all are to be made.
     """
+    if whole:
+        return [i for i, key in enumerate(known) if key not in memo]
     usual = stack.spacing_mm[0]
     explained = stack.thickness_mm is not None and usual <= (1 + UNEVEN) * stack.thickness_mm
     if not explained:
@@ -196,6 +205,9 @@ class Ahead:
             if session is None:
                 return False
         self._look(session)
+        whole = outlook.whole == session.n_seen
+        if whole != session.whole:
+            session.whole, session.measured = whole, False
         return self._advance(session, alive)
 
     def _begin(self, outlook: Outlook) -> Session | None:
@@ -300,14 +312,14 @@ class Ahead:
 
     def _ready(self, session: Session) -> list[tuple[Stack, int, Key]]:
         card, found = session.proven.engine.card, []
-        if card.unit != "HU":
+        if card.unit != "HU" and not session.whole:
             return []
         for stack in session.stacks:
-            if len(stack) <= 2 * STEADY:
-                continue
             unit = session.kept.unit(stack)
             known = keys(card, stack, session.work.surveyed(stack), unit)
-            found += [(stack, i, known[i]) for i in ready_to_make(stack, known, session.memo)]
+            found += [
+                (stack, i, known[i]) for i in ready_to_make(stack, known, session.memo, whole=session.whole)
+            ]
         return found
 
     def _room(self, session: Session) -> bool:

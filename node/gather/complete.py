@@ -65,12 +65,16 @@ class Ladder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """``close`` now because of ``because``, or look again at ``at`` unless something changes before."""
+    """``close`` now because of ``because``, or look again at ``at`` unless something changes before.
+
+    ``settling``: nothing is missing by the evidence of released associations, and their ``settle`` is waited for.
+    """
 
     close: bool
     because: str
     detail: str
     at: datetime | None = None
+    settling: bool = False
 
 
 Regular = Callable[[Sequence[InstanceHeader]], tuple[bool, str]]
@@ -117,7 +121,7 @@ def judge(view: SeriesView, now: datetime, ladder: Ladder, regular: Regular) -> 
     if now >= quiet_at:
         return Judgement(close=True, because="quiet", detail=waiting)
     at = min(t for t in (quiet_at, give_up_at, release_at) if t is not None)
-    return Judgement(close=False, because="", detail=waiting, at=at)
+    return Judgement(close=False, because="", detail=waiting, at=at, settling=release_at is not None)
 
 
 _AHEAD = timedelta(seconds=60)

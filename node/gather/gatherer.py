@@ -58,6 +58,7 @@ class _Growing:
     look_at: int = 0
     decided_by: str = ""
     expected: bool | None = None
+    whole: int = 0
 
     def headers(self) -> list[InstanceHeader]:
         return [*(h for uid, h in self.earlier.items() if uid not in self.mine), *self.mine.values()]
@@ -139,7 +140,7 @@ class Gatherer:
                         why = {"because": told.because, "detail": told.detail}
                         self._store.events.add("info", "series.closed", why, now, series_id=series.id)
                 continue
-            self._look_ahead(series)
+            self._look_ahead(series, settling=told.settling)
             if told.at is not None:
                 again = min(again, max(0.01, (told.at - now).total_seconds()))
         for known in set(self._growing) - {s.id for s in open_series}:
@@ -274,7 +275,7 @@ class Gatherer:
         return self._senders[key]
 
     # looking ahead --------------------------------------------------------------------------------
-    def _look_ahead(self, series: Series) -> None:
+    def _look_ahead(self, series: Series, *, settling: bool) -> None:
         """Say what the rules would do with a growing series, so that work on it may begin.
 
         Asked at 4 slices, 8, 16 and so on; a decision may change as the header fills. Whatever fails here fails
@@ -283,6 +284,9 @@ class Gatherer:
         growing, in_force = self._growing.get(series.id), self._in_force()
         if growing is None or series.generation > 1 or not in_force.config.series.begin_early:
             return
+        if settling and growing.expected and growing.whole != series.count:
+            growing.whole = series.count
+            self._store.outlooks.whole(series.id, series.count)
         if len(growing.mine) < growing.look_at and in_force.digest == growing.decided_by:
             return
         growing.look_at, growing.decided_by = max(_FIRST_LOOK, 2 * len(growing.mine)), in_force.digest

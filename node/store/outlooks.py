@@ -28,6 +28,8 @@ class Outlook:
         As of the job that it would get.
     owner
         The worker that works ahead on it, "" for none.
+    whole
+        With how many instances it looked complete, waiting for no more than somebody to come back; 0 for never.
     tries
         How often a worker began to: one that brings down its workers is left alone until it is complete.
     """
@@ -36,6 +38,7 @@ class Outlook:
     engine: str
     params: Mapping[str, Any]
     owner: str = ""
+    whole: int = 0
     tries: int = 0
 
 
@@ -61,6 +64,13 @@ class Outlooks:
                 )
             )
 
+    def whole(self, series_id: int, n_instances: int) -> None:
+        """Say that a series looks complete with so many instances; harmless if nothing is expected of it."""
+        with self._db.write() as connection:
+            connection.execute(
+                update(OutlookRow).where(OutlookRow.series_id == series_id).values(whole=n_instances)
+            )
+
     def forget(self, series_id: int) -> None:
         """The rules would do nothing with this series; harmless if they were not expected to."""
         with self._db.write() as connection:
@@ -73,7 +83,7 @@ class Outlooks:
             return [
                 Outlook(
                     series_id=row.series_id, engine=row.engine, params=row.params, owner=row.owner,
-                    tries=row.tries,
+                    whole=row.whole, tries=row.tries,
                 )
                 for row in found
             ]  # fmt: skip

@@ -241,6 +241,7 @@ class OutlookRow(Base):
     engine: Mapped[str]
     params: Mapped[dict[str, Any]]
     owner: Mapped[str] = mapped_column(String(128), server_default="")
+    whole: Mapped[int] = mapped_column(server_default="0")
     tries: Mapped[int] = mapped_column(server_default="0")
 
 

@@ -182,6 +182,30 @@ def test_mr_is_measured_ahead_and_made_when_its_scale_is_known(fresh: Fresh) -> 
     assert got == whole
 
 
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+def test_a_series_that_looks_complete_is_finished_while_it_settles(fresh: Fresh, modality: str) -> None:
+    engine = CATALOG.load(f"{modality.lower()}-tv", threads=1)
+    slices = series(modality, 9)
+    one, other = fresh(), fresh()
+    whole = derived(one, Shop(one, engine), receive(one, slices), None)
+    watched = Watched(engine)
+    shop = Shop(other, watched)
+    ahead = Ahead(shop, OWNER)
+    series_id = take_in(other, slices[:7])
+    expect(other, series_id, engine.card)
+    other.outlooks.whole(series_id, 7)
+    looked(ahead)
+    assert watched.n("enhance") == 7
+    take_in(other, slices[7:], "b")  # it was not complete
+    looked(ahead)
+    other.outlooks.whole(series_id, 9)
+    looked(ahead)
+    watched.seen.clear()
+    assert derived(other, shop, closed(other, series_id), ahead) == whole
+    assert not watched.seen
+    ahead.close()
+
+
 # what it does not do ------------------------------------------------------------------------------
 
 

@@ -323,8 +323,10 @@ def test_work_may_begin_on_what_the_rules_would_enhance(
     rounds(gatherer, 2)
     (series,) = store.series.list()
     (outlook,) = store.outlooks.list()
-    assert (outlook.series_id, outlook.engine) == (series.id, "ct-nlm")
+    assert (outlook.series_id, outlook.engine, outlook.whole) == (series.id, "ct-nlm", 0)
     end(store, "a", AssociationEnd.RELEASED, 2)
+    rounds(gatherer, 2.5)
+    assert store.outlooks.list()[0].whole == 9, "it settles"
     rounds(gatherer, 9)
     assert store.outlooks.list() == []
     job = store.jobs.list()[0]

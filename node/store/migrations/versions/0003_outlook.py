@@ -22,6 +22,7 @@ def upgrade() -> None:
         sa.Column("engine", sa.Text(), nullable=False),
         sa.Column("params", sa.JSON(), nullable=False),
         sa.Column("owner", sa.String(length=128), server_default="", nullable=False),
+        sa.Column("whole", sa.Integer(), server_default="0", nullable=False),
         sa.Column("tries", sa.Integer(), server_default="0", nullable=False),
         sa.PrimaryKeyConstraint("series_id"),
     )
