@@ -98,6 +98,15 @@ class Server:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
+    def send_nothing_more(self) -> None:
+        """Stop the processes that send the log to standbys: what is written from here on stays here."""
+        assert self._process is not None
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        senders = [p for p in children if b"walsender" in Path(f"/proc/{p}/cmdline").read_bytes()]
+        assert senders, "no standby follows"
+        for pid in senders:
+            os.kill(int(pid), signal.SIGSTOP)
+
     def stop(self) -> None:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGQUIT)  # immediate shutdown
@@ -170,7 +179,7 @@ class Pair:
                 raise RuntimeError("the standby does not follow")
             time.sleep(0.05)
 
-    def fail_over(self, behind_s: float = 0.4) -> None:
+    def fail_over(self, behind_s: float = 0.6) -> None:
         """kill -9 of the primary, and its standby takes over.
 
         Just before, the standby hears nothing for ``behind_s`` seconds: what the primary would acknowledge then
@@ -178,10 +187,9 @@ class Pair:
         """
         assert self.standby is not None
         old = self.primary
-        self.standby.send(signal.SIGSTOP)
+        old.send_nothing_more()  # were the standby stopped, it would find it all in its socket afterwards
         time.sleep(behind_s)
         old.kill()
-        self.standby.send(signal.SIGCONT)
         self.standby.promote()
         self.standby.set("synchronous_standby_names = ''")
         self.primary, self.standby = self.standby, None

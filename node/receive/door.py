@@ -56,6 +56,9 @@ FIRST_BUFFER: Final = 16 * 1024
 TICK_S: Final = 0.5
 """How often an association that waits looks whether the node is stopping."""
 
+HANDSHAKE_S: Final = 9.0
+"""How long a TLS handshake may take at most: whoever stalls in it is gone within ten seconds."""
+
 LINGER_S: Final = 5.0
 FAULT_LINGER_S: Final = 1.0
 """How long the peer may take to close after we released or rejected, and after we aborted: the ARTIM timer of
@@ -134,7 +137,7 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
         if self._house.tls is not None:
             try:
                 self._sock = sockets.secured(self._sock, self._house.tls)
-                sockets.handshake(self._sock, min(timeouts.acse, 10.0))
+                sockets.handshake(self._sock, min(timeouts.acse, HANDSHAKE_S))
             except (OSError, ValueError) as error:
                 self._house.alarm.tell(
                     "tls.refused", event=True, address=self.address, error=type(error).__name__

@@ -280,6 +280,8 @@ def test_a_title_takes_no_more_than_its_seats(tmp_path: Path) -> None:
                 told.append((kind, *body[1:4]) if kind == 3 else (kind,))
                 if kind == 2:
                     holders.append(peer)
+                else:
+                    peer.close()
             waits = []
             for k in range(20):
                 began = time.monotonic()
