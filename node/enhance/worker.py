@@ -64,6 +64,8 @@ _LOAD_STEP_S = 30.0
 """What loading an engine counts as a step, for the guardian's patience: reading a plan from a cold disk is slow."""
 _DATABASE_STEP_S = 12.0
 """What asking the database counts as: one statement may take a minute (node/store/db.py) and is no hang."""
+_POLITE = 5
+"""Added to the niceness of this process: where processors are few, a scanner that sends is answered first."""
 _FIRST_TO_GO = 500
 """Added to the badness by which Linux picks whom to kill when memory runs out: this one, not the receiver."""
 
@@ -108,6 +110,7 @@ def worker_main(
     signal.signal(signal.SIGTERM, ask)
     faulthandler.enable()  # a crash in native code tells where: files and lines, no values
     with contextlib.suppress(OSError):
+        os.nice(_POLITE)
         Path("/proc/self/oom_score_adj").write_text(str(_FIRST_TO_GO))
     configure(level, fmt=fmt, waits=False)
     try:
