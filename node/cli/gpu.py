@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from engines import compile as compiling
 from engines.catalog import Catalog
-from engines.errors import EngineError, RuntimeUnavailable
+from engines.errors import EngineError, GpuUnusable, RuntimeUnavailable
 from engines.ladder import Place, Refusal
 from engines.runtime import flavour, gpu
 from engines.runtime.gpu import Gpu, dotted
@@ -271,6 +271,11 @@ def check_runtimes(config: Config) -> list[Finding]:
     try:
         found = devices(config)
         engines = check_engines(config, threads(len(found)), [d.gpu for d in found if d.gpu is not None])
+    except GpuUnusable as e:
+        # It answers, and says no: what the engines run on meanwhile can be told.
+        wanted = learned or bool(config.gpu.devices)
+        told = Finding(what="gpu", ok=not wanted, text=e.message, hint=e.hint, note=not wanted)
+        return [told, *check_engines(config, threads(), [])]
     except EngineError as e:
         return [Finding(what="gpu", ok=False, text=e.message, hint=e.hint)]
     if config.gpu.devices == ():
@@ -278,8 +283,8 @@ def check_runtimes(config: Config) -> list[Finding]:
     asked = config.gpu.devices is not None
     if not (learned or asked or any(d.gpu for d in found)):
         return engines
-    told = [_check_device(d, asked=asked, several=len(found) > 1) for d in found]
-    return [*told, *(Finding(what=title, ok=True, text=words) for title, words in flavours()), *engines]
+    seen = [_check_device(d, asked=asked, several=len(found) > 1) for d in found]
+    return [*seen, *(Finding(what=title, ok=True, text=words) for title, words in flavours()), *engines]
 
 
 def _check_device(one: Device, *, asked: bool, several: bool) -> Finding:

@@ -358,6 +358,25 @@ def test_plans_are_built_ahead_of_time_listed_and_checked(learned_site: Path) ->
     assert luminode("plans", "--for", "86").status == 1
 
 
+def test_check_tells_of_a_driver_that_does_not_start_and_what_serves_meanwhile(
+    learned_site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engines.errors import GpuUnusable
+
+    def refuse() -> None:
+        raise GpuUnusable("the driver does not start: CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", hint="start again")
+
+    monkeypatch.setattr("engines.runtime.gpu.local", refuse)
+    told = luminode("check", "--offline")
+    assert told.status == 1
+    assert (
+        "FAIL gpu                      the driver does not start: CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"
+        in told.out
+    )
+    assert "start again" in told.out
+    assert "onnx on cpu" in told.out
+
+
 @pytest.mark.tensorrt
 def test_check_tells_of_a_gpu_whose_plan_is_missing_how_to_build_it(
     learned_site: Path, monkeypatch: pytest.MonkeyPatch
