@@ -23,7 +23,7 @@ import numpy.typing as npt
 from engines.errors import DeviceLost, OutOfMemory, RuntimeUnavailable
 from engines.runtime import kernels
 from engines.runtime.device import Argument, CaptureFailed, Extent, Memory, Pinned
-from engines.runtime.gpu import name_of, opened
+from engines.runtime.gpu import name_of, opened, short
 
 INSTALL = "pip install 'luminode[tensorrt]'"
 
@@ -47,7 +47,7 @@ def bindings() -> Any:
             "there is no NVIDIA driver", hint="install it, and look at nvidia-smi"
         ) from e
     if int(failed):
-        raise RuntimeUnavailable(f"CUDA does not start: {name_of(failed)}", hint="look at nvidia-smi")
+        raise RuntimeUnavailable(f"CUDA does not start: {short(failed)}", hint="look at nvidia-smi")
     return driver
 
 

@@ -81,6 +81,11 @@ def name_of(code: Any) -> str:
     return str(getattr(code, "name", int(code)))
 
 
+def short(code: Any) -> str:
+    """The name of a code in a refusal. The whole name is kept for what is lost: whoever reads it ends the process."""
+    return name_of(code).removeprefix("CUDA_ERROR_")
+
+
 def opened(driver: Any, answer: Sequence[Any]) -> Any:
     """A value from a call made before anything of ours ran: a plain refusal leaves room for another runtime.
 
@@ -98,7 +103,7 @@ def opened(driver: Any, answer: Sequence[Any]) -> Any:
             f"the GPU failed: {name_of(code)}",
             hint="look for Xid messages in the kernel log; see nvidia-smi -q -d ECC",
         )
-    raise RuntimeUnavailable(f"the GPU cannot be used: {name_of(code)}", hint="look at nvidia-smi")
+    raise RuntimeUnavailable(f"the GPU cannot be used: {short(code)}", hint="look at nvidia-smi")
 
 
 def _gpu(cuda: Any, index: int) -> Gpu:

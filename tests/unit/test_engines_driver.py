@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
-from engines.errors import RuntimeUnavailable
+from engines.errors import DeviceLost, EngineError, RuntimeUnavailable
 from engines.runtime import cuda, gpu
 from engines.runtime.gpu import LOST
+from node.enhance.failures import lost
 from tests import kernels_cpp, libcuda
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,3 +154,18 @@ def test_the_codes_after_which_nothing_works_are_codes() -> None:
         "CUDA_ERROR_NOT_READY",
         "CUDA_ERROR_NO_DEVICE",
     }
+
+
+def test_only_what_is_lost_ends_the_process() -> None:
+    """The worker reads in words that are not ours, too, whether a device is lost; a refusal is to be none of those."""
+    driver = pytest.importorskip("cuda.bindings.driver", reason="cuda-python is not installed")
+    seen = Counter[str]()
+    for code in driver.CUresult:
+        if int(code) == 0:
+            continue
+        with pytest.raises(EngineError) as refused:
+            gpu.opened(driver, (code,))
+        seen[type(refused.value).__name__] += 1
+        assert lost(refused.value) == (code.name in LOST) == isinstance(refused.value, DeviceLost)
+    assert (seen["OutOfMemory"], seen["DeviceLost"]) == (1, len(LOST))
+    assert seen["RuntimeUnavailable"] > 50
