@@ -71,7 +71,7 @@ def local() -> tuple[Gpu, ...]:
         return ()
     if int(started):
         raise GpuUnusable(
-            f"the driver does not start: {name_of(started)}", hint="look at nvidia-smi; start again"
+            f"the driver does not start: {short(started)}", hint="look at nvidia-smi; start again"
         )
     return tuple(_gpu(cuda, i) for i in range(opened(cuda, cuda.cuDeviceGetCount())))
 
