@@ -384,6 +384,8 @@ def run(
                 idle: set[str] = set()
                 fed = {"receive"}
                 for point in lives:
+                    if enough and tally.n_killed >= enough:
+                        break
                     if point.role in idle and not point.together:
                         continue
                     if not point.together and point.role not in fed:
