@@ -1,7 +1,7 @@
 """What tests/unit/test_engines_driver.py runs in a process of its own, over the libcuda of tests/libcuda.py.
 
-``python -m tests.libcuda_run sound|threads|memory|CODE`` prints JSON. With a code every call to the driver is told to
-answer with it, one run of the whole path for each; what came of each run is told.
+``python -m tests.libcuda_run sound|threads|memory|ladder|CODE`` prints JSON. With a code every call to the driver is
+told to answer with it, one run of the whole path for each; what came of each run is told.
 """
 
 from __future__ import annotations
@@ -9,18 +9,24 @@ from __future__ import annotations
 import ctypes
 import json
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from engines import compile as compiling
 from engines.base import Floats
+from engines.catalog import Catalog
 from engines.errors import EngineError
+from engines.ladder import Place, Wanted, climb
 from engines.runtime import cuda, gpu
 from engines.runtime.device import Device
 from engines.runtime.network import Answer, Item, Region, Slab
 from engines.runtime.pipeline import Pipeline
+from engines.runtime.plans import Plans
 from engines.runtime.profile import Profile, Range
 from tests import libcuda
 from tests.device_onnx import StandIn
@@ -253,6 +259,29 @@ def threads() -> dict[str, Any]:
     return {"same": same, "held": library.stub_held()}
 
 
+def ladder() -> dict[str, Any]:
+    """A shipped engine, a real plan and the real TensorRT for RTX, for which this driver is none it can use."""
+    library = libcuda.library()
+    catalog = Catalog.default()
+    with tempfile.TemporaryDirectory() as folder:
+        plans = Plans(Path(folder) / "plans")
+        (job,) = compiling.jobs(
+            catalog, ["ct-cnn"], flavour="tensorrt_rtx", gpus=gpu.local(), precisions=["fp16"]
+        )
+        made = compiling.make(job, plans)
+        library.stub_reset(0, 0, 1 << 32)
+        wanted = Wanted(
+            card=catalog.card("ct-cnn"), models=catalog.models("ct-cnn"), threads=1, place=Place(plans=plans.folder)
+        )  # fmt: skip
+        stood = climb(wanted)
+    refused = {r.runtime: {"kind": r.kind, "message": r.message, "hint": r.hint} for r in stood.refusals}
+    trace = library.stub_trace().decode().split()
+    return {
+        "built": made.state, "serves": stood.network.name, "refused": refused, "held": library.stub_held(),
+        "opened": "cuModuleLoadData" in trace,
+    }  # fmt: skip
+
+
 def failing(code: int) -> Iterator[dict[str, Any]]:
     """One run for each call of a sound run, and that call answers with the code."""
     library = libcuda.library()
@@ -285,7 +314,12 @@ def failing(code: int) -> Iterator[dict[str, Any]]:
 def main(what: str) -> None:
     """Print what was found."""
     libcuda.library().stub_reset(0, 0, TOTAL)
-    kinds: dict[str, Callable[[], Any]] = {"sound": sound, "threads": threads, "memory": memory}
+    kinds: dict[str, Callable[[], Any]] = {
+        "sound": sound,
+        "threads": threads,
+        "memory": memory,
+        "ladder": ladder,
+    }
     json.dump(kinds[what]() if what in kinds else list(failing(int(what))), sys.stdout)
 
 

@@ -15,6 +15,7 @@ from outside, it captures itself (WHOLE_GRAPH_CAPTURE); never both.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,6 +42,11 @@ CHANNELS = {"x": 3, "c": 1, "r": 1}
 
 _NO_MEMORY = ("out of memory", "outofmemory", "cudaerrormemoryallocation", "memory allocation")
 
+_CUDA = re.compile(r"cudaError ?(\d+): ([^()]*)")
+"""What TensorRT hands on of CUDA, among names of its own source files: number and words of a cudaError_t."""
+
+_TOO_OLD = "35"
+"""cudaErrorInsufficientDriver."""
 
 _LOST = (
     "illegal memory access", "illegal instruction", "misaligned address", "unspecified launch failure", "uncorrectable",
@@ -58,10 +64,18 @@ def _short(words: Words) -> tuple[str, bool]:
         It was of the device, whatever it was doing.
     """
     told = words.take()
-    text = "; ".join(told[-2:])
+    cuda = _CUDA.search("; ".join(told))
+    text = f"{cuda[2].strip()} (CUDA {cuda[1]})" if cuda else "; ".join(told[-2:])
     if any(one in line.lower() for line in told for one in _LOST):
         raise DeviceLost(f"TensorRT failed: {text}", hint="look for Xid messages in the kernel log")
     return text, any(one in line.lower() for line in told for one in _NO_MEMORY)
+
+
+def _hint(text: str) -> str:
+    """What to do where TensorRT refuses."""
+    if f"(CUDA {_TOO_OLD})" in text:
+        return "the driver is older than this TensorRT: a newer one (docs/operations/gpu.md)"
+    return "look at nvidia-smi; python -m engines verify"
 
 
 @contextlib.contextmanager
@@ -80,7 +94,7 @@ def _theirs(words: Words, what: str) -> Iterator[None]:
         words.add(plain(str(e)) or type(e).__name__)
         text, memory = _short(words)
         kind: type[EngineError] = OutOfMemory if memory else RuntimeUnavailable
-        raise kind(f"TensorRT {what}: {text}", hint="python -m engines verify") from e
+        raise kind(f"TensorRT {what}: {text}", hint=_hint(text)) from e
 
 
 class TensorrtContext:
@@ -169,6 +183,9 @@ class TensorrtProgram:
             text, memory = _short(words)
             if memory:
                 raise OutOfMemory(f"no memory for a plan: {text}")
+            if "(CUDA " in text:
+                # Another plan would fare no better.
+                raise RuntimeUnavailable(f"{name} cannot use the GPU: {text}", hint=_hint(text))
             raise PlanMismatch(f"{name} does not take the plan: {text}", hint=BUILD)
         self._engine = engine
         self._cache: Any = None
@@ -245,7 +262,7 @@ class TensorrtProgram:
         text, memory = _short(self._words)
         if memory:
             raise OutOfMemory(f"TensorRT {what}: {text}")
-        raise RuntimeUnavailable(f"TensorRT {what}: {text}", hint="python -m engines verify")
+        raise RuntimeUnavailable(f"TensorRT {what}: {text}", hint=_hint(text))
 
     def _made(self, context: Any, *, capturable: bool, instead_of: Any = None) -> TensorrtContext:
         scratch = int(context.update_device_memory_size_for_shapes())

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from engines.errors import DeviceLost, EngineError, RuntimeUnavailable
-from engines.runtime import cuda, gpu
+from engines.runtime import cuda, flavour, gpu
 from engines.runtime.gpu import LOST
 from node.enhance.failures import lost
 from tests import kernels_cpp, libcuda
@@ -112,6 +112,18 @@ def test_less_memory_means_smaller_groups_and_everything_given_back(folder: Path
     assert [t["groups"] for t in whole] == sorted(t["groups"] for t in whole)
     assert len({t["answers"] for t in whole}) == 1
     assert {t["error"] for t in told if t not in whole} == {"OutOfMemory"}
+
+
+def test_the_real_tensorrt_on_a_driver_that_it_cannot_use_gives_the_gpu_back(folder: Path) -> None:
+    """All is there but a driver of its time: the CPU serves, the GPU is free, and the plan is not blamed."""
+    if "tensorrt_rtx" not in flavour.installed():
+        pytest.skip("TensorRT for RTX is not installed")
+    told = asked(folder, "ladder")
+    assert (told["built"], told["serves"], told["held"], told["opened"]) == ("built", "onnx", 0, True)
+    refused = told["refused"]["tensorrt_rtx"]
+    assert refused["kind"] == "gpu"
+    assert "insufficient" in refused["message"]
+    assert "newer" in refused["hint"]
 
 
 @pytest.mark.parametrize("code", [ILLEGAL_ADDRESS, OUT_OF_MEMORY, INVALIDATED, NOT_PERMITTED, NOT_READY])

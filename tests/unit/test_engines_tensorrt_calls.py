@@ -18,13 +18,14 @@ import pytest
 
 from engines.base import Floats
 from engines.catalog import Catalog
-from engines.errors import DeviceLost, EngineError
+from engines.errors import DeviceLost, EngineError, PlanMismatch, RuntimeUnavailable
 from engines.runtime import flavour, tensorrt
 from engines.runtime.flavour import Words
 from engines.runtime.network import Answer
 from engines.runtime.pipeline import Pipeline
 from engines.runtime.profile import Profile, Range
 from engines.runtime.tensorrt import CHANNELS, TensorrtNetwork, TensorrtProgram
+from node.enhance.failures import lost
 from tests import kernels_cpp
 from tests.device_onnx import OnnxContext, OnnxProgram, StandIn
 from tests.libcuda_run import PADDED, slab
@@ -345,6 +346,32 @@ def test_whatever_call_of_tensorrt_fails_is_told_as_what_it_is(
         assert kinds["execute_async_v3 NoneType"] > 0, kinds
     if said == STRANGE:
         assert kinds["execute_async_v3 DeviceLost"] > 0, kinds
+
+
+OLD = (
+    "IRuntime::deserializeCudaEngine: Error Code 1: Cuda Runtime (In ScopedCudaStream at /_src/cudaResources.cpp:25 "
+    "(cudaError 35: CUDA driver version is insufficient for CUDA runtime version))"
+)
+"""The very words of TensorRT for RTX 1.7.1 over a driver that is older than its CUDA."""
+
+
+def test_a_driver_that_is_too_old_is_no_fault_of_the_plan(
+    on_the_cpu: Callable[..., Floats], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Building it again would change nothing."""
+    sound = Library(StandIn(), on_the_cpu)
+    attempt(sound, "tensorrt_rtx", monkeypatch)
+    at = sound.calls.index("deserialize_cuda_engine") + 1
+    _, error = attempt(Library(StandIn(), on_the_cpu, fail_at=at, said=OLD), "tensorrt_rtx", monkeypatch)
+    assert isinstance(error, RuntimeUnavailable)
+    assert not isinstance(error, PlanMismatch)
+    wanted = "CUDA driver version is insufficient for CUDA runtime version (CUDA 35)"
+    assert error.message == f"tensorrt_rtx cannot use the GPU: {wanted}"
+    assert "newer" in error.hint
+    assert not lost(error), "nor is the device lost"
+    # What it says of a plan that is not its own is a fault of the plan still.
+    _, error = attempt(Library(StandIn(), on_the_cpu, fail_at=at), "tensorrt_rtx", monkeypatch)
+    assert isinstance(error, PlanMismatch)
 
 
 def test_every_call_in_the_source_is_one_of_the_script(
