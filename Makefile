@@ -7,6 +7,9 @@ TESTS  ?= tests
 WORKERS ?= 2
 FAULTS  ?= $(shell grep -rl --include='test_*.py' 'tests.faults' tests)
 
+# The tests start hundreds of processes: each would compile the node anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test check faults format bench gpu serve pacs clean
 
