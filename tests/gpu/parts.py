@@ -148,7 +148,9 @@ def tried(asked: Asked, name: str) -> list[dict[str, Any]]:
     try:
         number = flavour.version(name)
     except RuntimeUnavailable as e:
-        return [{"flavour": row.title, "version": "", "known": False, "runs": False, "words": [e.message, e.hint]}]
+        return [
+            {"flavour": row.title, "version": "", "known": False, "runs": False, "words": [e.message, e.hint]}
+        ]
     try:
         for one in here[:1]:
             flavour.check_gpu(name, one)
