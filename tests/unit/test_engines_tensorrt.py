@@ -24,6 +24,7 @@ from engines.runtime import build, cuda, gpu, profile, tensorrt
 from engines.runtime.device import CaptureFailed
 from engines.runtime.flavour import Words, check_gpu, installed
 from engines.runtime.onnx import OnnxNetwork
+from node.enhance import signs
 from tests import laws, onnx_samples
 
 pytestmark = pytest.mark.tensorrt
@@ -105,6 +106,18 @@ def test_every_name_of_tensorrt_exists_in_its_bindings() -> None:
     assert not missing
     assert len(seen) > 25
     assert {"self._context.execute_async_v3", "config.cuda_graph_strategy", "strategies.DISABLED"} <= seen
+
+
+def test_every_name_of_nvml_exists_in_its_bindings() -> None:
+    nvml = pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed")
+    seen, missing = set(), set()
+    for module in (signs, gpu):
+        names = used(source_of(module), {"nvml": nvml})
+        seen |= names[0]
+        missing |= names[1]
+    assert missing == {"nvml.of"}, "but for the address that ours keeps, under a name that is the same"
+    assert len(seen) > 15
+    assert {"nvml.nvmlEventSetWait_v2", "nvml.NVML_ERROR_GPU_IS_LOST"} <= seen
 
 
 def test_a_name_that_does_not_exist_is_found() -> None:
