@@ -90,7 +90,7 @@ def do(
     while True:
         try:
             _do(workshop, job, owner, tell, runtime, reference, expect, ahead)
-        except OutOfMemory as e:
+        except (OutOfMemory, RuntimeUnavailable) as e:
             if reference or not workshop.step_down(job.engine, runtime, e):
                 raise
         else:

@@ -27,6 +27,9 @@ log = get_logger()
 
 _Key = tuple[str, str, bool]
 
+TOLD: frozenset[Kind] = frozenset({"gpu", "plan", "memory"})
+"""Refusals that a person may want to know of: all was there, and yet it does not serve."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proven:
@@ -107,8 +110,8 @@ class Workshop:
             self._worked.add(key)
             _keep(self._loaded[key])
 
-    def step_down(self, name: str, runtime: str, e: OutOfMemory) -> bool:
-        """Do without the runtime whose GPU had too little memory for a job, in this process and for this engine.
+    def step_down(self, name: str, runtime: str, e: OutOfMemory | RuntimeUnavailable) -> bool:
+        """Do without the runtime whose GPU could not do a job, in this process and for this engine.
 
         Returns
         -------
@@ -119,7 +122,8 @@ class Workshop:
         if engine is None or runtime != "auto" or engine.core.device == "cpu":
             return False
         ran = engine.core.runtime
-        refusal = Refusal(runtime=ran, kind="memory", message=e.message, hint=e.hint)
+        kind: Kind = "memory" if isinstance(e, OutOfMemory) else "gpu"
+        refusal = Refusal(runtime=ran, kind=kind, message=e.message, hint=e.hint)
         self._spent.setdefault(name, {})[ran] = refusal
         self._tell(name, refusal)
         self._drop(key)
@@ -154,7 +158,7 @@ class Workshop:
                 raise refusal or e from None
             for one in engine.refusals:
                 self._tell(name, one)
-                if one.kind in ("plan", "memory"):
+                if one.kind in TOLD:
                     refused.setdefault(one.runtime, one)
             ran, device = engine.core.runtime, engine.core.device
             try:
@@ -186,7 +190,7 @@ class Workshop:
         if (name, one) in self._told:
             return
         self._told.add((name, one))
-        if one.kind not in ("plan", "memory"):
+        if one.kind not in TOLD:
             log.debug("engine.runtime_absent", engine=name, runtime=one.runtime, because=one.message)
             return
         body = {"engine": name, "runtime": one.runtime, "kind": one.kind}

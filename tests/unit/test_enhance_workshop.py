@@ -22,7 +22,7 @@ from pydicom.tag import Tag
 import node.housekeep
 from engines.base import Floats
 from engines.catalog import Catalog
-from engines.errors import DeviceLost, OutOfMemory, PlanMismatch, RuntimeUnavailable
+from engines.errors import DeviceLost, GpuUnusable, OutOfMemory, PlanMismatch, RuntimeUnavailable
 from engines.ladder import REFERENCE, RUNGS, OnGpu, Place, Rung, Wanted
 from engines.runtime import profile as profiles
 from engines.runtime.gpu import Gpu
@@ -228,6 +228,34 @@ def test_a_gpu_too_small_for_a_job_is_done_without_in_the_same_attempt(
     assert not list((sqlite_store.spool.root / "scratch").iterdir())
 
 
+def test_a_gpu_that_refuses_in_the_midst_of_a_job_is_done_without_in_the_same_attempt(
+    sqlite_store: Store, tmp_path: Path
+) -> None:
+    """A size that its plan is not made for, a context that it does not make: nothing that trying again would mend."""
+    notes, closed = Notes(), []
+
+    def refuse(call: int) -> float:
+        if call > 4:
+            raise RuntimeUnavailable("TensorRT makes no execution context")
+        return 0.0
+
+    shop = workshop(sqlite_store, notes, tmp_path, beside(refuse, close=lambda: closed.append(True)))
+    _, body, _ = done(sqlite_store, shop)
+    assert (body["runtime"], body["attempt"], closed) == ("onnx", 1, [True])
+    assert [(r["runtime"], r["kind"]) for r in body["refused"]] == [("tensorrt_rtx", "gpu")]
+    assert notes.names() == ["engine.runtime_refused"]
+
+
+def test_a_gpu_that_is_there_and_cannot_be_used_is_on_record(sqlite_store: Store, tmp_path: Path) -> None:
+    notes = Notes()
+    rungs = refusing(lambda: GpuUnusable("NVRTC is not installed", hint="pip install nvidia-cuda-nvrtc"))
+    _, body, _ = done(sqlite_store, workshop(sqlite_store, notes, tmp_path, rungs))
+    assert body["runtime"] == "onnx"
+    assert [(r["runtime"], r["kind"]) for r in body["refused"]] == [("tensorrt_rtx", "gpu")]
+    assert notes.told[0][0] == "warning"
+    assert notes.told[0][2]["hint"] == "pip install nvidia-cuda-nvrtc"
+
+
 class Counted(OnnxProgram):
     """The network of the stand-in; it keeps how many slices each context was opened for."""
 
@@ -377,14 +405,20 @@ def test_a_missing_plan_is_built_once_while_the_cpu_serves_and_taken_up_by_the_n
     assert len([k for k in Plans(folder).list() if k.kind == "plan"]) == 2
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
-    # The next job loads the engine anew. Here the way ends at the driver, which is not there: no plan is missing.
+    # The next job loads the engine anew. Here the way ends at the driver, which is not there: no plan is missing,
+    # and that is told as what it is.
     before = len(loads)
     _, body, _ = done(sqlite_store, shop, 2)
     assert loads[before:] == [ENGINE]
-    assert body["refused"] == []
+    assert [(r["runtime"], r["kind"]) for r in body["refused"]] == [("tensorrt_rtx", "gpu")]
     done(sqlite_store, shop, 3)
     assert len(loads) == before + 1
-    assert notes.names() == ["engine.runtime_refused", "plans.building", "plans.built"]
+    assert notes.names() == [
+        "engine.runtime_refused",
+        "plans.building",
+        "plans.built",
+        "engine.runtime_refused",
+    ]
 
 
 @pytest.mark.tensorrt
