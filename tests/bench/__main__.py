@@ -12,6 +12,8 @@ import platform
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,13 +22,14 @@ from typing import Any
 import psutil
 
 from node.store.disk import filesystem_type
-from tests.bench import door, out
+from tests.bench import door, engines, four, memory, out, profiles, turnaround
 from tests.bench.door import Case, Result
 from tests.bench.page import page
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-SECTIONS = ("door", "associations", "sender", "turnaround", "engine")
-ENGINES = ("ct-cnn", "mr-cnn")
+ROUNDS = 5
+SLOW = 1
+"""Rounds of a section in which one takes minutes."""
 
 
 def tell(line: str) -> None:
@@ -57,44 +60,97 @@ def made(command: str, where: Path | None) -> Result:
     }
 
 
+def _door(args: argparse.Namespace) -> Result:
+    return {"cases": _cases(args, door.DOOR)}
+
+
+def _associations(args: argparse.Namespace) -> Result:
+    cases = _cases(args, door.ASSOCIATIONS)
+    n, seconds = (door.IDLE, door.IDLE_S) if args.scale >= 1 else (8, 1.0)
+    return {"cases": cases, "idle": door.idle(seconds, n, args.dir, tell)}
+
+
+def _cases(args: argparse.Namespace, cases: tuple[Case, ...]) -> Result:
+    found: Result = {}
+    for case in cases:
+        if args.cases and case.name not in args.cases:
+            continue
+        small = replace(case, n=max(int(case.n * args.scale), 2 * case.associations))
+        found[case.name] = door.compare(small, _rounds(args), args.seed, args.dir, tell)
+    return found
+
+
+def _sender(args: argparse.Namespace) -> Result:
+    return out.sender(max(int(300 * args.scale), 4), _rounds(args), args.seed, args.dir, tell)
+
+
+def _turnaround(args: argparse.Namespace) -> Result:
+    ages = (1, 60) if args.scale >= 1 else (1,)
+    n = _slices(args, 300)
+    return turnaround.turnaround(n, _side(args), args.engine, _rounds(args), args.dir, tell, ages=ages)
+
+
+def _memory(args: argparse.Namespace) -> Result:
+    lengths = dict.fromkeys(_slices(args, n) for n in memory.LENGTHS)
+    return memory.memory(list(lengths), _side(args), args.engine, args.dir, tell)
+
+
+def _four(args: argparse.Namespace) -> Result:
+    return four.four(_slices(args, 500), _side(args), args.engine, _rounds(args, SLOW), args.dir, tell)
+
+
+def _engine(args: argparse.Namespace) -> Result:
+    side = 0 if args.scale >= 1 else 256
+    return {"engines": engines.engine(_rounds(args), _slices(args, 48), args.dir, tell, side=side)}
+
+
+def _profile(args: argparse.Namespace) -> Result:
+    return profiles.profile(_slices(args, 300), _side(args), args.engine, args.dir, tell)
+
+
+SECTIONS: Mapping[str, Callable[[argparse.Namespace], Result]] = {
+    "door": _door,
+    "associations": _associations,
+    "sender": _sender,
+    "turnaround": _turnaround,
+    "memory": _memory,
+    "four": _four,
+    "engine": _engine,
+    "profile": _profile,
+}
+
+
+def _rounds(args: argparse.Namespace, usual: int = ROUNDS) -> int:
+    return args.rounds or usual
+
+
+def _slices(args: argparse.Namespace, n: int) -> int:
+    return max(int(n * args.scale), 8)
+
+
+def _side(args: argparse.Namespace) -> int:
+    return 512 if args.scale >= 1 else 256
+
+
 def measure(section: str, args: argparse.Namespace) -> Result:
     """One section's results."""
-    told = made(args.command, args.dir)
-    if section in ("door", "associations"):
-        cases = door.DOOR if section == "door" else door.ASSOCIATIONS
-        found: Result = {"cases": {}}
-        for case in cases:
-            if args.cases and case.name not in args.cases:
-                continue
-            found["cases"][case.name] = door.compare(
-                _scaled(case, args.scale), args.rounds, args.seed, args.dir, tell
-            )
-        if section == "associations":
-            n, seconds = (door.IDLE, door.IDLE_S) if args.scale >= 1 else (8, 1.0)
-            found["idle"] = door.idle(seconds, n, args.dir, tell)
-    elif section == "sender":
-        found = out.sender(max(int(300 * args.scale), 4), args.rounds, args.seed, args.dir, tell)
-    elif section == "turnaround":
-        n = max(int(300 * args.scale), 8)
-        size = 512 if args.scale >= 1 else 256
-        found = out.turnaround(n, size, args.engine, min(args.rounds, 3), args.dir, tell)
-    else:
-        found = {"engines": out.engine(ENGINES, args.rounds, tell, side=0 if args.scale >= 1 else 64)}
+    told, began = made(args.command, args.dir), time.monotonic()
+    found = SECTIONS[section](args)
+    told["seconds"] = time.monotonic() - began
+    tell(f"{section}: {told['seconds']:.0f} s")
     return {"made": told, **found}
-
-
-def _scaled(case: Case, scale: float) -> Case:
-    return replace(case, n=max(int(case.n * scale), 2 * case.associations))
 
 
 def arguments(given: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__.partition("\n")[0])
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections, with commas between them")
     parser.add_argument("--cases", default="", help="of receiving: only these, with commas between them")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--rounds", type=int, default=0, help=f"else {ROUNDS}, and {SLOW} where one takes minutes"
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="less is less of everything, to try it out")
     parser.add_argument("--seed", type=int, default=6)
-    parser.add_argument("--engine", default="ct-cnn", help="of the turnaround")
+    parser.add_argument("--engine", default="ct-cnn", help="of what goes through a whole node")
     parser.add_argument(
         "--dir", type=Path, default=None, help="where everybody writes; else a temporary folder"
     )

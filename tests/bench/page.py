@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from statistics import median
 from typing import Any
+
+from tests.bench import telling
+from tests.bench.telling import ratios, spread
 
 NAMES = {
     "luminode": "Luminode",
@@ -30,7 +33,7 @@ BUSY: float = 0.5
 """Load average a core over which a machine had other work: who syncs waits for a core after each, who does not
 loses nothing."""
 
-SENDER_BAR, ENGINE_BAR, IDLE_BAR, TURNAROUND_BAR_S = 0.8, 0.85, 5.0, 3.0
+SENDER_BAR, IDLE_BAR = 0.8, 5.0
 
 HEAD = """# Performance
 
@@ -59,12 +62,16 @@ def _lines(results: dict[str, Any]) -> Iterator[str]:
             if "idle" in sections[name]:
                 one = sections[name]["idle"]
                 yield f"{one['n']} idle associations cost {one['percent']:.1f} % of a core.\n"
-    for name, write in (("sender", _sender), ("turnaround", _turnaround), ("engine", _engine)):
+    if "sender" in sections:
+        yield from _sender(sections["sender"])
+    for name, head, write in telling.WHOLE:
         if name in sections:
+            yield f"## {head}\n"
+            yield _run(sections[name])
             yield from write(sections[name])
     yield "## Bars\n"
-    yield "| what | measured | bar | |"
-    yield "|---|---|---|---|"
+    yield "| what | measured | bar | | load at its start |"
+    yield "|---|---|---|---|---|"
     yield from _bars(sections)
 
 
@@ -86,15 +93,6 @@ def _run(section: dict[str, Any]) -> str:
     )
 
 
-def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Round by round."""
-    return [a / b for a, b in zip(ours, theirs, strict=True)]
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
-
-
 def _case(case: dict[str, Any]) -> Iterator[str]:
     found = case["receivers"]
     ours = found["luminode"]["rates"]
@@ -103,7 +101,7 @@ def _case(case: dict[str, Any]) -> Iterator[str]:
     yield "| receiver | instances/s | Luminode's rate to its | CPU ms an instance | peak MB |"
     yield "|---|---|---|---|---|"
     for name, one in found.items():
-        ratio = "" if name == "luminode" else _spread(ratios(ours, one["rates"]))
+        ratio = "" if name == "luminode" else spread(ratios(ours, one["rates"]))
         yield (
             f"| {NAMES[name]} | {median(one['rates']):.0f} | {ratio} | {median(one['cpu_ms']):.2f} | "
             f"{one['peak_mb']:.0f} |"
@@ -120,39 +118,7 @@ def _sender(section: dict[str, Any]) -> Iterator[str]:
     for name, rates in section["to"].items():
         yield (
             f"| {NAMES[name]} | {median(rates['luminode']):.0f} | {median(rates['storescu']):.0f} | "
-            f"{_spread(ratios(rates['luminode'], rates['storescu']))} |"
-        )
-    yield ""
-
-
-def _turnaround(section: dict[str, Any]) -> Iterator[str]:
-    yield "## From the last slice to the PACS\n"
-    yield _run(section)
-    yield (
-        f"{section['n']} CT slices of {section['size']} x {section['size']} at {section['pace']:.0f} a second, "
-        f"`{section['engine']}`, a DCMTK storescp as PACS; seconds after the last C-STORE response.\n"
-    )
-    yield "| series known to be complete and routed | first derived instance stored | last one stored |"
-    yield "|---|---|---|"
-    for one in section["runs"]:
-        yield f"| {one['routed']:.2f} | {one['first_derived']:.2f} | {one['total']:.2f} |"
-    yield ""
-
-
-def _engine(section: dict[str, Any]) -> Iterator[str]:
-    yield "## The engine alone\n"
-    yield _run(section)
-    yield (
-        "The front door with survey, guards and checks, beside its core (ONNX Runtime) on the same tensors, "
-        "in one process; decoding, encoding and writing are not in it.\n"
-    )
-    yield "| engine | core ms a slice | whole ms a slice | whole rate to core's |"
-    yield "|---|---|---|---|"
-    for name, one in section["engines"].items():
-        yield (
-            f"| {name}, {one['modality']} {one['rows']} x {one['rows']}, {one['threads']} threads | "
-            f"{median(one['core_ms']):.1f} | {median(one['whole_ms']):.1f} | "
-            f"{_spread(ratios(one['core_ms'], one['whole_ms']))} |"
+            f"{spread(ratios(rates['luminode'], rates['storescu']))} |"
         )
     yield ""
 
@@ -181,16 +147,8 @@ def _bars(sections: dict[str, Any]) -> Iterator[str]:
         yield _bar(
             told, f"{ratio:.2f} x", f"at least {SENDER_BAR:g} x", ratio >= SENDER_BAR, of=sections["sender"]
         )
-    if "turnaround" in sections:
-        total = median(one["total"] for one in sections["turnaround"]["runs"])
-        bar = f"at most {TURNAROUND_BAR_S:g} s"
-        yield _bar(
-            "last slice to PACS", f"{total:.1f} s", bar, total <= TURNAROUND_BAR_S, of=sections["turnaround"]
-        )
-    for name, one in sections.get("engine", {}).get("engines", {}).items():
-        ratio = median(ratios(one["core_ms"], one["whole_ms"]))
-        bar = f"at least {ENGINE_BAR:g} x"
-        yield _bar(f"{name}: to its core", f"{ratio:.2f} x", bar, ratio >= ENGINE_BAR, of=sections["engine"])
+    for told, measured, bar, met, section in telling.bars(sections):
+        yield _bar(told, measured, bar, met, of=section)
 
 
 def _part(sections: dict[str, Any], case: str) -> dict[str, Any]:
@@ -200,4 +158,5 @@ def _part(sections: dict[str, Any], case: str) -> dict[str, Any]:
 def _bar(told: str, measured: str, bar: str, met: bool, *, of: dict[str, Any] | None) -> str:
     """One row; a bar that was missed on a busy machine is neither met nor missed."""
     verdict = "met" if met else "open: busy machine" if of is not None and busy(of) else "**not met**"
-    return f"| {told} | {measured} | {bar} | {verdict} |"
+    load = "" if of is None else f"{of['made']['load']:.1f} on {of['made']['cores']} cores"
+    return f"| {told} | {measured} | {bar} | {verdict} | {load} |"
