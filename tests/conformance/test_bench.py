@@ -9,6 +9,7 @@ import pytest
 
 from tests.bench import __main__ as bench
 from tests.bench import door as doors
+from tests.bench.memory import fit
 from tests.bench.page import BARS, page
 from tests.bench.traffic import CT512, Template, part10
 from tests.peers import needs
@@ -30,6 +31,16 @@ def test_the_harness_makes_its_page(tmp_path: Path) -> None:
     assert "Luminode" in text
     bars = text.partition("## Bars")[2]
     assert sum(bars.count(f"| {verdict} |") for verdict in ("met", "**not met**", "open: busy machine")) >= 3
+
+
+def test_a_straight_line_is_found() -> None:
+    told = fit([(50, 3.0), (200, 6.0), (500, 12.0)])
+    assert told["slope"] == pytest.approx(0.02)
+    assert told["start"] == pytest.approx(2.0)
+    assert told["r2"] == pytest.approx(1.0)
+    bent = fit([(50, 3.0), (200, 6.0), (500, 30.0)])
+    assert bent["r2"] < 0.99
+    assert abs(bent["worst_s"]) > 1.0
 
 
 def test_a_busy_machine_decides_nothing() -> None:
