@@ -60,13 +60,13 @@ def node(tmp_path: Path, pacs: ScriptedScp) -> Iterator[Node]:
 def delays(node: Node, arrivals: dict[str, float], series: int, n: int) -> list[float]:
     """Send a series slice by slice; seconds from 0000H to the PACS, for each."""
     found = []
-    with Peer(node.port) as peer:
+    with Peer(node.port, timeout=120.0) as peer:
         peer.associate(CT)
         for k in range(1, n + 1):
             uid, data = encoded(k, series)
             assert peer.store(uid, data, number=k).status == 0
             acknowledged = time.monotonic()
-            wait_until(lambda uid=uid: uid in arrivals, 30, "it is forwarded", every_s=0.002)  # type: ignore[misc]
+            wait_until(lambda uid=uid: uid in arrivals, 120, "it is forwarded", every_s=0.002)  # type: ignore[misc]
             found.append(max(0.0, arrivals[uid] - acknowledged))
             time.sleep(0.02)
         peer.release()
