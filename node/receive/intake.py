@@ -1,4 +1,4 @@
-"""One instance on its way from the wire to the spool: written and hashed as it comes, checked, made durable.
+"""One instance on its way from the wire to the spool: written as it comes, hashed, checked, made durable.
 
 Nothing of a data set is decoded but the four UIDs that say what it is and where it belongs (bounded scan).
 Statuses are those of PS3.4 B.2.3 and PS3.7 Annex C. The text of a refusal becomes the Error Comment and never
@@ -29,6 +29,16 @@ _LOOK: Final = 4 * 1024
 
 _PREFIX: Final = 1024 * 1024
 """Bytes of a data set kept to look again; UIDs further back are looked for in the file, at the end."""
+
+_GLANCE: Final = 2 * _LOOK
+"""Bytes of the first piece that are looked at where they are; a copy of all is made if this does not do."""
+
+_LATER: Final = 4 * 1024 * 1024
+"""Bytes of a data set up to which it is hashed at its end, from memory, while the disk is at work on it already;
+a larger one is hashed as it comes."""
+
+_AHEAD: Final = 64 * 1024
+"""Bytes of a data set from which on the disk is told to begin before the digest is computed."""
 
 _SPACE_EVERY: Final = 64 * 1024 * 1024
 """Bytes of one instance after which free space is looked at again."""
@@ -125,8 +135,8 @@ class Intake:
     """
 
     __slots__ = (
-        "_association", "_hash", "_ids", "_look", "_next_space", "_prefix", "_spool", "_terms", "_ts",
-        "_writer", "command", "refused", "size",
+        "_association", "_hash", "_hashed", "_ids", "_look", "_next_space", "_prefix", "_spool", "_terms",
+        "_ts", "_writer", "command", "refused", "size",
     )  # fmt: skip
 
     def __init__(
@@ -143,6 +153,7 @@ class Intake:
         self._spool, self._association, self._terms = spool, association, terms
         self._ts = transfer_syntax_uid
         self._hash = hashlib.sha256()
+        self._hashed = 0
         self._prefix = bytearray()
         self._ids: Ids | None = None
         self._look = _LOOK
@@ -174,12 +185,13 @@ class Intake:
                 if self._spool.free_bytes() < self._terms.refuse_below:
                     raise Refusal(*SPACE)
             self._writer.write_all(pieces)
-            for piece in pieces:
-                self._hash.update(piece)
-            if self._ids is None and len(self._prefix) < _PREFIX:
-                self._prefix += b"".join(pieces)
-                if len(self._prefix) >= self._look:
-                    self._identify(lambda: scan_uids(self._prefix, self._ts))
+            if self.size > _LATER:
+                self._digest(self._writer, self.size - sum(map(len, pieces)))
+                for piece in pieces:
+                    self._hash.update(piece)
+                self._hashed = self.size
+            if self._ids is None:
+                self._look_for_ids(pieces)
         except Exception as error:
             self._refuse(error)
 
@@ -200,6 +212,9 @@ class Intake:
                 if self._ids is None:
                     raise Refusal(*UNREADABLE)
                 failpoint("receive.written")
+                if self.size >= _AHEAD:
+                    self._writer.start_sync()
+                self._digest(self._writer, self.size)
                 self._writer.sync()
                 failpoint("receive.bytes_durable")
         except Exception as error:
@@ -227,6 +242,20 @@ class Intake:
             with contextlib.suppress(OSError, StoreError):
                 writer.discard()
         self._prefix = bytearray()
+
+    def _digest(self, writer: SpoolWriter, end: int) -> None:
+        """Hash what was written of the data set up to ``end`` and is not hashed yet."""
+        if self._hashed < end:
+            writer.read_back(self._hash.update, part10.OFFSET + self._hashed, part10.OFFSET + end)
+            self._hashed = end
+
+    def _look_for_ids(self, pieces: Sequence[memoryview]) -> None:
+        if not self._prefix and len(pieces[0]) >= _LOOK:
+            self._identify(lambda: scan_uids(bytes(pieces[0][:_GLANCE]), self._ts))
+        if self._ids is None and len(self._prefix) < _PREFIX:
+            self._prefix += b"".join(pieces)
+            if len(self._prefix) >= self._look:
+                self._identify(lambda: scan_uids(self._prefix, self._ts))
 
     def _identify(self, scan: Callable[[], Ids | NeedMore]) -> None:
         try:

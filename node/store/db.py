@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, PoolProxiedConnection, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -72,6 +72,7 @@ class Database:
                 "the database's address cannot be read", hint=_ADDRESSES, retryable=False
             ) from None
         self.reserve: Reserve | None = None
+        self._express: list[PoolProxiedConnection] = []  # not given back: that takes longer than a row
         kind = self.url.get_backend_name()
         if kind == "sqlite":
             self.reserve = Reserve(Path(f"{self.url.database}.reserve"))
@@ -111,22 +112,29 @@ class Database:
         """
         with self._typed():
             try:
-                connection = self.engine.raw_connection()
+                connection = self._kept()
                 try:
                     cursor: Any = connection.cursor()
                     cursor.execute("BEGIN IMMEDIATE")
                     yield cursor
                     failpoint("store.before_commit")
                     connection.commit()
+                    cursor.close()
                 except BaseException:
                     with contextlib.suppress(sqlite3.Error):  # closing it tries again, and drops it
                         connection.rollback()
-                    raise
-                finally:
                     connection.close()
+                    raise
+                self._express.append(connection)
             except sqlite3.Error as error:
                 raise DBAPIError("", None, error) from error
             failpoint("store.committed")
+
+    def _kept(self) -> PoolProxiedConnection:
+        try:
+            return self._express.pop()
+        except IndexError:
+            return self.engine.raw_connection()
 
     def transact(self, work: Callable[[Connection], T]) -> T:
         """Run ``work`` in a write transaction, again if another got in its way."""
@@ -154,6 +162,8 @@ class Database:
         return Breath(_PAUSE_S if self.kind == "sqlite" else 0.0)
 
     def close(self) -> None:
+        while self._express:
+            self._express.pop().close()
         self.engine.dispose()
 
 

@@ -25,7 +25,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from io import BufferedReader
@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Literal
 
 from node.errors import StoreError
-from node.store.disk import disk_error, free_bytes, make_folder, make_folders, sync_folder
+from node.store.disk import begin_writing, disk_error, free_bytes, make_folder, make_folders, sync_folder
 
 Area = Literal["received", "derived"]
 
@@ -41,6 +41,9 @@ _FOLDERS = tuple(f"{n:02x}" for n in range(256))
 _RELATIVE = re.compile(r"(?:derived/)?[0-9a-f]{2}/[0-9a-f]{64}\.dcm")
 _PIECES = 512
 """Pieces of one writev; the kernel's limit is 1024."""
+
+_BLOCK = 64 * 1024
+"""Bytes read back at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +129,22 @@ class SpoolWriter:
             raise disk_error(error, "write") from None
         self.size += total
         return total
+
+    def read_back(self, take: Callable[[bytes], object], start: int, end: int) -> None:
+        """Give bytes that were written to ``take``, in blocks; mostly they are in memory still."""
+        try:
+            while start < end:
+                block = os.pread(self._fd, min(_BLOCK, end - start), start)
+                if not block:
+                    raise StoreError("spool: a file is shorter than what was written to it")
+                take(block)
+                start += len(block)
+        except OSError as error:
+            raise disk_error(error, "read") from None
+
+    def start_sync(self) -> None:
+        """Have the disk begin with what was written, without waiting; `sync` then has less to wait for."""
+        begin_writing(self._fd)
 
     def sync(self) -> None:
         """Bring the bytes to stable storage (fdatasync). On failure the writer can only be discarded."""
@@ -232,7 +251,7 @@ class Spool:
         """
         path = self._tmp + secrets.token_hex(16)  # no Path: this runs for every instance
         try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise disk_error(error, "create") from None
         writer = SpoolWriter(self, path, fd)

@@ -156,18 +156,18 @@ MUTATIONS: tuple[Mutation, ...] = (
         invariant="R22",
         what="what was received stays in memory",
         file=_INTAKE,
-        old="                self._hash.update(piece)\n",
-        new="                self._hash.update(piece)\n"
-        "                globals().setdefault('_kept', []).append(bytes(piece))\n",
+        old="            self._writer.write_all(pieces)\n",
+        new="            self._writer.write_all(pieces)\n"
+        "            globals().setdefault('_kept', []).extend(map(bytes, pieces))\n",
         test=_test("crowds", "many_slices_at_once_cost_no_memory"),
     ),
     Mutation(
         invariant="R23",
         what="a data set is gathered in memory",
         file=_INTAKE,
-        old="            if self._ids is None and len(self._prefix) < _PREFIX:\n",
+        old="            if self._ids is None:\n                self._look_for_ids(pieces)\n",
         new='            self._prefix += b"".join(pieces)\n'
-        "            if self._ids is None and len(self._prefix) < _PREFIX:\n",
+        "            if self._ids is None:\n                self._look_for_ids(pieces)\n",
         test=_test("crowds", "an_enormous_multi_frame_object_passes_through"),
     ),
     Mutation(
