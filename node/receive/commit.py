@@ -13,6 +13,7 @@ its instances, or are written by a thread of their own a moment later.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -128,6 +129,7 @@ class GroupCommit:
         self._writing = threading.RLock()
         self._opened: list[Association] = []
         self._ended: list[Ended] = []
+        self._since = 0.0  # when the oldest of them was noted, seconds, monotonic
         self._noted = threading.Event()
         self._stopped = threading.Event()
         self._notes_thread: threading.Thread | None = None
@@ -238,14 +240,25 @@ class GroupCommit:
     def opened(self, association: Association) -> None:
         """Note that an association was accepted; recorded before any instance of it, and soon."""
         with self._lock:
+            self._note()
             self._opened.append(association)
         self._noted.set()
 
     def ended(self, association_id: str, end: AssociationEnd, at: datetime) -> None:
         """Note how an association ended. To be called after the last of its instances was recorded."""
         with self._lock:
+            self._note()
             self._ended.append((association_id, end, at))
         self._noted.set()
+
+    def _note(self) -> None:
+        if not self._opened and not self._ended:
+            self._since = time.monotonic()
+
+    def _due_in(self) -> float:
+        """Seconds until the notes have waited long enough for instances that would take them along."""
+        with self._lock:
+            return self._since + _NOTE_S - time.monotonic()
 
     def flush(self) -> None:
         """Record what was noted.
@@ -296,8 +309,9 @@ class GroupCommit:
         while not self._stopped.is_set():
             self._noted.wait()
             self._noted.clear()
-            if self._stopped.wait(_NOTE_S):
-                return
+            while (left := self._due_in()) > 0:  # those noted since may be of another, later, association
+                if self._stopped.wait(left):
+                    return
             try:
                 self.flush()
                 told = False

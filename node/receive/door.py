@@ -23,7 +23,6 @@ from pynetdicom._globals import MODE_ACCEPTOR
 from pynetdicom.association import Association as PynetdicomAssociation
 from pynetdicom.pdu import A_ASSOCIATE_AC
 from pynetdicom.pdu_primitives import A_ABORT, A_ASSOCIATE, A_P_ABORT, A_RELEASE
-from pynetdicom.transport import AddressInformation
 
 from node.log import get_logger
 from node.model import Association, AssociationEnd
@@ -34,7 +33,7 @@ from node.receive.house import House
 from node.receive.known import Accepted, Request
 from node.receive.messages import Messages, TooMuch
 from node.receive.pace import Pace
-from node.receive.parts import MonotonicTimer, loosen
+from node.receive.parts import Address, MonotonicTimer, lighten, loosen
 from node.receive.terms import (
     BUSY,
     BUSY_ADDRESS,
@@ -90,6 +89,7 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
         self, ae: Any, house: House, sock: socket.socket, client: tuple[Any, ...], server: tuple[Any, ...]
     ) -> None:
         super().__init__(ae, MODE_ACCEPTOR)
+        lighten(self)
         timeouts = house.terms.node.timeouts
         self.name = f"door:{client[0]}:{client[1]}"
         self.address: str = plain(client[0])
@@ -98,8 +98,8 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
         self._sock = sock
         self.dul.artim_timer = MonotonicTimer(timeouts.acse)
         self.dul._idle_timer = MonotonicTimer(timeouts.network)
-        self.requestor.address_info = AddressInformation.from_tuple(client)
-        self.acceptor.address_info = AddressInformation.from_tuple(server)
+        self.requestor.address_info = Address(client)
+        self.acceptor.address_info = Address(server)
         self._largest_pdu = house.terms.node.max_pdu
         self._wire = wire.Wire(self._largest_pdu)
         self._messages: Messages | None = None

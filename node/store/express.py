@@ -75,11 +75,21 @@ def take_all(
     ids = _take(cursor, batch, uids, False)
     if ids is None:
         raise UnusualError
+    note(cursor, opened, ended, receiver)
+    return ids
+
+
+def note(
+    cursor: sqlite3.Cursor,
+    opened: Sequence[Association],
+    ended: Sequence[tuple[str, AssociationEnd, datetime]],
+    receiver: str,
+) -> None:
+    """Write openings and endings of associations, on SQLite's own cursor in a transaction."""
     if opened:
         _many(cursor, _OPENED, [_opened(one, receiver) for one in opened])
     for association, end, at in ended:
         cursor.execute(_ENDED, (_time(at, False), end.value, association))
-    return ids
 
 
 def _opened(one: Association, receiver: str) -> tuple[Any, ...]:

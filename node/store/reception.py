@@ -73,6 +73,10 @@ class Reception:
         receiver: str = "",
     ) -> None:
         """Many openings and endings in one commit (one-association-per-instance scanners make many)."""
+        if self._db.kind == "sqlite":
+            with self._db.express() as cursor:
+                express.note(cursor, opened, ended, receiver)
+            return
         with self._db.write() as connection:
             _note(connection, opened, ended, receiver)
 

@@ -160,3 +160,33 @@ def test_a_receiver_stores_on_either_database(store: Store) -> None:
         at_once(sender, 4)
         assert door.stored() == {uid: sha256(data) for uid, data in sets.items()}
         assert door.ends(4) == ["RELEASED"] * 4
+
+
+def test_notes_wait_for_an_instance_to_ride_with_and_each_has_its_own_time(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One association an instance: openings and endings cost no transactions of their own."""
+    monkeypatch.setattr("node.receive.commit._NOTE_S", 3600.0)
+    commit, alone = commit_of(store), []
+    note = store.reception.note_associations
+
+    def counted(*args: Any, **more: Any) -> None:
+        alone.append(args)
+        note(*args, **more)
+
+    store.reception.note_associations = counted  # type: ignore[method-assign]
+    commit.start()
+    noted = []
+    for number in range(5):
+        by = association(number)
+        commit.opened(by)
+        noted.append(commit._since)
+        commit.instance(arrived(store, f"1.2.3.{number}", by))
+        commit.ended(by.id, AssociationEnd.RELEASED, utc())
+        assert commit._due_in() > 3000
+    assert noted == sorted(set(noted))
+    assert alone == []
+    commit.stop()
+    assert len(alone) == 1
+    (series,) = store.series.list()
+    assert [a.end for a in store.series.associations(series.id)] == [AssociationEnd.RELEASED] * 5
