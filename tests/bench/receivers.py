@@ -107,7 +107,10 @@ def cpu_s(pid: int) -> float:
     """Seconds of CPU that a process has used, with its children, those that ended too."""
     total = 0.0
     for each in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
-        fields = Path(f"/proc/{each.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        try:
+            fields = Path(f"/proc/{each.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        except FileNotFoundError:  # a fork that ended meanwhile: its parent has counted it
+            continue
         total += sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
     return total
 
