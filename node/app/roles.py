@@ -125,9 +125,21 @@ def _guardian(c: Config, store: Store, device: str | None, n_workers: int) -> Gu
     where, n_threads = place(c), threads(n_workers)
     n_bytes = int(memory.SHARE * memory.there_is() / n_workers) if n_workers > 1 else 0
     spool = str(Path(c.store.spool).resolve())
+    keep_free = c.store.reject_below or c.store.refuse_below * 5 // 4
     return Guardian(
         worker_main,
-        (c.store.database, spool, c.log.level, c.log.format, n_threads, warm, n_bytes, where, device),
+        (
+            c.store.database,
+            spool,
+            c.log.level,
+            c.log.format,
+            n_threads,
+            warm,
+            n_bytes,
+            where,
+            device,
+            keep_free,
+        ),
         store.jobs,
         name="worker" if n_workers == 1 else f"worker on GPU {device}",
         health=Health(mark_path(store.spool.root, device or ""), store.events.tell, device=device or None),
@@ -185,8 +197,8 @@ def _worker(guardian: Guardian) -> str:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][:1]
         if state in "TtZX":
             return "its process is stopped"
-    # A job's steps may take their time, and the guardian knows how long.
-    return "" if guardian.job else late(guardian.quiet_s, "it has shown nothing")
+    # The steps of a series may take their time, and the guardian knows how long.
+    return "" if guardian.job or guardian.series else late(guardian.quiet_s, "it has shown nothing")
 
 
 def _now() -> datetime:

@@ -12,10 +12,11 @@ the series looks complete and waits for nothing but its settling time; so are th
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from engines.base import Params
 from node.dicom.modality import split
@@ -24,7 +25,7 @@ from node.enhance.chain import SLAB, Work, slices_at_once
 from node.enhance.memo import Key, Memo, keys, name
 from node.enhance.scratch import Item, Scratch
 from node.enhance.workshop import Proven, Workshop
-from node.errors import NodeError, SeriesError
+from node.errors import NodeError, OutOfSpace, SeriesError, StoreError
 from node.log import get_logger
 from node.model import Instance, InstanceHeader, Job
 from node.store import Store
@@ -45,13 +46,31 @@ MOST_MADE = 2
 """How often a slice is made ahead at most: slices in no order change their neighbours again and again."""
 _LOOKED_SHARE = 0.2
 """Of the time, at most, goes into finding out what there is to do."""
+_SAME_S = 2.0
+"""How often a series of which some instance has no header is looked at again, with nothing new."""
+_STEP_S = 1.0
+"""What is given to an engine at once takes no longer than this."""
 _KEPT_S = 60.0
 """How long what was done is kept for jobs, after the series was routed."""
 _ROOM = 4
 """Free space on the disk is left alone unless there is so many times what a series may take."""
 
-Alive = Callable[[Proven, int], None]
-"""Called with the engine and the pixels of a step before it."""
+
+class Signs(Protocol):
+    """Signs of life, for whoever watches the worker and its device."""
+
+    def looks(self, series_id: int) -> None:
+        """It looks at a series, or reads of it; no engine is at work."""
+        ...
+
+    def loads(self) -> None:
+        """It loads an engine."""
+        ...
+
+    def works(self, proven: Proven, n_pixels: int) -> None:
+        """It gives so many pixels to an engine."""
+        ...
+
 
 _SAME = ("card", "runtime", "strength", "options", "enhance_vendor_denoised")
 """What two jobs have to ask alike so that the pixels are the same."""
@@ -68,6 +87,8 @@ class Session:
     memo: Memo
     work: Work
     n_seen: int = -1
+    n_told: int = -1
+    slice_s: float = 0.0
     looked_at: float = 0.0
     look_took: float = 0.0
     routed_at: float | None = None
@@ -100,7 +121,7 @@ def ready_to_make(stack: Stack, known: Sequence[Key], memo: Memo, *, whole: bool
         The series looks complete, so all are to be made.
     """
     if whole:
-        return [i for i, key in enumerate(known) if key not in memo]
+        return [i for i, key in enumerate(known) if key not in memo and memo.times[key.slice] <= MOST_MADE]
     usual = stack.spacing_mm[0]
     explained = stack.thickness_mm is not None and usual <= (1 + UNEVEN) * stack.thickness_mm
     if not explained:
@@ -123,10 +144,12 @@ class Ahead:
         Its engines.
     owner
         Its name.
+    keep_free
+        Bytes of the disk that are the receiver's: nothing is begun with less, and what was done is let go.
     """
 
-    def __init__(self, workshop: Workshop, owner: str) -> None:
-        self._workshop, self._owner = workshop, owner
+    def __init__(self, workshop: Workshop, owner: str, *, keep_free: int = 0) -> None:
+        self._workshop, self._owner, self._keep_free = workshop, owner, keep_free
         self._sessions: dict[int, Session] = {}
         self._barred: set[int] = set()
         self.at_work = 0
@@ -137,7 +160,7 @@ class Ahead:
         """Series of which something was done."""
         return frozenset(self._sessions)
 
-    def step(self, alive: Alive) -> bool:
+    def step(self, signs: Signs) -> bool:
         """Do a little. Returns whether there is more to do now.
 
         Raises
@@ -145,19 +168,25 @@ class Ahead:
         Exception
             Of an engine or its device; the series is left alone from then on. The worker judges whether it goes on.
         """
-        outlooks = {o.series_id: o for o in self._workshop.store.outlooks.list()}
-        self._settle(outlooks)
+        outlooks = self.settle()
+        if self._sessions and self._workshop.store.spool.free_bytes() < self._keep_free:
+            self.close()
+            return False
         for series_id, outlook in outlooks.items():
             if series_id in self._barred:
                 continue
             self.at_work = series_id
+            signs.looks(series_id)
             try:
-                if self._one(outlook, alive):
+                if self._one(outlook, signs):
                     return True
-            except NodeError as e:  # unreadable pixels, no room, the database: the job will tell
+            except NodeError as e:  # unreadable pixels, no room: the job will tell
+                if isinstance(e, StoreError) and not isinstance(e, OutOfSpace) and e.retryable:
+                    raise
                 log.debug("ahead.left", series=series_id, because=type(e).__name__)
                 self._leave(series_id)
-            except BaseException:
+            except BaseException as e:
+                log.warning("ahead.failed", series=series_id, because=type(e).__name__)
                 self._leave(series_id)
                 raise
             finally:
@@ -171,10 +200,23 @@ class Ahead:
             return None
         return found if _alike(found.outlook, job.engine, job.params) else None
 
+    def make_room(self, series_id: int) -> None:
+        """Give the disk back but for this series: a job needs it."""
+        for other in self.series - {series_id}:
+            self._put_down(other)
+
     def close(self) -> None:
         """Give the disk back."""
-        for series_id in list(self._sessions):
-            self._drop(series_id)
+        for series_id in self.series:
+            self._put_down(series_id)
+
+    def _put_down(self, series_id: int) -> None:
+        """Let go of a series for no fault of its own: it may be begun again."""
+        session = self._sessions[series_id]
+        if session.routed_at is None:
+            with contextlib.suppress(StoreError):
+                self._workshop.store.outlooks.give_back(series_id, self._owner)
+        self._drop(series_id)
 
     def _leave(self, series_id: int) -> None:
         self._barred.add(series_id)
@@ -185,8 +227,14 @@ class Ahead:
         if session is not None:
             session.close()
 
-    def _settle(self, outlooks: dict[int, Outlook]) -> None:
-        """Let go of series that were routed a while ago, or to something else."""
+    def settle(self) -> dict[int, Outlook]:
+        """Let go of series that were routed a while ago, or to something else; returns what is expected now.
+
+        Raises
+        ------
+        StoreError
+        """
+        outlooks = {o.series_id: o for o in self._workshop.store.outlooks.list()}
         now = time.monotonic()
         self._barred &= outlooks.keys()
         for series_id, session in list(self._sessions.items()):
@@ -197,27 +245,32 @@ class Ahead:
                     self._drop(series_id)
             elif not _alike(session.outlook, outlook.engine, outlook.params):
                 self._drop(series_id)
+            elif not self._workshop.holds(session.proven, outlook.engine, runtime_of(outlook)):
+                self._put_down(series_id)
+        return outlooks
 
-    def _one(self, outlook: Outlook, alive: Alive) -> bool:
+    def _one(self, outlook: Outlook, signs: Signs) -> bool:
         session = self._sessions.get(outlook.series_id)
         if session is None:
-            session = self._begin(outlook)
+            session = self._begin(outlook, signs)
             if session is None:
                 return False
         self._look(session)
         whole = outlook.whole == session.n_seen
         if whole != session.whole:
             session.whole, session.measured = whole, False
-        return self._advance(session, alive)
+        return self._advance(session, signs)
 
-    def _begin(self, outlook: Outlook) -> Session | None:
+    def _begin(self, outlook: Outlook, signs: Signs) -> Session | None:
         store, params = self._workshop.store, outlook.params
         taken = outlook.owner and outlook.owner != self._owner and not certainly_dead(outlook.owner)
         if taken or outlook.tries >= TRIES or not self._seat():
             return None
         if not store.outlooks.begin(outlook, self._owner):
             return None
-        proven = self._workshop.proven(outlook.engine, str(params.get("runtime", "auto")))
+        signs.loads()
+        proven = self._workshop.proven(outlook.engine, runtime_of(outlook))
+        signs.looks(outlook.series_id)
         card = proven.engine.card
         if params["card"] != {
             "name": card.name,
@@ -228,7 +281,11 @@ class Ahead:
             return None
         folder = store.spool.scratch(f"ahead-{outlook.series_id}")
         kept = Scratch(folder.folder, card.scale)
-        kept.__enter__()
+        try:
+            kept.__enter__()
+        except BaseException:
+            folder.close()
+            raise
         memo = Memo(folder.folder)
         asked = Params(strength=float(params["strength"]), options=dict(params.get("options", {})))
         session = Session(
@@ -258,9 +315,12 @@ class Ahead:
             return
         store, series_id = self._workshop.store, session.outlook.series_id
         series = store.series.get(series_id)
-        if series is None or series.count == session.n_seen:
+        if series is None or series.count == session.n_told == session.n_seen:
             session.looked_at = now
             return
+        if series.count == session.n_told and now - session.looked_at < _SAME_S:
+            return  # some of it cannot be read, or is not read yet
+        session.n_told = series.count
         found = store.series.headers(series_id)
         session.n_seen = len(found)
         headers = [h for h in found if h.n_frames <= 1 and h.has_pixels]
@@ -275,21 +335,23 @@ class Ahead:
         session.looked_at = time.monotonic()
         session.look_took = session.looked_at - now
 
-    def _advance(self, session: Session, alive: Alive) -> bool:
+    def _advance(self, session: Session, signs: Signs) -> bool:
         """Decode, survey or make a few slices; whether there may be more."""
         kept, work = session.kept, session.work
         new = [item for item in session.items if item.sop_instance_uid not in kept.places][:AT_ONCE]
         if new:
-            if not self._room(session):
+            if not self._room():
                 return False
-            work.decode(new)
+            for item in new:
+                work.decode([item])
+                signs.looks(session.outlook.series_id)
             return True
         for stack in session.stacks:
             missing = [i for i, ref in enumerate(stack.frames) if name(ref) not in session.memo.surveys][
                 :AT_ONCE
             ]
             if missing:
-                alive(session.proven, AT_ONCE * stack.rows * stack.columns)
+                signs.works(session.proven, AT_ONCE * stack.rows * stack.columns)
                 work.measure(stack, missing[0], missing[-1] + 1)
                 return True
         if not session.measured:
@@ -297,15 +359,19 @@ class Ahead:
             began = time.monotonic()
             session.ready = self._ready(session)
             session.look_took += time.monotonic() - began
-        if not session.ready or not self._room(session):
+        if not session.ready or not self._room():
             return False
         stack, first, _ = session.ready[0]
         most = min(AT_ONCE, slices_at_once(stack, session.proven.engine.card.scale, SLAB))
+        if session.slice_s:  # a job that comes meanwhile waits for this
+            most = max(1, min(most, int(_STEP_S / session.slice_s)))
         run = [at for at in session.ready[:most] if at[0] is stack]
         run = [at for n, at in enumerate(run) if at[1] == first + n]
         del session.ready[: len(run)]
-        alive(session.proven, most * stack.rows * stack.columns)
+        signs.works(session.proven, most * stack.rows * stack.columns)
+        began = time.monotonic()
         made = work.make(stack, first, first + len(run), work.surveyed(stack))
+        session.slice_s = (time.monotonic() - began) / len(run)
         for (_, _, key), one in zip(run, made, strict=True):
             session.memo.put(key, one)
         return True
@@ -322,10 +388,16 @@ class Ahead:
             ]
         return found
 
-    def _room(self, session: Session) -> bool:
+    def _room(self) -> bool:
         """Whether the disk has room to spare: not that which is kept for receiving."""
-        taken = session.kept.n_bytes + session.memo.n_bytes
-        return self._workshop.store.spool.free_bytes() > _ROOM * (taken + (64 << 20))
+        taken = sum(s.kept.n_bytes + s.memo.n_bytes for s in self._sessions.values())
+        free = self._workshop.store.spool.free_bytes() - self._keep_free
+        return free > _ROOM * (taken + (64 << 20))
+
+
+def runtime_of(outlook: Outlook) -> str:
+    """The runtime that a series' job will ask for."""
+    return str(outlook.params.get("runtime", "auto"))
 
 
 def _alike(outlook: Outlook, engine: str, params: Any) -> bool:

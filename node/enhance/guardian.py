@@ -183,13 +183,18 @@ class Guardian:
 
     @property
     def quiet_s(self) -> float:
-        """Seconds since the worker's last sign of life; a worker without a job gives one every 0.5 s."""
+        """Seconds since the worker's last sign of life; a worker with nothing to do gives one every 0.5 s."""
         return time.monotonic() - float(self._shared[PROGRESS])
 
     @property
     def job(self) -> int:
         """Id of the job at hand, 0 for none."""
         return int(self._shared[JOB])
+
+    @property
+    def series(self) -> int:
+        """Series of the job at hand, or that is worked on ahead of its job; 0 for none."""
+        return int(self._shared[SERIES])
 
     @property
     def wait_s(self) -> float:

@@ -80,6 +80,7 @@ class Memo:
         self._file: PageFile | None = None
         self._end = 0
         self._made: dict[Key, tuple[int, Made]] = {}
+        self._last: dict[Name, Key] = {}
         self.surveys: dict[Name, Survey] = {}
         self.times: Counter[Name] = Counter()
         """How often a slice was made."""
@@ -96,7 +97,7 @@ class Memo:
         return self._end
 
     def put(self, key: Key, made: Made) -> None:
-        """Keep a result.
+        """Keep a result; one that the same slice had before is let go.
 
         Raises
         ------
@@ -106,11 +107,13 @@ class Memo:
         if self._file is None:
             self._file = PageFile(self._folder)
         stored = np.ascontiguousarray(made.stored)
-        self._file.write(self._end, stored)
+        old = self._last.get(key.slice)
+        at = self._made.pop(old)[0] if old is not None and old in self._made else self._end
+        self._file.write(at, stored)
         # The pixels stay in the file: an empty array remembers their kind and, by its strides, nothing more.
         bare = replace(made, stored=np.empty((0, *stored.shape[1:]), stored.dtype))
-        self._made[key] = (self._end, bare)
-        self._end += stored.nbytes
+        self._made[key], self._last[key.slice] = (at, bare), key
+        self._end = max(self._end, at + stored.nbytes)
         self.times[key.slice] += 1
 
     def get(self, key: Key) -> Made | None:

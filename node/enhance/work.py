@@ -121,6 +121,8 @@ def _do(
     if not plan.wanted:
         _nothing(store, job, owner, series, how)
         return
+    if ahead is not None and store.spool.free_bytes() < plan.n_bytes:
+        ahead.make_room(job.series_id)
     if store.spool.free_bytes() < plan.n_bytes:
         hint = "free space on the spool's file system"
         raise OutOfSpace("there is no room for what this job makes", hint=hint)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.catalog import Catalog
+from engines.errors import OutOfMemory
 from engines.ladder import Place
 from node.enhance import signs
 from node.enhance.ahead import Ahead
@@ -81,6 +82,7 @@ def worker_main(
     memory: int = 0,
     place: Place | None = None,
     shown: str | None = None,
+    keep_free: int = 0,
     *,
     without_gpu: bool = False,
 ) -> None:
@@ -96,6 +98,8 @@ def worker_main(
         Where engines run.
     shown
         The GPU that this process may see; see :func:`node.process.show_gpu`.
+    keep_free
+        Bytes of the spool's disk that work ahead of jobs leaves to the receiver.
     without_gpu
         Do without runtimes that need it.
     """
@@ -119,7 +123,7 @@ def worker_main(
             workshop = _workshop(store, threads, place or Place(), without_gpu or shown == "")
             try:
                 if _warm_up(workshop, warm, shared):
-                    _work(store, workshop, shared)
+                    _work(store, workshop, shared, keep_free)
             finally:
                 workshop.stop()
     except BaseException as e:
@@ -175,11 +179,11 @@ def _loads_on(workshop: Workshop) -> float:
     return ACCELERATED if not workshop.avoid and signs.DRIVER.exists() else CPU
 
 
-def _work(store: Store, workshop: Workshop, shared: Any) -> None:
+def _work(store: Store, workshop: Workshop, shared: Any, keep_free: int = 0) -> None:
     owner = me("enhance")
     log.info("worker.started", engines=len(workshop.catalog.names()))
     ticker = store.changes.ticker()
-    ahead = Ahead(workshop, owner)
+    ahead = Ahead(workshop, owner, keep_free=keep_free)
     away = False
     try:
         while not shared[STOP]:
@@ -196,6 +200,8 @@ def _work(store: Store, workshop: Workshop, shared: Any) -> None:
                 failpoint("enhance.claimed")
                 if not work_off(store, workshop, job, owner, shared, ahead):
                     return
+                with contextlib.suppress(StoreError):
+                    ahead.settle()
                 continue
             workshop.look()
             more, trusted = (False, True) if away else _work_ahead(workshop, ahead, shared)
@@ -212,27 +218,43 @@ def _work_ahead(workshop: Workshop, ahead: Ahead, shared: Any) -> tuple[bool, bo
     """Do a little for a series that is still coming. Returns whether there is more to do now, and whether this
     process is still to be trusted."""
 
-    def alive(proven: Proven, n_pixels: int) -> None:
-        shared[DEVICE] = CPU if proven.device == "cpu" else ACCELERATED
-        shared[STEP], shared[SERIES] = proven.pace.expected_s(n_pixels), ahead.at_work
-        shared[PROGRESS] = time.monotonic()
-
-    shared[STEP], shared[DEVICE] = _LOAD_STEP_S, _loads_on(workshop)
     try:
-        return ahead.step(alive), True
+        return ahead.step(_Signs(workshop, shared)), True
     except StoreError:
         return False, True  # the next claim tells
+    except OutOfMemory:
+        return False, True  # its job steps down to what has more
     except BaseException as e:  # as with a job, which will tell what it is
         if lost(e):
             log.error("device.lost", because=type(e).__name__, told=text(e))
             shared[DEVICE] = LOST
             return False, False
-        log.warning("ahead.failed", because=type(e).__name__, told=text(e))
         return False, judge(e, 1, TRIES).trusted
     finally:
-        shared[STEP], shared[SERIES] = _DATABASE_STEP_S, 0
+        shared[STEP] = _DATABASE_STEP_S
         if shared[DEVICE] != LOST:
-            shared[DEVICE] = CPU
+            shared[DEVICE], shared[SERIES] = CPU, 0
+
+
+class _Signs:
+    """What work ahead of jobs tells the guardian: :class:`node.enhance.ahead.Signs`."""
+
+    def __init__(self, workshop: Workshop, shared: Any) -> None:
+        self._workshop, self._shared = workshop, shared
+
+    def looks(self, series_id: int) -> None:
+        self._shared[SERIES] = series_id
+        self._tell(CPU, _DATABASE_STEP_S)
+
+    def loads(self) -> None:
+        self._tell(_loads_on(self._workshop), _LOAD_STEP_S)
+
+    def works(self, proven: Proven, n_pixels: int) -> None:
+        self._tell(CPU if proven.device == "cpu" else ACCELERATED, proven.pace.expected_s(n_pixels))
+
+    def _tell(self, device: float, step_s: float) -> None:
+        self._shared[DEVICE], self._shared[STEP] = device, step_s
+        self._shared[PROGRESS] = time.monotonic()
 
 
 def take_back(store: Store, now: datetime) -> int:

@@ -98,6 +98,10 @@ class Workshop:
             self._engines[key] = self._prove(name, runtime, reference)
         return self._engines[key]
 
+    def holds(self, proven: Proven, name: str, runtime: str) -> bool:
+        """Whether this is still what a job would be done with."""
+        return self._engines.get((name, runtime, False)) is proven
+
     def look(self) -> None:
         """See which plans were built meanwhile: their engines are loaded anew when they are next asked for."""
         if self._building is not None:

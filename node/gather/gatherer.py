@@ -282,7 +282,12 @@ class Gatherer:
         again when the series is routed, where it is told.
         """
         growing, in_force = self._growing.get(series.id), self._in_force()
-        if growing is None or series.generation > 1 or not in_force.config.series.begin_early:
+        if growing is None or series.generation > 1:
+            return
+        if not in_force.config.series.begin_early:
+            if growing.expected:
+                self._store.outlooks.forget(series.id)
+                growing.expected = False
             return
         if settling and growing.expected and growing.whole != series.count:
             growing.whole = series.count
@@ -296,15 +301,15 @@ class Gatherer:
             config = in_force.config
             decision = self._decided(series, config, growing.headers(), growing.n_unreadable)
             jobs = plan(series, decision, config, self._cards)
+            if jobs:
+                self._store.outlooks.expect(series.id, jobs[0].engine, jobs[0].params)
+                growing.expected = True
         except StoreError:
             raise
         except Exception as e:
             log.debug("series.no_outlook", series=series.id, because=type(e).__name__)
             return
-        if jobs:
-            self._store.outlooks.expect(series.id, jobs[0].engine, jobs[0].params)
-            growing.expected = True
-        elif growing.expected is not False:
+        if not jobs and growing.expected is not False:
             self._store.outlooks.forget(series.id)
             growing.expected = False
 

@@ -13,9 +13,10 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, select, update
 
+from node.model import SeriesState
 from node.store.db import Database
 from node.store.dialect import upsert
-from node.store.tables import OutlookRow
+from node.store.tables import OutlookRow, SeriesRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +50,11 @@ class Outlooks:
         self._db = database
 
     def expect(self, series_id: int, engine: str, params: Mapping[str, Any]) -> None:
-        """Say what an open series would be routed to; another engine or other parameters begin anew."""
+        """Say what an open series would be routed to; another engine or other parameters begin anew, and a series
+        that was closed meanwhile is left alone."""
         with self._db.write() as connection:
+            if not _open(connection, series_id):
+                return  # closed meanwhile; its row would stay for ever
             told = {"engine": engine, "params": dict(params)}
             found = connection.execute(
                 select(OutlookRow.engine, OutlookRow.params).where(OutlookRow.series_id == series_id)
@@ -88,6 +92,15 @@ class Outlooks:
                 for row in found
             ]  # fmt: skip
 
+    def give_back(self, series_id: int, owner: str) -> None:
+        """Let go of a series for no fault of its own: it counts as never begun."""
+        with self._db.write() as connection:
+            connection.execute(
+                update(OutlookRow)
+                .where(OutlookRow.series_id == series_id, OutlookRow.owner == owner, OutlookRow.tries > 0)
+                .values(owner="", tries=OutlookRow.tries - 1)
+            )
+
     def begin(self, outlook: Outlook, owner: str) -> bool:
         """Begin to work ahead, if nobody else did since ``outlook`` was read."""
         with self._db.write() as connection:
@@ -103,6 +116,13 @@ class Outlooks:
                     .values(owner=owner, tries=outlook.tries + 1)
                 ).rowcount
             )
+
+
+def _open(connection: Connection, series_id: int) -> bool:
+    state = connection.execute(
+        select(SeriesRow.state).where(SeriesRow.id == series_id).with_for_update()
+    ).scalar_one_or_none()
+    return state == SeriesState.OPEN.value
 
 
 def drop(connection: Connection, series_id: int) -> None:

@@ -5,27 +5,43 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 
-from engines.base import Engine
+from engines.base import Engine, Survey
 from engines.catalog import Catalog
-from engines.errors import DeviceLost, OutputImplausible
+from engines.errors import DeviceLost, OutOfMemory, OutputImplausible
+from node.dicom.stacks import stacks
 from node.enhance.ahead import MOST_SERIES, STEADY, TRIES, Ahead
-from node.enhance.guardian import DEVICE, LOST, SIZE
+from node.enhance.guardian import DEVICE, LOST, SERIES, SIZE
+from node.enhance.memo import keys
 from node.enhance.pace import Pace
 from node.enhance.work import do
 from node.enhance.worker import _work_ahead, work_off
 from node.enhance.workshop import Proven, Workshop
-from node.errors import SeriesError
+from node.errors import SeriesError, StoreError
 from node.model import JobState
 from node.store import Store
-from tests.enhancing import NOW, Watched, asked, expect, flip, queue, receive, series, take_in
+from tests.enhancing import (
+    NOW,
+    Watched,
+    asked,
+    expect,
+    files,
+    flip,
+    headers_of,
+    queue,
+    receive,
+    series,
+    take_in,
+)
 
 CATALOG = Catalog.default()
 OWNER = "host/boot/1/1/w"
@@ -44,6 +60,9 @@ class Shop(Workshop):
     def proven(self, name: str, runtime: str, *, reference: bool = False) -> Proven:
         return self.one
 
+    def holds(self, proven: Proven, name: str, runtime: str) -> bool:
+        return proven is self.one
+
 
 @pytest.fixture(scope="module")
 def tv() -> Engine:
@@ -55,12 +74,21 @@ def cnn() -> Engine:
     return CATALOG.load("ct-cnn", threads=1)
 
 
-def alive(_engine: Proven, _n_pixels: int) -> None:
-    pass
+class Silent:
+    """Gives no sign of life."""
+
+    def looks(self, series_id: int) -> None: ...
+
+    def loads(self) -> None: ...
+
+    def works(self, proven: Proven, n_pixels: int) -> None: ...
+
+
+SILENT = Silent()
 
 
 def all_of_it(ahead: Ahead) -> None:
-    while ahead.step(alive):
+    while ahead.step(SILENT):
         pass
 
 
@@ -87,14 +115,23 @@ def closed(store: Store, series_id: int) -> int:
     return series_id
 
 
-def streamed(store: Store, shop: Shop, parts: Sequence[Sequence[Dataset]]) -> tuple[dict[str, bytes], int]:
-    """Take a series in part by part, working ahead in between; the derived files, and how many were made before."""
+def streamed(
+    store: Store, shop: Shop, parts: Sequence[Sequence[Dataset]], *, whole: bool = False
+) -> tuple[dict[str, bytes], int]:
+    """Take a series in part by part, working ahead in between; the derived files, and how many were made before.
+
+    ``whole``: it looks complete after each part.
+    """
     ahead = Ahead(shop, OWNER)
     try:
         series_id = 0
         for n, part in enumerate(parts):
             series_id = take_in(store, part, f"a{n}")
             expect(store, series_id, shop.one.engine.card)
+            if whole:
+                other = store.series.get(series_id)
+                assert other is not None
+                store.outlooks.whole(series_id, other.count)
             looked(ahead)
         n_before = sum(len(s.memo) for s in ahead._sessions.values())
         return derived(store, shop, closed(store, series_id), ahead), n_before
@@ -130,17 +167,71 @@ def cut(slices: Sequence[Dataset], at: Sequence[int]) -> list[Sequence[Dataset]]
 # the law ------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(order=st.permutations(range(10)), at=st.lists(st.integers(1, 10), max_size=4))
+def thick(modality: str, n: int, thickness: str) -> list[Dataset]:
+    """Slices 1 mm apart whose thickness explains larger gaps as well: every second one looks like a series."""
+    slices = series(modality, n)
+    for ds in slices:
+        ds.SliceThickness = thickness
+    return slices
+
+
+ENGINES = {name: CATALOG.load(name, threads=1) for name in ("ct-tv", "ct-cnn", "mr-cnn")}
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.sampled_from(sorted(ENGINES)),
+    thickness=st.sampled_from(["1", "2.5", "3.5"]),
+    order=st.permutations(range(10)) | st.sampled_from([[*range(0, 10, 2), *range(1, 10, 2)]]),
+    at=st.lists(st.integers(1, 10), max_size=4),
+    whole=st.booleans(),
+)
 def test_whatever_the_order_of_arrival_the_bytes_are_those_of_the_whole(
-    fresh: Fresh, cnn: Engine, order: list[int], at: list[int]
+    fresh: Fresh, name: str, thickness: str, order: list[int], at: list[int], whole: bool
 ) -> None:
-    slices = series("CT", 10)
+    engine = ENGINES[name]
+    slices = thick(name[:2].upper(), 10, thickness)
     one, other = fresh(), fresh()
-    whole = derived(one, Shop(one, cnn), receive(one, slices), None)
-    parts = cut([slices[i] for i in order], at)
-    got, _ = streamed(other, Shop(other, cnn), parts)
-    assert got == whole
+    wanted = derived(one, Shop(one, engine), receive(one, slices), None)
+    got, _ = streamed(other, Shop(other, engine), cut([slices[i] for i in order], at), whole=whole)
+    assert got == wanted
+
+
+@pytest.mark.parametrize("name", sorted(ENGINES))
+@pytest.mark.parametrize("every", [2, 3])
+def test_what_was_made_of_other_neighbours_is_made_again(fresh: Fresh, name: str, every: int) -> None:
+    """Every second or third slice first, thick enough to look like a series of its own, complete each time."""
+    slices = thick(name[:2].upper(), 16, "3.5")
+    order = [i for first in range(every) for i in range(first, 16, every)]
+    one, other = fresh(), fresh()
+    wanted = derived(one, Shop(one, ENGINES[name]), receive(one, slices), None)
+    watched = Watched(ENGINES[name])
+    parts = cut([slices[i] for i in order], [4, 8, 12])
+    got, _ = streamed(other, Shop(other, watched), parts, whole=True)
+    assert got == wanted
+    assert watched.n("enhance") > 16, "some were made too early"
+    assert watched.n("survey") == 16
+
+
+def test_each_input_alone_changes_the_key(tmp_path: Path) -> None:
+    stack = stacks(headers_of(files(tmp_path / "in", series("CT", 6))))[0]
+    n = len(stack)
+    told = {"sigma": 10.0, "high": 300.0, "share": 1.0, "frequency": 0.3}
+    found = Survey(**{key: np.full(n, value, np.float32) for key, value in told.items()})
+    card = CATALOG.card("ct-cnn")
+    base = keys(card, stack, found, "HU")
+    assert len(set(base)) == n
+    gap = replace(stack, contiguous=tuple(i != 1 for i in range(n)))
+    spaced = replace(stack, spacing_mm=(1.0, 0.5, 0.9))
+    louder = replace(found, sigma=found.sigma + np.float32(1e-5))
+    assert keys(card, gap, found, "HU")[1] != base[1]
+    assert keys(card, gap, found, "HU")[2] != base[2]
+    assert keys(card, gap, found, "HU")[4:] == base[4:]
+    assert not set(keys(card, spaced, found, "HU")) & set(base)
+    assert not set(keys(card, stack, louder, "HU")) & set(base)
+    brighter = replace(found, high=found.high * np.float32(1.001))
+    mr = CATALOG.card("mr-cnn")
+    assert not set(keys(mr, stack, found, "arbitrary")) & set(keys(mr, stack, brighter, "arbitrary"))
 
 
 @pytest.mark.parametrize("down", [False, True], ids=["ascending", "descending"])
@@ -240,7 +331,7 @@ def test_an_outlook_that_changes_begins_anew(fresh: Fresh, tv: Engine) -> None:
     all_of_it(ahead)
     assert watched.n("enhance") == 4
     store.outlooks.forget(series_id)
-    assert not ahead.step(alive)
+    assert not ahead.step(SILENT)
     ahead.close()
 
 
@@ -332,6 +423,104 @@ def test_a_lost_device_ends_the_worker(fresh: Fresh, tv: Engine) -> None:
         pass
     assert step == (False, False)
     assert shared[DEVICE] == LOST
+    assert shared[SERIES] == series_id, "whose it was, for the judgement of the device"
+
+
+def test_running_out_of_device_memory_ahead_costs_no_worker(fresh: Fresh, tv: Engine) -> None:
+    store = fresh()
+
+    def full(step: str, _n: int) -> None:
+        if step == "enhance":
+            raise OutOfMemory("for the test")
+
+    expect(store, take_in(store, series("CT", 8)), tv.card)
+    shop, shared = Shop(store, Watched(tv, full)), [0.0] * SIZE
+    ahead = Ahead(shop, OWNER)
+    while (step := _work_ahead(shop, ahead, shared)) == (True, True):
+        pass
+    assert step == (False, True)
+    assert shared[SERIES] == 0
+
+
+def test_a_database_that_is_away_for_a_moment_bars_nothing(
+    fresh: Fresh, tv: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = fresh()
+    expect(store, take_in(store, series("CT", 8)), tv.card)
+    ahead = Ahead(Shop(store, tv), OWNER)
+
+    def away(*_: object) -> None:
+        raise StoreError("for the test", retryable=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.series, "get", away)
+        with pytest.raises(StoreError):
+            ahead.step(SILENT)
+    all_of_it(ahead)
+    assert sum(len(s.memo) for s in ahead._sessions.values()) == 4
+    ahead.close()
+
+
+def test_what_is_the_receivers_is_left_to_it(
+    fresh: Fresh, tv: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below the reserve nothing is begun, what was done is let go, and the series counts as never begun."""
+    store = fresh()
+    series_id = take_in(store, series("CT", 8))
+    expect(store, series_id, tv.card)
+    ahead = Ahead(Shop(store, tv), OWNER, keep_free=10 << 30)
+    free = [11 << 30]
+    monkeypatch.setattr(type(store.spool), "free_bytes", lambda _spool: free[0])
+    all_of_it(ahead)
+    assert ahead.series == {series_id}
+    free[0] = 9 << 30
+    assert not ahead.step(SILENT)
+    assert not ahead.series
+    assert store.outlooks.list()[0].tries == 0
+    all_of_it(ahead)
+    assert not any(s.kept.n_bytes for s in ahead._sessions.values())
+    free[0] = 11 << 30
+    all_of_it(ahead)
+    assert sum(len(s.memo) for s in ahead._sessions.values()) == 4
+    ahead.close()
+
+
+def test_a_job_that_needs_room_gets_what_was_done_ahead_of_others(fresh: Fresh, tv: Engine) -> None:
+    store = fresh()
+    ahead = Ahead(Shop(store, tv), OWNER)
+    ids = [take_in(store, series("CT", 5, number=n), f"a{n}") for n in (1, 2, 3)]
+    for each in ids:
+        expect(store, each, tv.card)
+    all_of_it(ahead)
+    assert ahead.series == set(ids)
+    ahead.make_room(ids[1])
+    assert ahead.series == {ids[1]}
+    ahead.close()
+
+
+def test_work_on_an_engine_that_was_replaced_is_begun_anew(fresh: Fresh, tv: Engine) -> None:
+    store = fresh()
+    shop = Shop(store, tv)
+    ahead = Ahead(shop, OWNER)
+    series_id = take_in(store, series("CT", 8))
+    expect(store, series_id, tv.card)
+    all_of_it(ahead)
+    watched = Watched(tv)
+    shop.one = Proven(engine=watched, device="cpu", pace=Pace(0.01))
+    assert not ahead.step(SILENT), "let go first"
+    all_of_it(ahead)
+    assert watched.n("enhance") == 4
+    assert store.outlooks.list()[0].tries == 1
+    ahead.close()
+
+
+def test_a_series_that_was_closed_meanwhile_is_not_expected(store: Store, tv: Engine) -> None:
+    """On both databases: the row would stay for ever."""
+    series_id = take_in(store, series("CT", 4))
+    _, jobs, _ = asked(store, series_id, tv.card)
+    assert store.series.close(series_id, "count", NOW)
+    store.outlooks.expect(series_id, jobs[0].engine, jobs[0].params)
+    assert store.outlooks.list() == []
 
 
 def test_without_room_to_spare_nothing_is_begun(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from tests.pipeline.test_main_job import settled
 pytestmark = pytest.mark.peer
 
 N = 30
-PACE = 4.0
+PACE = 8.0
 
 
 def pixels(node: Node) -> tuple[dict[str, np.ndarray], int, int]:
@@ -38,27 +37,28 @@ def pixels(node: Node) -> tuple[dict[str, np.ndarray], int, int]:
 
 
 def scanned(node: Node, files: list[Path], *, pace: float, kill: bool) -> None:
-    """Send at the pace of a scanner; with ``kill`` the worker dies after a quarter (kill -9)."""
+    """Send at the pace of a scanner; with ``kill`` the worker dies after a quarter (kill -9), and the scanner makes
+    a pause, its association open, until another has begun."""
     peer = {"kind": "dimse", "ae_title": "LUMINODE", "address": f"127.0.0.1:{node.port}"}
-    begun, n = threading.Event(), 0
+    n = 0
+
+    def tries() -> int:
+        with node.store() as store:
+            return max((outlook.tries for outlook in store.outlooks.list()), default=0)
 
     def tell(_outcome: object) -> None:
         nonlocal n
         n += 1
-        if n == N // 4:
-            begun.set()
+        if n == N // 4 and kill:
+            wait_until(lambda: tries() == 1, 120, "a worker has begun")
+            workers = [p for p in node.tree() if "spawn_main" in " ".join(p.cmdline())]
+            assert workers
+            for each in workers:
+                each.kill()
+            wait_until(lambda: tries() == 2, 120, "another has begun")
 
-    sending = threading.Thread(
-        target=send_files, args=(files, peer, tell), kwargs={"calling_ae": "CT1", "pace": pace}
-    )
-    sending.start()
-    assert begun.wait(60)
-    if kill:
-        workers = [p for p in node.tree() if "spawn_main" in " ".join(p.cmdline())]
-        assert workers
-        for each in workers:
-            each.kill()
-    sending.join(120)
+    sent = send_files(files, peer, tell, calling_ae="CT1", pace=pace)
+    assert sent.ok, (sent.errors, sent.not_done)
     wait_until(lambda: settled(node, 1), 120, "the series is delivered")
 
 
