@@ -121,6 +121,46 @@ def test_every_network_builds_for_two_capabilities_and_is_kept(
     assert plans.load(job.key) == plan
 
 
+ALONE = sorted(n for n, p in NETWORKS if (n, "fp16") not in NETWORKS)
+"""Autoencoders: half precision would round the image that they carry, and the parity gate refuses it (models.md 6.2).
+What TensorRT makes of them is shown all the same, for whoever trains one that passes."""
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_a_network_that_ships_in_one_precision_builds_in_the_other_too(
+    name: str, plans: Plans, tmp_path: Path
+) -> None:
+    pytest.importorskip("torch", reason="the exporter belongs to the training extra")
+    from training.export.graph import Graph, Node, to_bytes
+    from training.export.half import to_half
+
+    shipped = onnx.load(CATALOG.models(name)["fp32"][0])
+    nodes = tuple(
+        Node(
+            op=n.op_type, name=n.name, inputs=tuple(n.input), output=n.output[0],
+            attributes={
+                a.name: tuple(v) if isinstance(v := helper.get_attribute_value(a), list)
+                else v.decode() if isinstance(v, bytes) else v
+                for a in n.attribute
+            },
+        )
+        for n in shipped.graph.node
+    )  # fmt: skip
+    weights = {w.name: numpy_helper.to_array(w) for w in shipped.graph.initializer}
+    half = to_half(Graph(nodes=nodes, weights=weights, scale=CATALOG.card(name).scale))
+    assert any(w.dtype == np.float16 for w in half.weights.values())
+    path = tmp_path / "model.fp16.onnx"
+    path.write_bytes(to_bytes(half, {p.key: p.value for p in shipped.metadata_props}))
+    (given,) = jobs(CATALOG, name, precisions=("fp32",), flavour=RTX)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    key = replace(given.key, onnx_sha256=sha256)
+    job = replace(given, path=path, precision="fp16", sha256=sha256, key=key)
+    first = compiling.make(job, plans)
+    assert (first.state, first.fault) == ("built", "")
+    assert first.size < given.path.stat().st_size, "half of the weights' bytes"
+    assert compiling.make(job, plans).state == "kept"
+
+
 def test_the_order_and_the_number_of_targets_make_no_other_plan() -> None:
     (one,) = jobs(CATALOG, "ct-cnn", precisions=("fp16",))
     (other,) = jobs(CATALOG, "ct-cnn", precisions=("fp16",), capabilities=("120", "86", "120"))
