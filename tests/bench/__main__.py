@@ -157,7 +157,11 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=DOCS, help="where performance.json and .md are written")
     args = parser.parse_args(given)
     args.cases = args.cases.split(",") if args.cases else []
-    args.command = " ".join(["python -m tests.bench", *(given if given is not None else sys.argv[1:])])
+    words = list(given if given is not None else sys.argv[1:])
+    for option in ("--out", "--dir"):  # where it was on this machine tells nobody anything
+        if option in words:
+            del words[words.index(option) : words.index(option) + 2]
+    args.command = " ".join(["python -m tests.bench", *words])
     unknown = set(args.only.split(",")) - set(SECTIONS)
     if unknown:
         parser.error(f"no such section: {', '.join(sorted(unknown))}")
