@@ -4,7 +4,9 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 SERIES ?=
 TESTS  ?= tests
-WORKERS ?= 2
+# Three on two cores: much of a fault test is waiting.
+WORKERS ?= 3
+FAULT_WORKERS ?= 2
 FAULTS  ?= $(shell grep -rl --include='test_*.py' 'tests.faults' tests)
 
 # The tests start hundreds of processes: each would compile the node anew.
@@ -46,7 +48,7 @@ check: $(VENV)/dev.stamp  ## ruff, mypy --strict, import contracts
 
 faults: $(VENV)/dev.stamp  ## The fault tests with full counts, their mutations, docs/reliability.md (up to 2 hours)
 	@status=0; \
-	LUMINODE_FAULTS=full $(BIN)/python -m pytest $(FAULTS) -n $(WORKERS) --dist loadscope -q || status=1; \
+	LUMINODE_FAULTS=full $(BIN)/python -m pytest $(FAULTS) -n $(FAULT_WORKERS) --dist loadscope -q || status=1; \
 	$(BIN)/python -m tests.faults.mutate || status=1; \
 	$(BIN)/python -m tests.faults.report || status=1; \
 	exit $$status

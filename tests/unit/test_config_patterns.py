@@ -6,7 +6,7 @@ import pickle
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from node.config.patterns import MAX_PROGRAM, MAX_TEXT, Pattern, compile_pattern
@@ -44,9 +44,11 @@ def test_it_finds_what_re_finds(pattern: str, texts: list[str], fold: bool) -> N
         assert ours.found_in(text) == (theirs.search(text) is not None), (pattern, text)
 
 
-@pytest.mark.filterwarnings("ignore:Possible nested set:FutureWarning")
+@pytest.mark.filterwarnings("ignore:Possible (nested set|set [a-z ]+):FutureWarning")
 @settings(max_examples=300, deadline=None)
 @given(st.text(alphabet="ab(){}[]|*+?.^$\\d,1-:?", max_size=20))
+@example("[1||]")
+@example("[1--]")
 def test_any_text_compiles_or_is_refused_and_re_agrees(source: str) -> None:
     try:
         ours = compile_pattern(source)
