@@ -27,7 +27,7 @@ from node.enhance.work import do
 from node.enhance.worker import _work_ahead, work_off
 from node.enhance.workshop import Proven, Workshop
 from node.errors import SeriesError, StoreError
-from node.model import JobState
+from node.model import Job, JobState
 from node.store import Store
 from tests.enhancing import (
     NOW,
@@ -335,7 +335,9 @@ def test_an_outlook_that_changes_begins_anew(fresh: Fresh, tv: Engine) -> None:
     ahead.close()
 
 
-def test_a_second_attempt_begins_from_nothing(fresh: Fresh, tv: Engine) -> None:
+@pytest.fixture
+def job_after(fresh: Fresh, tv: Engine) -> Iterator[tuple[Store, Shop, Ahead, Job]]:
+    """A series that was worked on ahead, and its job, claimed."""
     store = fresh()
     shop = Shop(store, tv)
     ahead = Ahead(shop, OWNER)
@@ -345,28 +347,26 @@ def test_a_second_attempt_begins_from_nothing(fresh: Fresh, tv: Engine) -> None:
     queue(store, closed(store, series_id), tv.card)
     job = store.jobs.claim(OWNER, 30, datetime.now(UTC))
     assert job is not None
+    yield store, shop, ahead, job
+    ahead.close()
+
+
+def test_a_second_attempt_begins_from_nothing(job_after: tuple[Store, Shop, Ahead, Job]) -> None:
+    store, shop, ahead, job = job_after
     assert ahead.take(job, shop.one) is not None
     assert store.jobs.fail(job.id, OWNER, 1, "for the test", JobState.QUEUED, NOW, not_before=NOW)
     again = store.jobs.claim(OWNER, 30, datetime.now(UTC))
     assert again is not None
     assert ahead.take(again, shop.one) is None
-    ahead.close()
 
 
-def test_a_worker_on_another_engine_than_the_job_is_not_believed(fresh: Fresh, tv: Engine) -> None:
+def test_a_worker_on_another_engine_than_the_job_is_not_believed(
+    job_after: tuple[Store, Shop, Ahead, Job],
+) -> None:
     """A plan was built, a runtime stepped down from: the same name, other bits."""
-    store = fresh()
-    shop = Shop(store, tv)
-    ahead = Ahead(shop, OWNER)
-    series_id = take_in(store, series("CT", 8))
-    expect(store, series_id, tv.card)
-    all_of_it(ahead)
-    queue(store, closed(store, series_id), tv.card)
-    job = store.jobs.claim(OWNER, 30, datetime.now(UTC))
-    assert job is not None
+    _, _, ahead, job = job_after
     other = Proven(engine=CATALOG.load("ct-tv", threads=1), device="cpu", pace=Pace(0.01))
     assert ahead.take(job, other) is None
-    ahead.close()
 
 
 # what goes wrong ----------------------------------------------------------------------------------
