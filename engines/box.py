@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from threading import local
 
 import numpy as np
 import numpy.typing as npt
@@ -27,26 +28,37 @@ class Pool:
     def __init__(self, length: int) -> None:
         self._length = length
         self._free: list[Flat] = []
+        self._own: dict[int, Flat] = {}
 
     def take(self) -> Flat:
-        return self._free.pop() if self._free else np.empty(self._length, np.float32)
+        if self._free:
+            return self._free.pop()
+        made = np.empty(self._length, np.float32)
+        self._own[id(made)] = made
+        return made
 
     def give(self, buffer: Flat) -> None:
-        self._free.append(buffer)
+        """Take a buffer back; what is not of this pool is its owner's."""
+        if id(buffer) in self._own:
+            self._free.append(buffer)
 
 
-def span_sum(values: Flat, n: int, count: int, stride: int, pool: Pool) -> tuple[Flat, int]:
+def span_sum(values: Flat, n: int, count: int, stride: int, pool: Pool, at: int = 0) -> tuple[Flat, int]:
     """Sum ``count`` elements ``stride`` apart: out[i] = sum of values[i + j * stride] for j < count.
 
     Parameters
     ----------
     values
-        A buffer of ``pool``, of which the first ``n`` elements count; it goes back to the pool.
+        A line, of which ``n`` elements from ``at`` on count; a buffer of ``pool`` goes back to it, any other is left
+        as it is.
+    at
+        Where lines begin, this one and those of the pool.
 
     Returns
     -------
     tuple
-        A buffer of the pool and how many of its elements count: n - (count - 1) * stride.
+        A buffer of the pool (``values`` itself where ``count`` is 1) and how many of its elements count, from ``at``
+        on: n - (count - 1) * stride.
     """
     power, size, n_power = values, 1, n
     total: Flat | None = None
@@ -58,15 +70,18 @@ def span_sum(values: Flat, n: int, count: int, stride: int, pool: Pool) -> tuple
             else:
                 n_total = n - (width + size - 1) * stride
                 joined = pool.take()
-                start = width * stride
-                np.add(total[:n_total], power[start : start + n_total], out=joined[:n_total])
+                start = at + width * stride
+                np.add(
+                    total[at : at + n_total], power[start : start + n_total], out=joined[at : at + n_total]
+                )
                 pool.give(total)
                 total, width = joined, width + size
         if 2 * size > count:
             break
         n_next = n_power - size * stride
         doubled = pool.take()
-        np.add(power[:n_next], power[size * stride : size * stride + n_next], out=doubled[:n_next])
+        start = at + size * stride
+        np.add(power[at : at + n_next], power[start : start + n_next], out=doubled[at : at + n_next])
         if power is not total:
             pool.give(power)
         power, size, n_power = doubled, 2 * size, n_next
@@ -97,19 +112,24 @@ def box_sum(values: Floats, radius: int) -> Floats:
     values
         float32 (y, x).
     """
-    if radius == 0:
-        return values.copy()
+    return values.copy() if radius == 0 else _box(values, radius).copy()
+
+
+def _box(values: Floats, radius: int) -> Floats:
+    """See :func:`box_sum`; a view of rows that lie apart."""
     n_rows, n_columns = values.shape
-    padded = np.pad(values, radius)
-    wide = n_columns + 2 * radius
-    pool = Pool(padded.size)
-    count = 2 * radius + 1
-    sums, n = span_sum(padded.ravel(), padded.size, count, 1, pool)
-    sums, n = span_sum(sums, n, count, wide, pool)
-    # The last rows end short of a full line: the flat result is laid back into rows.
-    out = np.zeros(n_rows * wide, np.float32)
-    out[:n] = sums[:n]
-    return np.ascontiguousarray(out.reshape(n_rows, wide)[:, :n_columns])
+    wide, count = n_columns + 2 * radius, 2 * radius + 1
+    above, n = radius * wide, n_rows * wide
+    pool = Pool(n + 2 * above)
+    line = pool.take()
+    rows = line[above : above + n].reshape(n_rows, wide)
+    rows[:, :radius] = rows[:, n_columns + radius :] = 0
+    rows[:, radius : n_columns + radius] = values
+    sums, n_sums = span_sum(line, n, count, 1, pool, above)
+    # The end of the last row stays behind: those windows go over the end of a row and are cut off.
+    sums[:above] = sums[above + n_sums :] = 0
+    sums, _ = span_sum(sums, n + 2 * above, count, wide, pool)
+    return sums[:n].reshape(n_rows, wide)[:, :n_columns]
 
 
 def window_sums(values: Floats, side: tuple[int, int], pool: Pool | None = None) -> Floats:
@@ -134,9 +154,7 @@ def _windows(values: Floats, side: tuple[int, int], over: Span, pool: Pool | Non
     """Rows and columns laid in one line: windows that go over the end of a row are made and cut off."""
     n_rows, n_columns = values.shape
     pool = Pool(values.size) if pool is None else pool
-    flat = pool.take()
-    flat[: values.size].reshape(values.shape)[:] = values
-    flat, n = over(flat, values.size, side[1], 1, pool)
+    flat, n = over(np.ascontiguousarray(values).reshape(-1), values.size, side[1], 1, pool)
     flat, n = over(flat, n, side[0], n_columns, pool)
     lines = n_rows - side[0] + 1
     out = flat[: lines * n_columns].reshape(lines, n_columns)[:, : n_columns - side[1] + 1].copy()
@@ -155,13 +173,62 @@ def _all_weights(shape: tuple[int, ...], radius: int) -> Floats:
     return weights
 
 
+class Weights:
+    """What follows from which pixels of a slice count, made once: slices of one series mostly share it.
+
+    Parameters
+    ----------
+    mask
+        bool (y, x); a copy is kept.
+    """
+
+    def __init__(self, mask: Mask) -> None:
+        self.mask = mask.copy()
+        self.whole = bool(mask.all())
+        self._kept: dict[object, Floats] = {}
+
+    @property
+    def ones(self) -> Floats:
+        """1 where a pixel counts, else 0, float32; not to be written to."""
+        return self.once("ones", lambda: self.mask.astype(np.float32))
+
+    def shares(self, radius: int) -> Floats:
+        """One over how many pixels of each window count, 0 where none does; not to be written to."""
+        return self.once(radius, lambda: _inverse(_box(self.ones, radius)))
+
+    def once(self, what: object, make: Callable[[], Floats]) -> Floats:
+        """Something that follows from the mask alone, made when it is asked for first."""
+        found = self._kept.get(what)
+        if found is None:
+            found = self._kept[what] = make()
+            found.setflags(write=False)
+        return found
+
+
+class _Last(local):
+    """Of each thread: nothing is shared, so nothing is locked."""
+
+    weights: Weights | None = None
+
+
+_last = _Last()
+
+
+def weights_of(mask: Mask) -> Weights:
+    """The weights of a mask; those of the last one if it is the same."""
+    found = _last.weights
+    if found is None or found.mask.shape != mask.shape or not np.array_equal(found.mask, mask):
+        found = _last.weights = Weights(mask)
+    return found
+
+
+def _inverse(counts: Floats) -> Floats:
+    return np.divide(np.float32(1), counts, out=np.zeros(counts.shape, np.float32), where=counts > 0)
+
+
 def box_mean(values: Floats, radius: int, mask: Mask) -> Floats:
     """Mean over the masked pixels of each window; 0 where a window holds none."""
-    if mask.all():
-        sums = box_sum(values, radius)
-        sums /= _all_weights(values.shape, radius)
-        return sums
-    weight = mask.astype(np.float32)
-    weights = box_sum(weight, radius)
-    sums = box_sum(values * weight, radius)
-    return np.divide(sums, weights, out=np.zeros_like(sums), where=weights > 0)
+    weights = weights_of(mask)
+    if weights.whole:
+        return _box(values, radius) / _all_weights(values.shape, radius)
+    return _box(values * weights.ones, radius) * weights.shares(radius)

@@ -24,7 +24,7 @@ from __future__ import annotations
 import numpy as np
 
 from engines.base import Card, Floats, Mask, Unit
-from engines.box import Pool, box_mean, window_least, window_sums
+from engines.box import Pool, Weights, box_mean, weights_of, window_least, window_sums
 from engines.errors import OutputImplausible
 from engines.sinc import complement
 
@@ -43,7 +43,9 @@ def fill(values: Floats, valid: Mask, unit: Unit) -> Floats:
     """Replace what is not valid, so that the padding value cannot matter (G4)."""
     if valid.all():
         return values
-    return np.where(valid, values, np.float32(FILL[unit]))
+    filled = values.copy()
+    np.copyto(filled, np.float32(FILL[unit]), where=~valid)
+    return filled
 
 
 def finite(residual: Floats) -> Floats:
@@ -53,9 +55,14 @@ def finite(residual: Floats) -> Floats:
     ------
     OutputImplausible
     """
-    if not np.isfinite(residual).all():
+    if not all_finite(residual):
         raise not_finite()
     return residual
+
+
+def all_finite(values: Floats) -> bool:
+    """Whether there is neither NaN nor infinity among values, at least one."""
+    return bool(np.isfinite(values.min()) and np.isfinite(values.max()))  # NaN is the least and the largest
 
 
 def not_finite() -> OutputImplausible:
@@ -94,9 +101,13 @@ def lock_mean(residual: Floats, valid: Mask, radius: int) -> Floats:
 
 def keep_invalid(residual: Floats, valid: Mask) -> Floats:
     """No residual where nothing was reconstructed (G4)."""
-    if valid.all():
+    weights = weights_of(valid)
+    if weights.whole:
         return residual
-    return np.where(valid, residual, np.float32(0))
+    kept: Floats = residual * weights.ones
+    if not all_finite(kept):
+        kept = np.where(valid, residual, np.float32(0))
+    return kept
 
 
 def region_side(spacing_mm: tuple[float, float, float]) -> tuple[int, int]:
@@ -125,30 +136,65 @@ class Regions:
     """
 
     def __init__(self, valid: Mask, side: tuple[int, int]) -> None:
-        rows, columns = valid.shape
+        rows, columns = self._shape = valid.shape
         self._side = min(side[0], rows), min(side[1], columns)
-        self._padded = rows + self._side[0] - 1, columns + self._side[1] - 1
-        self._pool = Pool(self._padded[0] * self._padded[1])
-        self._counts = None
-        if not valid.all():
-            self._counts = window_sums(valid.astype(np.float32), self._side, self._pool)
+        self._pool = Pool(rows * columns)
+        weights = weights_of(valid)
+        self._shares: Floats | None = None
+        if not weights.whole:
+            self._shares = weights.once(self._side, lambda: _shares(weights, self._side))
 
     def means(self, residual: Floats) -> Floats:
         """See :func:`region_means`."""
         rows, columns = self._side
         sums = window_sums(residual, self._side, self._pool)
-        if self._counts is None:
+        if self._shares is None:
             sums /= np.float32(rows * columns)
-            return sums
-        enough = self._counts >= 0.5 * rows * columns
-        return np.divide(sums, self._counts, out=np.zeros_like(sums), where=enough)
+        else:
+            sums *= self._shares
+        return sums
+
+    def most(self, values: Floats, above: np.float32) -> Floats:
+        """For every pixel by how much the largest value of the regions that hold it is more than ``above``, else 0."""
+        rows, columns = self._shape
+        high, wide = self._side
+        found = np.zeros(self._shape, np.float32)
+        hit = np.flatnonzero(values.max(axis=1) > above)
+        if not hit.size:
+            return found
+        # Few regions are in excess, in few rows: those are widened to the right, then laid down row by row.
+        padded = np.zeros((hit.size, columns + wide - 1), np.float32)
+        own = padded[:, wide - 1 : wide - 1 + values.shape[1]]
+        np.subtract(values[hit], above, out=own)
+        np.maximum(own, np.float32(0), out=own)
+        np.negative(padded, out=padded)
+        widened = np.negative(window_least(padded, (1, wide)))
+        if hit.size * high < _SPARSE * (rows + high):
+            for y, row in zip(hit, widened, strict=True):
+                part = found[y : y + high]
+                np.maximum(part, row, out=part)
+            return found
+        tall = np.zeros((rows + high - 1, columns), np.float32)
+        tall[hit + high - 1] = -widened
+        return np.negative(window_least(tall, (high, 1)))
 
     def least(self, values: Floats, else_: float) -> Floats:
         """For every pixel the least of the values of the regions that hold it, or ``else_`` if that is less."""
         rows, columns = self._side
-        padded = np.full(self._padded, else_, np.float32)
+        padded = np.full([n + s - 1 for n, s in zip(self._shape, self._side, strict=True)], else_, np.float32)
         padded[rows - 1 : rows - 1 + values.shape[0], columns - 1 : columns - 1 + values.shape[1]] = values
-        return window_least(padded, self._side, self._pool)
+        return window_least(padded, self._side)
+
+
+_SPARSE = 6
+"""As many passes as laying rows down one by one saves."""
+
+
+def _shares(weights: Weights, side: tuple[int, int]) -> Floats:
+    """One over the valid voxels of each region; 0 where less than half is valid."""
+    counts = window_sums(weights.ones, side)
+    enough = counts >= 0.5 * side[0] * side[1]
+    return np.divide(np.float32(1), counts, out=np.zeros_like(counts), where=enough)
 
 
 SETTLING = 8
@@ -175,17 +221,19 @@ def hold_regions(
         Bound of the residual (G2), kept in every round.
     """
     regions, kept = Regions(valid, side), np.float32(0.9 * tolerance)
+    most = np.float32(largest)
     for _ in range(SETTLING):
         means = regions.means(residual)
-        if float(np.abs(means).max()) <= tolerance:
+        if _worst(means) <= tolerance:
             return residual
-        excess = means - np.clip(means, -kept, kept)
-        over = regions.least(-np.maximum(excess, 0), 0.0)
-        under = regions.least(np.minimum(excess, 0), 0.0)
-        moved = residual + over
-        moved -= under
-        residual = keep_invalid(bound(moved, np.float32(largest)), valid)
+        moved = residual - regions.most(means, kept)
+        moved += regions.most(np.negative(means, out=means), kept)
+        residual = keep_invalid(np.clip(moved, -most, most, out=moved), valid)
     return weaken_regions(residual, valid, side, tolerance)
+
+
+def _worst(means: Floats) -> float:
+    return max(float(means.max()), -float(means.min()))
 
 
 def weaken_regions(
@@ -201,13 +249,16 @@ def weaken_regions(
     if worst is not None and worst <= 1.15 * tolerance:
         return residual if worst <= tolerance else residual * np.float32(tolerance / worst)
     regions = Regions(valid, side)
+    means = regions.means(residual)
     for _ in range(3):
-        means = np.abs(regions.means(residual))
-        if float(means.max()) <= 1.15 * tolerance:
+        worst = _worst(means)
+        if worst <= 1.15 * tolerance:
             break  # a little less everywhere costs less than weights that vary: they make means of noise
+        means = np.abs(means, out=means)
         weak = np.divide(np.float32(tolerance), np.maximum(means, np.float32(tolerance)), dtype=np.float32)
         residual = residual * regions.least(weak, 1.0)
-    worst = float(np.abs(regions.means(residual)).max())
+        means = regions.means(residual)
+    worst = _worst(means)
     return residual if worst <= tolerance else residual * np.float32(tolerance / worst)
 
 
@@ -248,7 +299,7 @@ def guarded_detail(
     safe = keep_invalid(bound(finite(detail), largest), valid)
     safe = keep_invalid(complement(lock_mean(safe, valid, radius)), valid)
     most = float(np.abs(safe).max())
-    mean = float(np.abs(region_means(safe, valid, side)).max())
+    mean = _worst(region_means(safe, valid, side))
     weakest = min(
         float(largest) / most if most > float(largest) else 1.0, tolerance / mean if mean > tolerance else 1.0
     )
@@ -257,7 +308,9 @@ def guarded_detail(
 
 def blend(values: Floats, residual: Floats, strength: float) -> Floats:
     """Return values - strength * residual (G1, G9); what does not change keeps its bits."""
-    return values - np.float32(strength) * residual
+    taken = np.float32(strength) * residual
+    blended: Floats = np.subtract(values, taken, out=taken)
+    return blended
 
 
 def gate(sigma: float, card: Card, scale: float) -> str:
@@ -309,22 +362,45 @@ def check(
     """
     if after.shape != before.shape or after.dtype != np.float32:
         raise OutputImplausible("the result has another shape or kind than the image")
-    whole = bool(valid.all())
-    seen = before.ravel() if whole else before[valid]
-    change = (after.ravel() if whole else after[valid]) - seen
-    if not np.isfinite(change).all():
-        raise OutputImplausible("the result holds values that are not numbers")
-    if not whole and not np.array_equal(after[~valid], before[~valid], equal_nan=True):
-        raise OutputImplausible("the result differs where nothing was reconstructed")
-    if seen.size == 0:
+    n, change, seen = _changed(before, after, valid)
+    if n == 0:
         return 0.0, 0.0
     # The subtraction rounds in float32: half a unit in the last place of the largest value.
     slack = max(float(seen.max()), -float(seen.min())) * 2.0**-22
     moved = max(float(change.max()), -float(change.min()))
     if moved > strength * float(largest) * (1 + 1e-5) + slack:
         raise OutputImplausible(f"a voxel moved by {moved:g}, more than this engine may")
-    mean = float(change.mean(dtype=np.float64))
+    mean = float(change.sum()) / n
     # Regions at the rim overlap less than those within: their bound is not quite that of the whole.
     if abs(mean) > 1.5 * LARGEST_MEAN_CHANGE[unit] * scale:
         raise OutputImplausible(f"the mean of a slice moved by {mean:g}")
     return moved, mean
+
+
+def _changed(before: Floats, after: Floats, valid: Mask) -> tuple[int, Floats, Floats]:
+    """How many voxels are valid, the change of these and their values before; others, if there, are 0 in both."""
+    weights = weights_of(valid)
+    change = after - before
+    if weights.whole:
+        if not all_finite(change):
+            raise _no_numbers()
+        return change.size, change, before
+    n = int(np.count_nonzero(valid))
+    seen = before * weights.ones
+    if not (all_finite(change) and all_finite(seen)):  # what is not valid may be anything
+        change, seen = change[valid], before[valid]
+        if not np.isfinite(change).all():
+            raise _no_numbers()
+        if not np.array_equal(after[~valid], before[~valid], equal_nan=True):
+            raise _padding()
+    elif (change != 0)[~valid].any():
+        raise _padding()
+    return n, change, seen
+
+
+def _no_numbers() -> OutputImplausible:
+    return OutputImplausible("the result holds values that are not numbers")
+
+
+def _padding() -> OutputImplausible:
+    return OutputImplausible("the result differs where nothing was reconstructed")
