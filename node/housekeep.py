@@ -223,18 +223,14 @@ class Housekeeper:
     def report(self) -> None:
         """One line and one event about the last day."""
         since = _now() - timedelta(days=1)
-        series = self._store.series.list(since=since, limit=100_000)
+        series = self._store.series.since(since)
         body = {
             "series": len(series),
             "instances": sum(s.count for s in series),
             **{f"series_{s.value.lower()}": sum(x.state is s for x in series) for s in SeriesState},
             "derived_on": self._derived_on(series, since),
-            "jobs_held": self._store.jobs.counts().get(JobState.HELD, 0),
-            "deliveries_failed": sum(
-                n
-                for (_, state), n in self._store.deliveries.counts().items()
-                if state is DeliveryState.FAILED
-            ),
+            "jobs_held": self._store.jobs.count(JobState.HELD),
+            "deliveries_failed": self._store.deliveries.count(DeliveryState.FAILED),
             "free_gb": round(self._store.spool.free_bytes() / 1e9, 1),
         }
         log.info("report.daily", **body)

@@ -87,7 +87,7 @@ def series_list(
     """The newest series, with their state and why they were closed."""
     with opened(config) as store:
         found = store.series.list(states=_states(state, SeriesState), limit=limit)
-        decisions = {s.id: _short(d) for s in found if (d := store.series.decision(s.id))}
+        decisions = {i: _short(d) for i, d in store.series.decisions([s.id for s in found]).items()}
     if json:
         print_json(found)
         return
@@ -317,7 +317,7 @@ def deliveries_list(
     """The newest deliveries."""
     with opened(config) as store:
         found = store.deliveries.list(_states(state, DeliveryState), limit=limit)
-        details = [d for f in found if (d := store.deliveries.detail(f.id)) is not None]
+        details = store.deliveries.details([f.id for f in found])
     if json:
         print_json(details)
         return

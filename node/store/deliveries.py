@@ -65,8 +65,9 @@ class Deliveries:
         condition = condition & (
             DeliveryRow.series_id.is_not(None) if originals else DeliveryRow.derived_id.is_not(None)
         )
-        if destination is not None:
-            condition = condition & (DeliveryRow.destination == destination)
+        if destination is not None:  # the states again: else all that was ever sent there is read
+            states = (DeliveryState.PENDING.value, DeliveryState.SENDING.value)
+            condition = condition & (DeliveryRow.destination == destination) & DeliveryRow.state.in_(states)
         if destinations_paused:
             condition = condition & DeliveryRow.destination.not_in(list(destinations_paused))
         with self._db.read() as connection:  # the usual case costs no write lock
@@ -134,7 +135,8 @@ class Deliveries:
                 return  # repeated after a commit whose outcome was unknown
             moves.must(moved, f"delivery {delivery_id}")
             write_outcomes(connection, delivery_id, outcomes)
-            n_instances, n_done = progress(connection, delivery_id)
+            of = connection.execute(rows.whole(DeliveryRow).where(DeliveryRow.id == delivery_id)).all()
+            n_instances, n_done = progress(connection, of)[delivery_id]
             if n_done != n_instances:
                 raise StoreError(f"only {n_done} of {n_instances} instances are done", retryable=False)
             tell_delivery(connection, delivery_id, "series.delivered", body or {}, at)
@@ -327,18 +329,25 @@ class Deliveries:
 
     def detail(self, delivery_id: int) -> DeliveryDetail | None:
         """A delivery with how far it is."""
+        return next(iter(self.details([delivery_id])), None)
+
+    def details(self, delivery_ids: Collection[int]) -> builtins.list[DeliveryDetail]:
+        """Deliveries with how far they are, in the order of their ids given; of those that are not there, none."""
         with self._db.read() as connection:
-            row = connection.execute(rows.whole(DeliveryRow).where(DeliveryRow.id == delivery_id)).first()
-            if row is None:
-                return None
-            n_instances, n_done = progress(connection, delivery_id)
-            return DeliveryDetail(
+            found = connection.execute(rows.whole(DeliveryRow).where(DeliveryRow.id.in_(list(delivery_ids))))
+            by_id = {row.id: row for row in found}
+            far = progress(connection, list(by_id.values()))
+        return [
+            DeliveryDetail(
                 delivery=rows.delivery(row),
-                n_instances=n_instances,
-                n_done=n_done,
+                n_instances=far[i][0],
+                n_done=far[i][1],
                 started_at=row.started_at,
                 finished_at=row.finished_at,
             )
+            for i in delivery_ids
+            if (row := by_id.get(i)) is not None
+        ]
 
     def list(
         self,
@@ -351,9 +360,7 @@ class Deliveries:
         before_id: int | None = None,
     ) -> builtins.list[Delivery]:
         """The newest first; ``before_id`` pages on. ``series_id``: of originals of this received series."""
-        statement = rows.whole(DeliveryRow).order_by(DeliveryRow.id.desc()).limit(limit)
-        if states:
-            statement = statement.where(DeliveryRow.state.in_([s.value for s in states]))
+        statement = rows.whole(DeliveryRow)
         if destination is not None:
             statement = statement.where(DeliveryRow.destination == destination)
         if derived_id is not None:
@@ -363,7 +370,8 @@ class Deliveries:
         if before_id is not None:
             statement = statement.where(DeliveryRow.id < before_id)
         with self._db.read() as connection:
-            return [rows.delivery(row) for row in connection.execute(statement)]
+            found = rows.newest(connection, statement, DeliveryRow, [s.value for s in states], limit)
+        return [rows.delivery(row) for row in found]
 
     def counts(self) -> dict[tuple[str, DeliveryState], int]:
         """How many deliveries are in each state, by destination."""
@@ -374,6 +382,12 @@ class Deliveries:
                 )
             )
             return {(destination, DeliveryState(state)): n for destination, state, n in found}
+
+    def count(self, state: DeliveryState) -> int:
+        """How many deliveries are in a state."""
+        statement = select(func.count()).select_from(DeliveryRow).where(DeliveryRow.state == state.value)
+        with self._db.read() as connection:
+            return connection.execute(statement).scalar_one()
 
     def due_destinations(self, now: datetime) -> builtins.list[str]:
         """Destinations that have something to send now, the one that waits longest first."""
@@ -410,7 +424,7 @@ class Deliveries:
 
     def derived(self, derived_id: int | None) -> DerivedSeries | None:
         """A derived series with its instances, in the order in which they were derived."""
-        return next(iter(self._derived(DerivedRow.id == derived_id)), None)
+        return None if derived_id is None else next(iter(self._derived(DerivedRow.id == derived_id)), None)
 
     def derived_by_series_uid(self, series_uid: str) -> builtins.list[DerivedSeries]:
         """Derived series of this UID; more than one when late instances were appended to it."""

@@ -284,15 +284,14 @@ class Jobs:
         before_id: int | None = None,
     ) -> builtins.list[Job]:
         """The newest first; ``before_id`` pages on."""
-        statement = rows.whole(JobRow).order_by(JobRow.id.desc()).limit(limit)
-        if states:
-            statement = statement.where(JobRow.state.in_([s.value for s in states]))
+        statement = rows.whole(JobRow)
         if series_id is not None:
             statement = statement.where(JobRow.series_id == series_id)
         if before_id is not None:
             statement = statement.where(JobRow.id < before_id)
         with self._db.read() as connection:
-            return [rows.job(row) for row in connection.execute(statement)]
+            found = rows.newest(connection, statement, JobRow, [s.value for s in states], limit)
+        return [rows.job(row) for row in found]
 
     def by_key(self, derivation_key: str) -> builtins.list[Job]:
         """All jobs with this derivation key."""
@@ -305,6 +304,12 @@ class Jobs:
         with self._db.read() as connection:
             found = connection.execute(select(JobRow.state, func.count()).group_by(JobRow.state))
             return {JobState(state): n for state, n in found}
+
+    def count(self, state: JobState) -> int:
+        """How many jobs are in a state."""
+        statement = select(func.count()).select_from(JobRow).where(JobRow.state == state.value)
+        with self._db.read() as connection:
+            return connection.execute(statement).scalar_one()
 
     def oldest_due(self, now: datetime) -> datetime | None:
         """Since when the job at the head of the queue has been due; None if none is (a watchdog's figure)."""

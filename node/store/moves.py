@@ -132,7 +132,9 @@ def claim(
     PostgreSQL: SKIP LOCKED, so that claimers never wait for each other. SQLite: the transaction holds
     the write lock from its beginning.
     """
-    oldest = select(table.id).where(condition).order_by(table.id).limit(1).with_for_update(skip_locked=True)
+    # By the bare id PostgreSQL walks through all that was ever done until it comes to what waits.
+    first = table.id + 0
+    oldest = select(table.id).where(condition).order_by(first).limit(1).with_for_update(skip_locked=True)
     return connection.execute(
         update(table)
         .where(table.id == oldest.scalar_subquery(), condition)

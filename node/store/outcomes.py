@@ -70,16 +70,27 @@ def write_outcomes(connection: Connection, delivery_id: int, outcomes: Sequence[
     )
 
 
-def progress(connection: Connection, delivery_id: int) -> tuple[int, int]:
-    table, mine = _instances(connection, delivery_id)
-    n_instances = connection.execute(select(func.count()).select_from(table).where(mine)).scalar_one()
-    n_done = connection.execute(
-        select(func.count())
-        .select_from(OutcomeRow)
-        .join(table, table.id == OutcomeRow.instance_id)
-        .where(OutcomeRow.delivery_id == delivery_id, OutcomeRow.done, mine)
-    ).scalar_one()
-    return n_instances, n_done
+def progress(connection: Connection, deliveries: Sequence[rows.AnyRow]) -> dict[int, tuple[int, int]]:
+    """How many instances each of some deliveries has, and how many of them are done, by its id."""
+    far = {row.id: (0, 0) for row in deliveries}
+    for table, of, about in (
+        (DerivedInstanceRow, DerivedInstanceRow.derived_id, DeliveryRow.derived_id),
+        (InstanceRow, InstanceRow.series_id, DeliveryRow.series_id),
+    ):
+        mine = {row.id: row._mapping[about.key] for row in deliveries if row._mapping[about.key] is not None}
+        if not mine:
+            continue
+        total = select(of, func.count()).where(of.in_(set(mine.values()))).group_by(of)
+        done = (
+            select(OutcomeRow.delivery_id, of, func.count())
+            .join(table, table.id == OutcomeRow.instance_id)
+            .where(OutcomeRow.delivery_id.in_(list(mine)), OutcomeRow.done)
+            .group_by(OutcomeRow.delivery_id, of)
+        )
+        n_instances = rows.pairs(connection.execute(total).all())
+        n_done = {(i, whole): n for i, whole, n in connection.execute(done)}
+        far |= {i: (n_instances.get(whole, 0), n_done.get((i, whole), 0)) for i, whole in mine.items()}
+    return far
 
 
 def _instances(connection: Connection, delivery_id: int) -> tuple[Any, ColumnElement[bool]]:

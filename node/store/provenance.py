@@ -222,23 +222,17 @@ def _story(connection: Connection, uid: str) -> Story:
         for name in ("source_series", "derived_series")
         if name in record.body
     }
-    made = select(DerivedInstanceRow.derived_id).where(
-        or_(DerivedInstanceRow.sop_instance_uid == uid, DerivedInstanceRow.source_sop_instance_uid == uid)
+    source = select(JobRow.series_id).join(DerivedRow, DerivedRow.job_id == JobRow.id)
+    of_made = source.join(DerivedInstanceRow, DerivedInstanceRow.derived_id == DerivedRow.id)
+    of_uid = rows.series_of(
+        uid,
+        select(SeriesRow.id).where(SeriesRow.series_uid.in_(told)),
+        source.where(DerivedRow.series_uid == uid),
+        source.where(DerivedRow.study_uid == uid),
+        of_made.where(DerivedInstanceRow.sop_instance_uid == uid),
+        of_made.where(DerivedInstanceRow.source_sop_instance_uid == uid),
     )
-    named = select(DerivedRow.job_id).where(
-        or_(DerivedRow.id.in_(made), DerivedRow.series_uid == uid, DerivedRow.study_uid == uid)
-    )
-    series_rows = connection.execute(
-        rows.whole(SeriesRow)
-        .where(
-            or_(
-                rows.series_of(uid),
-                SeriesRow.series_uid.in_(told),
-                SeriesRow.id.in_(select(JobRow.series_id).where(JobRow.id.in_(named))),
-            )
-        )
-        .order_by(SeriesRow.id)
-    ).all()
+    series_rows = connection.execute(rows.whole(SeriesRow).where(of_uid).order_by(SeriesRow.id)).all()
     series_ids = [row.id for row in series_rows]
     jobs = connection.execute(
         rows.whole(JobRow).where(JobRow.series_id.in_(series_ids)).order_by(JobRow.id)

@@ -45,6 +45,8 @@ _UNDECIDED = (SeriesState.OPEN.value, SeriesState.CLOSED.value)
 _FOREVER = datetime(9999, 1, 1, tzinfo=UTC)
 _BATCH = 50
 """Files removed under one lock: a receiver waits no longer than that takes."""
+_ROWS = 500
+"""Rows of associations removed in one transaction."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,14 +198,24 @@ class Retention:
         return self._db.transact(work)
 
     def _forget_associations(self, before: datetime) -> None:
-        """Associations that ended long ago and carried nothing that is still here."""
-        with self._db.write() as connection:
-            connection.execute(
-                delete(AssociationRow).where(
-                    AssociationRow.ended_at < before,
-                    ~exists().where(CarriedRow.association == AssociationRow.id),
-                )
-            )
+        """Associations that ended long ago and carried nothing that is still here. Looked for without a lock."""
+        breath = self._db.breath()
+        empty = ~exists().where(CarriedRow.association == AssociationRow.id)
+        old = (
+            select(AssociationRow.id)
+            .where(AssociationRow.ended_at < before, empty)
+            .order_by(AssociationRow.ended_at)
+            .limit(_ROWS)
+        )
+        while True:
+            with self._db.read() as connection:
+                ids = list(connection.execute(old).scalars())
+            if ids:
+                with self._db.write() as connection:
+                    connection.execute(delete(AssociationRow).where(AssociationRow.id.in_(ids), empty))
+            if len(ids) < _ROWS:
+                return
+            breath.take()
 
     def _size(self, path: str) -> int | None:
         try:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, func, select, union
 
 from node.model import (
     Action,
@@ -42,6 +42,11 @@ def whole(table: type[Base]) -> Select[Any]:
     return select(*table.__table__.columns)
 
 
+SERIES: Select[Any] = select(
+    *(c for c in SeriesRow.__table__.columns if c.name not in ("base", "decision", "decided_at", "purged_at"))
+)
+"""Series without their long documents; `series` reads it."""
+
 INSTANCE_WITH_KEY: Select[Any] = select(
     *(c for c in InstanceRow.__table__.columns if c.name != "header"),
     SeriesRow.study_uid,
@@ -54,6 +59,24 @@ INSTANCE_WITH_KEY = INSTANCE_WITH_KEY.join(SeriesRow, SeriesRow.id == InstanceRo
 )
 """Instances with the UIDs of their series and the AE titles of the association that brought them (of the
 series, where it is not on record); `instance` reads it."""
+
+
+def newest(
+    connection: Connection, statement: Select[Any], table: Any, states: Collection[str], limit: int
+) -> list[AnyRow]:
+    """The rows of a table that were made last, of some states or of all.
+
+    State by state: each is read from its end and no further than needed, where together all would be sorted.
+    """
+    newest_first = statement.order_by(table.id.desc()).limit(limit)
+    if not states:
+        return list(connection.execute(newest_first).all())
+    found = [
+        row
+        for state in dict.fromkeys(states)
+        for row in connection.execute(newest_first.where(table.state == state))
+    ]
+    return sorted(found, key=lambda row: row.id, reverse=True)[:limit]
 
 
 def series_key(row: AnyRow) -> SeriesKey:
@@ -176,15 +199,19 @@ def derived_instance(row: AnyRow) -> DerivedInstance:
     )
 
 
-def series_of(uid: str) -> ColumnElement[bool]:
-    """Condition: the series of a received Study, Series or SOP Instance UID, in force or superseded."""
-    in_force = select(InstanceRow.series_id).where(InstanceRow.current, InstanceRow.sop_instance_uid == uid)
-    aside = select(ConflictRow.series_id).where(ConflictRow.sop_instance_uid == uid)
-    return or_(
-        SeriesRow.series_uid == uid,
-        SeriesRow.study_uid == uid,
-        SeriesRow.id.in_(in_force),
-        SeriesRow.id.in_(aside),
+def series_of(uid: str, *more: Select[Any]) -> ColumnElement[bool]:
+    """Condition: the series of a received Study, Series or SOP Instance UID, in force or superseded.
+
+    ``more`` select ids of further series. Each is looked for by itself: PostgreSQL has no index for this *or* that.
+    """
+    return SeriesRow.id.in_(
+        union(
+            select(SeriesRow.id).where(SeriesRow.series_uid == uid),
+            select(SeriesRow.id).where(SeriesRow.study_uid == uid),
+            select(InstanceRow.series_id).where(InstanceRow.current, InstanceRow.sop_instance_uid == uid),
+            select(ConflictRow.series_id).where(ConflictRow.sop_instance_uid == uid),
+            *more,
+        )
     )
 
 

@@ -159,22 +159,29 @@ class SeriesStore:
         *,
         states: Collection[SeriesState] = (),
         study_uid: str = "",
-        since: datetime | None = None,
         limit: int = 100,
         before_id: int | None = None,
     ) -> builtins.list[Series]:
         """The newest first; ``before_id`` pages on."""
-        statement = rows.whole(SeriesRow).order_by(SeriesRow.id.desc()).limit(limit)
-        if states:
-            statement = statement.where(SeriesRow.state.in_([s.value for s in states]))
+        statement = rows.SERIES
         if study_uid:
             statement = statement.where(SeriesRow.study_uid == study_uid)
-        if since is not None:
-            statement = statement.where(SeriesRow.last_received_at >= since)
         if before_id is not None:
             statement = statement.where(SeriesRow.id < before_id)
         with self._db.read() as connection:
-            return [rows.series(row) for row in connection.execute(statement)]
+            found = rows.newest(connection, statement, SeriesRow, [s.value for s in states], limit)
+        return [rows.series(row) for row in found]
+
+    def since(self, at: datetime) -> builtins.list[Series]:
+        """Every series that got an instance since then, the newest first."""
+        latest = rows.SERIES.where(SeriesRow.last_received_at >= at)
+        with self._db.read() as connection:  # two looks: what was removed was so after its last instance came
+            found = [
+                row
+                for which in (SeriesRow.purged_at.is_(None), SeriesRow.purged_at >= at)
+                for row in connection.execute(latest.where(which))
+            ]
+        return [rows.series(row) for row in sorted(found, key=lambda row: row.id, reverse=True)]
 
     def counts(self) -> dict[SeriesState, int]:
         """How many series are in each state."""
@@ -189,6 +196,14 @@ class SeriesStore:
                 select(SeriesRow.decision).where(SeriesRow.id == series_id)
             ).scalar_one_or_none()
         return rows.decision(document) if document is not None else None
+
+    def decisions(self, series_ids: Collection[int]) -> dict[int, Decision]:
+        """What the rules said of some series, by their id; those that were not decided are not among them."""
+        statement = select(SeriesRow.id, SeriesRow.decision).where(
+            SeriesRow.id.in_(list(series_ids)), SeriesRow.decision.is_not(None)
+        )
+        with self._db.read() as connection:
+            return {row.id: rows.decision(row.decision) for row in connection.execute(statement)}
 
     def headers(self, series_id: int, *, all_generations: bool = False) -> builtins.list[InstanceHeader]:
         """The headers of the instances that were readable, in order of arrival.
@@ -371,7 +386,7 @@ class SeriesStore:
         return one
 
     def _series(self, *where: Any, limit: int | None = None) -> builtins.list[Series]:
-        statement = rows.whole(SeriesRow).where(*where).order_by(SeriesRow.id).limit(limit)
+        statement = rows.SERIES.where(*where).order_by(SeriesRow.id).limit(limit)
         with self._db.read() as connection:
             return [rows.series(row) for row in connection.execute(statement)]
 

@@ -88,6 +88,12 @@ class AssociationRow(Base):
             sqlite_where=text("ended_at IS NULL"),
             postgresql_where=text("ended_at IS NULL"),
         ),
+        Index(
+            "ix_association_ended",
+            "ended_at",
+            sqlite_where=text("ended_at IS NOT NULL"),
+            postgresql_where=text("ended_at IS NOT NULL"),
+        ),
     )
 
 
@@ -124,6 +130,12 @@ class SeriesRow(Base):
             "last_received_at",
             sqlite_where=text("purged_at IS NULL"),
             postgresql_where=text("purged_at IS NULL"),
+        ),
+        Index(
+            "ix_series_purged",
+            "purged_at",
+            sqlite_where=text("purged_at IS NOT NULL"),
+            postgresql_where=text("purged_at IS NOT NULL"),
         ),
     )
 
@@ -229,6 +241,7 @@ class JobRow(Base):
     __table_args__ = (
         UniqueConstraint("series_id", "derivation_key", name="uq_job_derivation"),
         Index("ix_job_due", "state", "not_before", "id"),
+        Index("ix_job_state", "state", "id"),
         Index("ix_job_key", "derivation_key"),
     )
 
@@ -312,6 +325,7 @@ class DeliveryRow(Base):
         UniqueConstraint("derived_id", "destination", name="uq_delivery_destination"),
         UniqueConstraint("series_id", "destination", name="uq_delivery_originals"),
         Index("ix_delivery_due", "state", "not_before", "id"),
+        Index("ix_delivery_state", "state", "id"),
         Index("ix_delivery_destination", "destination", "state"),
     )
 
