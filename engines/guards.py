@@ -154,29 +154,22 @@ class Regions:
             sums *= self._shares
         return sums
 
-    def most(self, values: Floats, above: np.float32) -> Floats:
-        """For every pixel by how much the largest value of the regions that hold it is more than ``above``, else 0."""
-        rows, columns = self._shape
-        high, wide = self._side
-        found = np.zeros(self._shape, np.float32)
-        hit = np.flatnonzero(values.max(axis=1) > above)
+    def over(self, values: Floats, above: np.float32) -> Floats | None:
+        """For every pixel by how much ``above`` is less than the largest value of the regions that hold it, or 0.
+
+        None where no value is larger.
+        """
+        hit = np.unique(np.flatnonzero(values > above) // values.shape[1])
         if not hit.size:
-            return found
-        # Few regions are in excess, in few rows: those are widened to the right, then laid down row by row.
+            return None
+        # Few regions are in excess, in few rows: those alone are widened to the right, then down.
+        (rows, columns), (high, wide) = self._shape, self._side
         padded = np.zeros((hit.size, columns + wide - 1), np.float32)
         own = padded[:, wide - 1 : wide - 1 + values.shape[1]]
-        np.subtract(values[hit], above, out=own)
-        np.maximum(own, np.float32(0), out=own)
-        np.negative(padded, out=padded)
-        widened = np.negative(window_least(padded, (1, wide)))
-        if hit.size * high < _SPARSE * (rows + high):
-            for y, row in zip(hit, widened, strict=True):
-                part = found[y : y + high]
-                np.maximum(part, row, out=part)
-            return found
+        np.minimum(np.subtract(above, values[hit], out=own), np.float32(0), out=own)
         tall = np.zeros((rows + high - 1, columns), np.float32)
-        tall[hit + high - 1] = -widened
-        return np.negative(window_least(tall, (high, 1)))
+        tall[hit + high - 1] = window_least(padded, (1, wide))
+        return window_least(tall, (high, 1))
 
     def least(self, values: Floats, else_: float) -> Floats:
         """For every pixel the least of the values of the regions that hold it, or ``else_`` if that is less."""
@@ -184,10 +177,6 @@ class Regions:
         padded = np.full([n + s - 1 for n, s in zip(self._shape, self._side, strict=True)], else_, np.float32)
         padded[rows - 1 : rows - 1 + values.shape[0], columns - 1 : columns - 1 + values.shape[1]] = values
         return window_least(padded, self._side)
-
-
-_SPARSE = 6
-"""As many passes as laying rows down one by one saves."""
 
 
 def _shares(weights: Weights, side: tuple[int, int]) -> Floats:
@@ -226,8 +215,11 @@ def hold_regions(
         means = regions.means(residual)
         if _worst(means) <= tolerance:
             return residual
-        moved = residual - regions.most(means, kept)
-        moved += regions.most(np.negative(means, out=means), kept)
+        over = regions.over(means, kept)
+        under = regions.over(np.negative(means, out=means), kept)
+        moved = residual if over is None else np.add(residual, over, out=over)
+        if under is not None:
+            moved = np.subtract(moved, under, out=under)
         residual = keep_invalid(np.clip(moved, -most, most, out=moved), valid)
     return weaken_regions(residual, valid, side, tolerance)
 

@@ -72,7 +72,9 @@ class Learned:
         unit_x, unit_c = units(task)
         n_rows, n_columns = task.values.shape
         slices = (task.below, task.values, task.above)
-        x = np.stack([(task.values if s is None else s) * np.float32(1 / unit_x) for s in slices])
+        x = np.empty((len(slices), n_rows, n_columns), np.float32)
+        for out, given in zip(x, slices, strict=True):
+            np.multiply(task.values if given is None else given, np.float32(1 / unit_x), out=out)
         rows, columns = (up(n, self._card.alignment) - n for n in (n_rows, n_columns))
         if rows or columns:
             x = np.pad(x, ((0, 0), (0, rows), (0, columns)), mode="symmetric")

@@ -6,7 +6,8 @@ quantile over the blocks is read, corrected to the mean that noise alone would h
 structure lie above the quantile, band by band, so a few flat places (in any band, not the same ones) are
 enough; adding the bands up gives the variance of *correlated* noise, which no high-pass estimate can
 (a Laplacian sees 1/20 of the noise of a soft CT kernel). It reads one slice and nothing else, so it does
-not depend on how a stack is cut into slabs, and it uses no BLAS, so it does not depend on threads.
+not depend on how a stack is cut into slabs, and its matrix products are too small for BLAS to share them
+among threads, so it does not depend on threads.
 
 CT noise has little energy at low frequencies (the ramp), and CT has flat tissue: the bands are used as
 they are. MR noise is white up to where k-space ends, and brains have few flat places: there the low bands,
@@ -24,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.fft import dctn
+from scipy.fft import dct
 from scipy.special import gammaincinv
 
 from engines.base import Floats, Mask, Survey, Unit, Volume
@@ -110,34 +111,105 @@ def _quantile(values: npt.NDArray[np.floating], q: float) -> float:
 
 def high(values: Floats, valid: Mask) -> float:
     """Return the 99th percentile of the valid voxels above zero (of all valid ones if there is none)."""
-    seen = values[valid]
-    above = seen[seen > 0]
-    chosen = above if above.size else seen
-    return _quantile(chosen, 0.99) if chosen.size else float("nan")
+    seen = values.ravel() if valid.all() else values[valid]
+    if not seen.size:
+        return float("nan")
+    n = int(np.count_nonzero(seen > 0)) or seen.size
+    rank = seen.size - n + int(0.99 * (n - 1))
+    return float(np.partition(seen, rank)[rank])
 
 
-def _blocks(values: npt.NDArray[Any], stride: int) -> npt.NDArray[Any]:
-    """All blocks of a slice, (y, x, block): what is done to every block is done to long rows."""
-    cut = np.lib.stride_tricks.sliding_window_view(values, (BLOCK, BLOCK))[::stride, ::stride]
-    return np.moveaxis(cut, (2, 3), (0, 1)).reshape(BLOCK, BLOCK, -1)
+@cache
+def _cosines() -> npt.NDArray[np.float32]:
+    """The cosine transform of ``BLOCK`` samples (type 2, orthonormal), as a matrix."""
+    return np.asarray(dct(np.eye(BLOCK), type=2, norm="ortho", axis=0)).astype(np.float32)
+
+
+@cache
+def _rings() -> npt.NDArray[np.float32]:
+    """(bands, coefficients): takes the mean over each band."""
+    rings = np.zeros((len(_bands()), BLOCK**2), np.float32)
+    for ring, band in zip(rings, _bands(), strict=True):
+        ring[band.members] = 1 / len(band.members)
+    return rings
+
+
+class _Cells:
+    """A slice cut into cells of ``stride`` x ``stride`` pixels, (pixel, cell): of BLOCK / stride cells in a row, and as
+    many rows of them, is made a block. Pixels beyond the last block are left out.
+
+    What is done to every cell is done to long rows, and pixels of blocks that overlap are moved once.
+    """
+
+    def __init__(self, values: npt.NDArray[Any], stride: int) -> None:
+        self._across = BLOCK // stride
+        rows, columns = ((n - BLOCK) // stride + self._across for n in values.shape)
+        cut = values[: rows * stride, : columns * stride].reshape(rows, stride, columns, stride)
+        self.pixels = cut.transpose(1, 3, 0, 2).reshape(stride, stride, -1)
+        self._grid = rows, columns
+
+    def over_blocks(self, cells: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The sum over the cells of each block, of one figure per cell."""
+        rows, columns = (n - self._across + 1 for n in self._grid)
+        grid = cells.reshape(self._grid)
+        total = np.zeros((rows, columns), cells.dtype)
+        for y in range(self._across):
+            for x in range(self._across):
+                total += grid[y : y + rows, x : x + columns]
+        return total.ravel()
+
+    def first(self, blocks: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+        """The first cells of blocks."""
+        per_row = self._grid[1] - self._across + 1
+        return blocks // per_row * self._grid[1] + blocks % per_row
+
+    def gather(self, first: npt.NDArray[np.intp]) -> npt.NDArray[Any]:
+        """(y, x, block) of the blocks that begin with these cells."""
+        stride = len(self.pixels)
+        out = np.empty((self._across, stride, self._across, stride, len(first)), self.pixels.dtype)
+        for y in range(self._across):
+            for x in range(self._across):
+                out[y, :, x] = self.pixels.take(first + (y * self._grid[1] + x), axis=2)
+        return out.reshape(BLOCK, BLOCK, -1)
 
 
 def _admitted(
-    blocks: npt.NDArray[np.float32],
+    cells: _Cells,
     whole: npt.NDArray[np.bool_] | None,
     extremes: tuple[float, float],
     unit: Unit,
     top: float,
 ) -> npt.NDArray[np.bool_]:
     """Which blocks may speak: wholly valid, not clipped or masked, tissue (CT) or signal (MR)."""
-    lowest, highest = extremes
-    stuck = ((blocks <= lowest) | (blocks >= highest)).sum(axis=(0, 1)) >= 0.02 * BLOCK**2
-    fit = ~stuck if whole is None else whole & ~stuck
-    mean = np.asarray(blocks.mean(axis=(0, 1)))
+    (lowest, highest), pixels = extremes, cells.pixels
+    stuck = ((pixels <= lowest) | (pixels >= highest)).sum(axis=(0, 1), dtype=np.int32)
+    fit = cells.over_blocks(stuck) < 0.02 * BLOCK**2
+    if whole is not None:
+        fit &= whole
+    mean = cells.over_blocks(pixels.sum(axis=(0, 1))) / np.float32(BLOCK**2)
     if unit == "arbitrary":
         return np.asarray(fit & (mean > SIGNAL * top))
     tissue = fit & (mean > TISSUE_HU[0]) & (mean < TISSUE_HU[1])
     return np.asarray(tissue if int(tissue.sum()) >= FEWEST_TISSUE_BLOCKS else fit)
+
+
+_AT_ONCE = 192
+"""Blocks taken apart at once: what they take stays in the processor's cache, and so small a product is one of a
+single thread, whatever BLAS there is."""
+
+
+def _levels(cells: _Cells, fit: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+    """Mean power of each band in each block, (bands, blocks)."""
+    first = cells.first(np.flatnonzero(fit))
+    cosines, rings = _cosines(), _rings()
+    out = np.empty((len(rings), len(first)), np.float32)
+    for at in range(0, len(first), _AT_ONCE):
+        part = cells.gather(first[at : at + _AT_ONCE])
+        along = np.matmul(cosines, part)
+        spectra = np.matmul(cosines, along.transpose(1, 0, 2)).reshape(BLOCK**2, -1)
+        np.square(spectra, out=spectra)
+        np.matmul(rings, spectra, out=out[:, at : at + _AT_ONCE])
+    return out
 
 
 def _plateau(level: npt.NDArray[np.float64], frequency: npt.NDArray[np.float64], rounding: float) -> float:
@@ -159,7 +231,9 @@ def _plateau(level: npt.NDArray[np.float64], frequency: npt.NDArray[np.float64],
     return float(np.exp(total / weight)) if weight else rounding
 
 
-def estimate(values: Floats, valid: Mask, *, unit: Unit, step: float = 1.0) -> Noise:
+def estimate(
+    values: Floats, valid: Mask, *, unit: Unit, step: float = 1.0, top: float | None = None
+) -> Noise:
     """Measure the noise of one slice.
 
     Parameters
@@ -170,6 +244,8 @@ def estimate(values: Floats, valid: Mask, *, unit: Unit, step: float = 1.0) -> N
         bool (y, x); blocks that touch False are not looked at.
     step
         Width of one stored unit: what lies below rounding is not called signal.
+    top
+        :func:`high` of the slice, where it is known already.
 
     Returns
     -------
@@ -179,19 +255,19 @@ def estimate(values: Floats, valid: Mask, *, unit: Unit, step: float = 1.0) -> N
     if min(values.shape) < BLOCK or not valid.any():
         return NOTHING
     stride = BLOCK // 2 if min(values.shape) >= 128 else BLOCK // 4
-    blocks, every = _blocks(values, stride), bool(valid.all())
-    whole = None if every else np.asarray(_blocks(valid, stride).all(axis=(0, 1)))
+    cells, every = _Cells(values, stride), bool(valid.all())
+    whole = None
+    if not every:
+        whole = cells.over_blocks((~_Cells(valid, stride).pixels).sum(axis=(0, 1), dtype=np.int32)) == 0
     seen = values if every else values[valid]
-    top = high(values, valid) if unit == "arbitrary" else 0.0
-    fit = _admitted(blocks, whole, (float(seen.min()), float(seen.max())), unit, top)
+    if unit == "arbitrary" and top is None:
+        top = high(values, valid)
+    fit = _admitted(cells, whole, (float(seen.min()), float(seen.max())), unit, top or 0.0)
     n_blocks = int(fit.sum())
     if n_blocks < FEWEST_BLOCKS:
         return NOTHING
-    chosen = blocks if n_blocks == fit.size else blocks[:, :, fit]
-    spectra = dctn(chosen, type=2, norm="ortho", axes=(0, 1)).reshape(BLOCK**2, -1)
-    np.square(spectra, out=spectra)
-    bands = _bands()
-    level = np.array([_quantile(spectra[b.members].mean(axis=0), QUANTILE) / b.correction for b in bands])
+    bands, levels = _bands(), _levels(cells, fit)
+    level = np.array([_quantile(v, QUANTILE) / b.correction for v, b in zip(levels, bands, strict=True)])
     frequency = np.array([b.frequency for b in bands])
     share = np.array([b.n_all for b in bands]) / BLOCK**2
     rounding = step * step / 12
@@ -212,11 +288,12 @@ def estimate(values: Floats, valid: Mask, *, unit: Unit, step: float = 1.0) -> N
 
 def survey(volume: Volume) -> Survey:
     """Measure every slice of a slab, each by itself (so any cut into slabs gives the same figures)."""
+    slices = list(zip(volume.values, volume.valid, volume.step, strict=True))
+    tops = [high(values, valid) for values, valid, _ in slices]
     found = [
-        estimate(values, valid, unit=volume.unit, step=float(step))
-        for values, valid, step in zip(volume.values, volume.valid, volume.step, strict=True)
+        estimate(values, valid, unit=volume.unit, step=float(step), top=top)
+        for (values, valid, step), top in zip(slices, tops, strict=True)
     ]
-    tops = [high(values, valid) for values, valid in zip(volume.values, volume.valid, strict=True)]
     return Survey(
         sigma=np.array([n.sigma for n in found], np.float32),
         high=np.array(tops, np.float32),
@@ -236,8 +313,15 @@ def steady(sigma: Floats, radius: int = 2) -> Floats:
     Tube current and anatomy change slowly along z; one slice that fools the estimate (a resolution insert,
     the skull base) must not be treated unlike its neighbours.
     """
-    n = len(sigma)
-    return np.array([_median(sigma[max(0, i - radius) : i + radius + 1]) for i in range(n)], np.float32)
+    around = np.full(len(sigma) + 2 * radius, np.nan, np.float32)
+    around[radius : radius + len(sigma)] = np.where(np.isfinite(sigma), sigma, np.float32(np.nan))
+    seen = np.sort(
+        np.lib.stride_tricks.sliding_window_view(around, 2 * radius + 1), axis=1
+    )  # unknown ones last
+    n = np.maximum(np.isfinite(seen).sum(axis=1), 1)
+    each = np.arange(len(sigma))
+    middle: Floats = (seen[each, (n - 1) // 2] + seen[each, n // 2]) / np.float32(2)
+    return middle
 
 
 def scale(found: Survey, unit: Unit) -> float:

@@ -45,15 +45,15 @@ class Slice:
 class Outcome:
     """A finished slice and its figures, in the unit of the volume.
 
-    ``reason`` says why it was left as it was, or "". ``texture`` is the noise before and after, None where
-    it was not looked at.
+    ``reason`` says why it was left as it was, or "". ``texture`` is the noise that is left, None where it was not
+    looked at.
     """
 
     values: Floats
     reason: str = ""
     largest: float = 0.0
     mean: float = 0.0
-    texture: tuple[noise.Noise, noise.Noise] | None = None
+    texture: noise.Noise | None = None
     error: float | None = None
 
 
@@ -160,19 +160,18 @@ def restored(
         Of a residual that was guarded elsewhere, see :class:`Residual`; never of an autoencoder's, nor with
         ``card.scale`` 2. Whatever it says, :func:`engines.guards.check` looks at the result.
     looked
-        Whether the noise is to be measured before and after.
+        Whether the noise is to be measured afterwards.
 
     Raises
     ------
     engines.errors.OutputImplausible
         A guard broke.
     """
-    if worst is None:
-        guards.finite(residual)
     factor, valid = card.scale, one.valid
     before = plain(one.values, one.filled, valid, factor)
     error = None
     if card.family == "autoencoder":
+        guards.finite(residual)
         error = reconstruction_error(residual, one)
         limit = card.parameters.get("ood_limit")
         if limit is not None and error > float(limit):
@@ -211,11 +210,6 @@ def restored(
     texture = None
     if looked:
         # Of a doubled slice the samples where the stored ones lie: between them noise is no plateau.
-        was, now = (
-            noise.estimate(
-                np.ascontiguousarray(v[::factor, ::factor]), one.valid, unit=one.unit, step=one.step
-            )
-            for v in (before, after)
-        )
-        texture = (was, now)
+        now = np.ascontiguousarray(after[::factor, ::factor])
+        texture = noise.estimate(now, one.valid, unit=one.unit, step=one.step)
     return Outcome(values=after, largest=change[0], mean=change[1], texture=texture, error=error)
