@@ -112,6 +112,10 @@ class Spout:
     def __init__(self, descriptor: int, most: int = MOST_LINES) -> None:
         self._fd = descriptor
         self._most = most
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin, and again in a forked child: the thread, and what it had yet to write, are its parent's."""
         self._lock = threading.Lock()
         self._ready = threading.Condition(self._lock)
         self._waiting: collections.deque[str] = collections.deque()
@@ -186,6 +190,14 @@ def _spout(stream: TextIO) -> Spout | TextIO:
         _spouts[descriptor] = Spout(descriptor)
         atexit.register(_last_words, _spouts[descriptor])
     return _spouts[descriptor]
+
+
+def _forked() -> None:
+    for spout in _spouts.values():
+        spout.begin()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 def _last_words(spout: Spout) -> None:

@@ -8,10 +8,14 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
 
 _PR_SET_PDEATHSIG = 1
+
+_ARG_START = 45
+"""Of the fields of /proc/self/stat after the name: the 48th of all, and ``arg_end`` comes after it."""
 
 CUDA_VISIBLE = "CUDA_VISIBLE_DEVICES"
 
@@ -24,6 +28,25 @@ def die_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:  # it died before we asked
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def name_process(command: Sequence[str]) -> None:
+    """Show ``command`` in lists of processes for this one, as far as the room of its own command goes.
+
+    The kernel shows what lies in the process's memory where its arguments were put at its start (proc(5),
+    ``arg_start`` and ``arg_end``). Where it does not tell, nothing is changed.
+    """
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(") ")[2].split()
+        start, end = int(fields[_ARG_START]), int(fields[_ARG_START + 1])
+    except (OSError, ValueError, IndexError):
+        return
+    room = end - start - 1  # the last byte stays 0: otherwise the environment would be shown as well
+    if start <= 0 or room <= 0:
+        return
+    shown = b"".join(os.fsencode(word) + b"\0" for word in command)[:room]
+    ctypes.memset(start, 0, room)
+    ctypes.memmove(start, shown, len(shown))
 
 
 def tell_systemd(state: str) -> bool:

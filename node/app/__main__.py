@@ -14,10 +14,15 @@ from node.log import get_logger
 
 
 def main() -> int:
-    """Run the role that the arguments name; typed errors become a log line and an exit status."""
+    """Run the role that the arguments name."""
     role, config, last_good = sys.argv[1:4]
+    return live(role, Path(config), Path(last_good))
+
+
+def live(role: str, config: Path, last_good: Path) -> int:
+    """Run a role as its supervisor wants it; typed errors become a log line and an exit status."""
     try:
-        return run_role(role, Path(config), last_good=Path(last_good))
+        return run_role(role, config, last_good=last_good)
     except ConfigError as e:
         for fault in e.faults:
             get_logger().error("config.refused", told=str(fault))

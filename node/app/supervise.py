@@ -16,6 +16,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from node.app.forked import Forked, fork, load
 from node.app.health import EVERY_S, NODE, Pulse, health
 from node.log import get_logger
 from node.process import stop_on_signals, tell_systemd
@@ -38,7 +39,7 @@ _FIRST_LOOK_S = 20.0
 @dataclass(slots=True, kw_only=True)
 class _Child:
     role: str
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] | Forked | None = None
     started_at: float = 0.0
     wait_s: float = _FIRST_WAIT_S
     start_at: float = field(default=0.0)
@@ -80,6 +81,9 @@ class Supervisor:
 
     def run(self) -> int:
         """Supervise until SIGTERM or SIGINT. Returns the exit status."""
+        load()
+        for child in self._children:
+            self._fork(child)
         stop_on_signals(self.stop, self._reload.set)
         log.info("node.started", roles=[c.role for c in self._children], pid=os.getpid())
         with Pulse(
@@ -134,9 +138,26 @@ class Supervisor:
             child.start_at = now + child.wait_s
             child.wait_s = min(child.wait_s * 2, _LONGEST_WAIT_S)
         if now >= child.start_at:
-            command = [sys.executable, "-m", "node.app", child.role, str(self._config), str(self._last_good)]
-            child.process = subprocess.Popen(command, env=self._environment, stdin=subprocess.DEVNULL)
+            # Anew, not forked: this process has threads by now.
+            child.process = subprocess.Popen(
+                self._command(child.role), env=self._environment, stdin=subprocess.DEVNULL
+            )
             child.started_at = now
+
+    def _command(self, role: str) -> list[str]:
+        return [sys.executable, "-m", "node.app", role, str(self._config), str(self._last_good)]
+
+    def _fork(self, child: _Child) -> None:
+        """Start a role for the first time. The child leaves by SystemExit, up through whoever called."""
+
+        def work() -> int:
+            from node.app.__main__ import live
+
+            os.environ.update(self._environment)
+            return live(child.role, self._config, self._last_good)
+
+        child.process = fork(work, ["python", *self._command(child.role)[1:]])
+        child.started_at = time.monotonic()
 
     def _signal(self, number: signal.Signals) -> None:
         for child in self._children:
