@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from threading import BoundedSemaphore
 from typing import Protocol, TypeVar, runtime_checkable
@@ -44,8 +44,8 @@ R = TypeVar("R")
 
 NOTHING = "nothing was reconstructed in them"
 
-LOOKS = 3
-"""On how many slices of a slab the noise is measured again afterwards: the figures are for people."""
+LOOKS = 8
+"""Of so many slices of a slab the noise of one is measured again afterwards: the figures are for people."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,15 +107,6 @@ class SlabCore(Core, Protocol):
         ...
 
 
-def in_threads(function: Callable[[T], R], tasks: Sequence[T], threads: int) -> Iterator[R]:
-    """Map over tasks in order; each result depends on its task alone, so threads change no bit."""
-    if threads <= 1 or len(tasks) <= 1:
-        yield from map(function, tasks)
-        return
-    with ThreadPoolExecutor(max_workers=min(threads, len(tasks)), thread_name_prefix="engine") as pool:
-        yield from pool.map(function, tasks)
-
-
 class Enhancer:
     """A card and a core behind the guards: meets :class:`engines.base.Engine`."""
 
@@ -137,6 +128,8 @@ class Enhancer:
         self._core = core
         self._threads = threads
         self._turn = BoundedSemaphore(max(1, core.calls))
+        # Of all calls: where a slab ends, threads go on with the next one.
+        self._pool = ThreadPoolExecutor(max_workers=max(1, threads), thread_name_prefix="engine")
 
     @property
     def card(self) -> Card:
@@ -147,6 +140,17 @@ class Enhancer:
         """What is behind the guards: for measurements of it alone."""
         return self._core
 
+    @property
+    def threads(self) -> int:
+        """How many it may use."""
+        return self._threads
+
+    @property
+    def lanes(self) -> int:
+        """How many slabs it may be given at once, each by a thread of its own, so that none of its threads waits for
+        the end of a slab; an accelerator takes one after another."""
+        return 2 if self._threads > 1 and self._core.device == "cpu" else 1
+
     def survey(self, volume: Volume) -> Survey:
         """Measure noise, scale and frequency of every slice; each slice by itself."""
         self._admit(volume)
@@ -155,7 +159,19 @@ class Enhancer:
     def _measured(self, volume: Volume) -> Survey:
         n = volume.shape[0]
         parts = [_part(volume, range(i, i + 1)) for i in range(n)]
-        return join(list(in_threads(noise.survey, parts, self._threads)))
+        return join(self._in_threads(noise.survey, parts))
+
+    def _in_threads(self, function: Callable[[T], R], tasks: Sequence[T]) -> list[R]:
+        """Map over tasks; each result depends on its task alone, so threads change no bit."""
+        if self._threads <= 1 or len(tasks) <= 1:
+            return [function(task) for task in tasks]
+        begun = [self._pool.submit(function, task) for task in tasks]
+        try:
+            return [each.result() for each in begun]
+        finally:
+            for each in begun:
+                each.cancel()
+            wait(begun)
 
     def enhance(
         self,
@@ -200,7 +216,7 @@ class Enhancer:
         outcomes = self._outcomes(volume, barred, sigmas, scale, params.strength, tile)
         for i, outcome in outcomes.items():
             out.take(i, outcome.values)
-        slices = [_told(outcomes[i]) for i in kept]
+        slices = [_told(outcomes[i], found, first + i) for i in kept]
         return self._done(
             out.volume, params, slices, remarks(found, volume.spacing_mm, volume.unit, slices), began
         )
@@ -217,7 +233,7 @@ class Enhancer:
         """What becomes of each slice, by index; those with a reason are left as they were."""
         filled = _Filled(volume)
         chosen = [i for i, reason in reasons.items() if not reason]
-        looked = frozenset(chosen[:: max(1, len(chosen) // LOOKS)][:LOOKS])
+        looked = frozenset(chosen[::LOOKS])
         slices = {
             i: Slice(
                 values=volume.values[i],
@@ -250,7 +266,7 @@ class Enhancer:
         indices = list(reasons)
         if isinstance(self._core, SlabCore) and tasks and tile == 0:
             return self._beside(self._core, indices, tasks, one, finished)
-        return dict(zip(indices, in_threads(one, indices, self._threads), strict=True))
+        return dict(zip(indices, self._in_threads(one, indices), strict=True))
 
     def _beside(
         self,
@@ -300,7 +316,7 @@ class Enhancer:
         n = volume.shape[0]
         if volume.valid.shape != volume.shape or volume.contiguous.shape != (n,) or volume.step.shape != (n,):
             raise VolumeUnsuitable("valid, contiguous and step do not fit the values")
-        if not np.isfinite(volume.values[volume.valid]).all():
+        if not guards.all_finite(volume.values) and not np.isfinite(volume.values[volume.valid]).all():
             raise VolumeUnsuitable("the volume holds values that are not numbers")
 
     def _asked(self, params: Params) -> int:
@@ -421,12 +437,13 @@ def figures(slices: Sequence[SliceFigures]) -> dict[str, float]:
     return told | ({"reconstruction_error": max(errors)} if errors else {})
 
 
-def _told(outcome: Outcome) -> SliceFigures:
-    texture = outcome.texture
+def _told(outcome: Outcome, found: Survey, at: int) -> SliceFigures:
+    """The figures of a slice; ``at`` is its index in the survey, which tells of its noise before."""
+    now, was = outcome.texture, float(found.sigma[at])
     measured: dict[str, float] = {}
-    if texture is not None and all(np.isfinite(n.sigma) for n in texture):
-        was, now = texture
-        measured = {"noise_before": was.sigma, "noise_after": now.sigma, "cfr": now.frequency / was.frequency}
+    if now is not None and np.isfinite(now.sigma) and np.isfinite(was):
+        cfr = now.frequency / float(found.frequency[at])
+        measured = {"noise_before": was, "noise_after": now.sigma, "cfr": cfr}
     return SliceFigures(
         reason=outcome.reason, largest=outcome.largest, mean=outcome.mean, error=outcome.error, **measured
     )

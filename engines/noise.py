@@ -161,7 +161,7 @@ class _Cells:
     def first(self, blocks: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
         """The first cells of blocks."""
         per_row = self._grid[1] - self._across + 1
-        return blocks // per_row * self._grid[1] + blocks % per_row
+        return np.asarray(blocks // per_row * self._grid[1] + blocks % per_row)
 
     def gather(self, first: npt.NDArray[np.intp]) -> npt.NDArray[Any]:
         """(y, x, block) of the blocks that begin with these cells."""

@@ -10,17 +10,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
-from engines.base import Engine, Params, Survey, join
+from engines.base import Engine, Params, SliceFigures, Survey, join
 from node.dicom.source import Source
 from node.dicom.stacks import Stack, StackFrame
-from node.enhance.memo import Key, Memo, keys, name
+from node.enhance.lanes import in_order
+from node.enhance.memo import Key, Memo, Name, keys, name
 from node.enhance.scratch import Item, Scratch, Stored
 from node.enhance.tally import Clock, Made, Report, Tally
 from node.errors import SeriesError
@@ -33,6 +34,8 @@ Tell: TypeAlias = Callable[[str, float], None]
 SLAB = 16
 _SLAB_PIXELS = 1 << 22
 """A slab of large matrices has fewer slices: what it takes, in memory and in time, is the same for all."""
+_DECODERS = 4
+"""Threads that decode, at most: each may hold a file and some frames of it."""
 _BEHIND_BYTES = 8 << 20
 """Pixels that may wait to be derived while the engine goes on."""
 
@@ -127,6 +130,31 @@ class Before(Protocol):
     def memo(self) -> Memo: ...
 
 
+@runtime_checkable
+class Threaded(Protocol):
+    """An engine that tells of its threads; any other is given one slab after another."""
+
+    @property
+    def threads(self) -> int:
+        """How many it may use; as many decode."""
+        ...
+
+    @property
+    def lanes(self) -> int:
+        """How many slabs it may be given at once, so that none of its threads waits for the end of a slab."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A stack that is to be enhanced: its survey, its keys, and what came of its slices so far."""
+
+    stack: Stack
+    survey: Survey
+    known: Sequence[Key]
+    figures: list[SliceFigures] = field(default_factory=list)
+
+
 @dataclass(slots=True, kw_only=True)
 class Work:
     """Work on one series and its three passes; what ``kept`` and ``memo`` hold already is not done again."""
@@ -141,41 +169,61 @@ class Work:
     clock: Clock = field(default_factory=Clock)
     tally: Tally = field(default_factory=Tally)
 
+    @property
+    def threads(self) -> int:
+        return self.engine.threads if isinstance(self.engine, Threaded) else 1
+
+    @property
+    def lanes(self) -> int:
+        return self.engine.lanes if isinstance(self.engine, Threaded) else 1
+
     def decode(self, items: Sequence[Item]) -> None:
-        """Verify and decode instances."""
+        """Verify and decode instances, in the order in which they are given."""
         known = set(self.kept.places)
+        new = []
         for i, item in enumerate(items):
             if item.sop_instance_uid in known:
                 known.remove(item.sop_instance_uid)
-                continue
-            with self.clock.step("decode"):
-                for share in self.kept.take(item):
-                    self.tell("decode", (i + share) / len(items))
+            else:
+                new.append(i)
+        threads = min(self.threads, _DECODERS)
+        opened = in_order(
+            lambda i: self.kept.read(items[i]), new, min(threads, len(new)), name="decode", more=1
+        )  # fmt: skip
+        with closing(opened):
+            for i in new:
+                with self.clock.step("decode"):
+                    for share in self.kept.take(next(opened), threads):
+                        self.tell("decode", (i + share) / len(items))
 
     def survey(self, stacks: Sequence[Stack]) -> list[Survey]:
         """Measure every slice of every stack."""
-        surveys, done = [], 0
-        for stack in stacks:
-            for first, last in self._slabs(stack):
+        slabs = [(stack, *slab) for stack in stacks for slab in self._slabs(stack)]
+        found = in_order(lambda slab: self._measured(*slab), slabs, self.lanes, name="slab")
+        done = 0
+        with closing(found):
+            for _, first, last in slabs:
                 with self.clock.step("survey"):
-                    self.measure(stack, first, last)
+                    self.memo.surveys.update(next(found))
                 done += last - first
                 self.tell("survey", done / self.n_frames)
-            surveys.append(self.surveyed(stack))
-        return surveys
+        return [self.surveyed(stack) for stack in stacks]
 
     def measure(self, stack: Stack, first: int, last: int) -> None:
         """Survey slices [first, last) of a stack, those that were not yet; each by itself."""
-        known = self.memo.surveys
-        names = [name(ref) for ref in stack.frames]
-        for low, high in _runs([i for i in range(first, last) if names[i] not in known]):
+        self.memo.surveys.update(self._measured(stack, first, last))
+
+    def _measured(self, stack: Stack, first: int, last: int) -> dict[Name, Survey]:
+        names, new = [name(ref) for ref in stack.frames], {}
+        for low, high in _runs([i for i in range(first, last) if names[i] not in self.memo.surveys]):
             found = self.engine.survey(self.kept.slab(stack, low, high).volume)
             for i in range(low, high):
                 at = slice(i - low, i - low + 1)
-                known[names[i]] = Survey(
+                new[names[i]] = Survey(
                     sigma=found.sigma[at], high=found.high[at], share=found.share[at],
                     frequency=found.frequency[at],
                 )  # fmt: skip
+        return new
 
     def surveyed(self, stack: Stack) -> Survey:
         """The survey of a stack, all of which is measured."""
@@ -185,36 +233,49 @@ class Work:
         """Make what the emitter expects."""
         from engines.front import remarks  # numerical libraries are loaded when an engine is
 
-        done = 0
+        asked, slabs = [], []
         for stack, survey in zip(stacks, surveys, strict=True):
-            unit, figures = self.kept.unit(stack), []
-            known = keys(self.engine.card, stack, survey, unit)
-            for first, last in self._slabs(stack):
-                part = emitter.part(stack, first, last)
+            one = _Asked(stack, survey, keys(self.engine.card, stack, survey, self.kept.unit(stack)))
+            asked.append(one)
+            slabs += [
+                (one, last - first, emitter.part(stack, first, last)) for first, last in self._slabs(stack)
+            ]
+        parts = ((one, *part) for one, _, part in slabs if part is not None)
+        found = in_order(lambda part: self._new(*part), parts, self.lanes, name="slab")
+        done = 0
+        with closing(found):
+            for one, n, part in slabs:
                 if part is not None:
-                    for i, made in self._made(stack, *part, survey, known):
+                    with self.clock.step("enhance"):
+                        new = next(found)
+                    for i, made in self._made(one, *part, new):
                         self.tally.add(made)
-                        figures.append(made.figures)
+                        one.figures.append(made.figures)
                         emitter.finished(
-                            stack.frames[i], made.stored, Ran(runtime=made.runtime, device=made.device)
+                            one.stack.frames[i], made.stored, Ran(runtime=made.runtime, device=made.device)
                         )
-                done += last - first
+                done += n
                 self.tell("enhance", done / self.n_frames)
-            if figures and self.params.strength > 0:
-                self.tally.note(remarks(survey, stack.spacing_mm, unit, figures))
+        for one in asked:
+            if one.figures and self.params.strength > 0:
+                unit = self.kept.unit(one.stack)
+                self.tally.note(remarks(one.survey, one.stack.spacing_mm, unit, one.figures))
+
+    def _new(self, one: _Asked, first: int, last: int) -> dict[int, Made]:
+        """Of slices [first, last) of a stack those that are not remembered, made now."""
+        new: dict[int, Made] = {}
+        for low, high in _runs([i for i in range(first, last) if one.known[i] not in self.memo]):
+            new.update(zip(range(low, high), self.make(one.stack, low, high, one.survey), strict=True))
+        return new
 
     def _made(
-        self, stack: Stack, first: int, last: int, survey: Survey, known: Sequence[Key]
-    ) -> Iterator[tuple[int, Made]]:
-        """Slices [first, last) of a stack, in order: remembered, or made now."""
-        new: dict[int, Made] = {}
-        for low, high in _runs([i for i in range(first, last) if known[i] not in self.memo]):
-            with self.clock.step("enhance"):
-                new.update(zip(range(low, high), self.make(stack, low, high, survey), strict=True))
+        self, one: _Asked, first: int, last: int, new: dict[int, Made]
+    ) -> Iterator[tuple[int, Made]]:  # fmt: skip
+        """Slices [first, last) of a stack, in order: new, or remembered."""
         for i in range(first, last):
             made = new.pop(i, None)
             if made is None:
-                made = self.memo.get(known[i])
+                made = self.memo.get(one.known[i])
                 assert made is not None
                 self.tally.n_before += 1
             yield i, made
@@ -243,7 +304,8 @@ class Work:
         ]  # fmt: skip
 
     def _slabs(self, stack: Stack) -> Iterator[tuple[int, int]]:
-        step = slices_at_once(stack, self.engine.card.scale, self.slab)
+        # Slabs that are in work at once take together what one would take alone.
+        step = max(1, slices_at_once(stack, self.engine.card.scale, self.slab) // self.lanes)
         for first in range(0, len(stack), step):
             yield first, min(first + step, len(stack))
 

@@ -11,7 +11,10 @@ import mmap
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -24,6 +27,7 @@ from node.dicom.pixels import PixelFormat, decode, pixel_format, to_stored, to_v
 from node.dicom.resample import MOST
 from node.dicom.source import Source
 from node.dicom.stacks import Stack
+from node.enhance.lanes import in_order
 from node.errors import SeriesError
 from node.store.disk import disk_error
 
@@ -85,6 +89,15 @@ class Place:
         return self.fmt.rows * self.fmt.columns * self.fmt.dtype.itemsize
 
 
+class Opened(NamedTuple):
+    """An instance that was verified, and the first of its frames."""
+
+    item: Item
+    source: Source
+    fmt: PixelFormat
+    stored: Stored
+
+
 class Slab(NamedTuple):
     """Consecutive slices of a stack: as an engine wants them, and as they were stored."""
 
@@ -116,23 +129,41 @@ class Scratch:
         self._before.close()
         self._after.close()
 
-    def take(self, item: Item) -> Iterator[float]:
-        """Verify, decode and put away one instance; yields the share that is done after every few frames."""
-        if item.sop_instance_uid in self.places:
-            raise SeriesError("an instance is there twice")
+    def read(self, item: Item) -> Opened:
+        """Verify and open an instance and decode its first frames; any thread may, for any instance.
+
+        Raises
+        ------
+        SeriesError, OSError
+            See :meth:`Item.open` and :func:`node.dicom.pixels.decode`.
+        """
         source = item.open()
         fmt = pixel_format(source)
         if max(fmt.rows, fmt.columns) * self._scale > MOST:
             raise SeriesError(f"{fmt.rows} x {fmt.columns} pixels cannot be doubled")
+        return Opened(item, source, fmt, decode(source, range(min(_DECODE_AT_ONCE, fmt.n_frames))))
+
+    def take(self, opened: Opened, threads: int = 1) -> Iterator[float]:
+        """Put an instance away, its other frames too; yields the share that is done after every few of them."""
+        item, fmt = opened.item, opened.fmt
+        if item.sop_instance_uid in self.places:
+            raise SeriesError("an instance is there twice")
         place = Place(item=item, fmt=fmt, at=self._end)
-        for first in range(0, fmt.n_frames, _DECODE_AT_ONCE):
-            frames = range(first, min(first + _DECODE_AT_ONCE, fmt.n_frames))
-            self._before.write(place.at + first * place.frame_bytes, decode(source, frames))
-            if frames.stop == fmt.n_frames:
-                self.places[item.sop_instance_uid] = place
-                # Whole pages: a mapping begins at one.
-                self._end += -(-place.frame_bytes * fmt.n_frames // _PAGE) * _PAGE
-            yield frames.stop / fmt.n_frames
+        left = [
+            range(first, min(first + _DECODE_AT_ONCE, fmt.n_frames))
+            for first in range(_DECODE_AT_ONCE, fmt.n_frames, _DECODE_AT_ONCE)
+        ]
+        others = in_order(partial(decode, opened.source), left, min(threads, len(left)), name="decode")
+        done = 0
+        with closing(others):
+            for stored in chain([opened.stored], others):
+                self._before.write(place.at + done * place.frame_bytes, stored)
+                done += len(stored)
+                if done == fmt.n_frames:
+                    self.places[item.sop_instance_uid] = place
+                    # Whole pages: a mapping begins at one.
+                    self._end += -(-place.frame_bytes * fmt.n_frames // _PAGE) * _PAGE
+                yield done / fmt.n_frames
 
     def slab(self, stack: Stack, first: int, last: int) -> Slab:
         """Slices [first, last) of a stack."""
