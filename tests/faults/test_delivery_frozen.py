@@ -66,6 +66,41 @@ def dimse(port: int, scp: StoreScp, **more: Any) -> Dimse:
     return made
 
 
+def frozen_at(
+    point: int, scp: StoreScp, parcels: list[Parcel], timeout: float
+) -> tuple[float, bool, bool] | None:
+    """Freeze ``scp`` at a byte of an association, leave it, wake it, send the rest.
+
+    Returns what the longest step took, whether the frozen association was used again, and whether the rest was
+    sent; None if the attempt was over before that byte.
+    """
+    frozen: list[float] = []
+
+    def freeze(_n: int, at: int) -> None:
+        if at >= point and not frozen:
+            scp.freeze()
+            frozen.append(time.monotonic())
+
+    chunked = Network(chunk=4096 if point > 600 else 64)
+    with FaultProxy(scp.port, network=lambda _n: chunked, on_byte=freeze) as proxy:
+        line = dimse(proxy.port, scp, timeout=timeout).line()
+        told, error, took = attempt(line, parcels)
+        started = time.monotonic()
+        line.close()  # the release, at which it may be frozen, too
+        took = max(took, time.monotonic() - started)
+        if not frozen:
+            return None
+        done = frozenset(o.sop_instance_uid for o in told if o.done)
+        assert error is None or isinstance(error, PeerUnreachable)
+        assert (error is None) == (len(done) == 3)
+        wait_until(lambda: proxy.passed[0].left, 20, "the frozen association is left")
+        before = proxy.passed[0].bytes
+        scp.thaw()
+        rest = sent_at_last(line, parcels, done)
+        line.close()
+        return took, proxy.passed[0].bytes != before, rest
+
+
 @pytest.mark.peer
 def test_a_pacs_frozen_at_any_point_is_left_in_bounded_time_and_gets_the_rest_when_it_wakes(
     storescps: Callable[..., StoreScp], tmp_path: Path
@@ -82,34 +117,17 @@ def test_a_pacs_frozen_at_any_point_is_left_in_bounded_time_and_gets_the_rest_wh
     points = sorted({*inside, *random.Random(SEED).sample(range(total), 16)}) if count(0, 1) else inside
     worst, reused, unsent = 0.0, 0, 0
     for point in points:
-        frozen: list[float] = []
-
-        def freeze(_n: int, at: int, point: int = point, frozen: list[float] = frozen) -> None:
-            if at >= point and not frozen:
-                scp.freeze()
-                frozen.append(time.monotonic())
-
-        chunked = Network(chunk=4096 if point > 600 else 64)
-        with FaultProxy(scp.port, network=lambda _n, how=chunked: how, on_byte=freeze) as proxy:  # type: ignore[misc]
-            line = dimse(proxy.port, scp).line()
-            told, error, took = attempt(line, parcels)
-            started = time.monotonic()
-            line.close()  # the release, at which it may be frozen, too
-            worst = max(worst, took, time.monotonic() - started)
-            assert frozen, point
-            done = frozenset(o.sop_instance_uid for o in told if o.done)
-            assert error is None or isinstance(error, PeerUnreachable)
-            assert (error is None) == (len(done) == 3)
-            wait_until(lambda p=proxy: p.passed[0].left, 20, "the frozen association is left")  # type: ignore[misc]
-            before = proxy.passed[0].bytes
-            scp.thaw()
-            unsent += not sent_at_last(line, parcels, done)
-            line.close()
-            reused += proxy.passed[0].bytes != before
+        # On a machine that is very busy the peer may be given up before it is frozen: no case yet.
+        patience = (TIMEOUT_S, 4 * TIMEOUT_S, 16 * TIMEOUT_S)
+        seen = next((one for s in patience if (one := frozen_at(point, scp, parcels, s)) is not None), None)
+        assert seen is not None, point
+        took, again, rest = seen
+        worst, reused, unsent = max(worst, took), reused + again, unsent + (not rest)
     ok = worst < BOUND_S and not reused and not unsent
     record(
         "R30",
-        load=f"SIGSTOP of storescp at {len(points)} points of an association, request to release; time-out 0.5 s",
+        load=f"SIGSTOP of storescp at {len(points)} points of an association, request to release; "
+        f"time-out {TIMEOUT_S} s",
         count=len(points),
         lost=unsent,
         result=f"each attempt over within {worst:.1f} s; {reused} associations used again; all sent after waking",

@@ -270,5 +270,5 @@ def test_an_echo_is_answered_when_nothing_else_is(tmp_path: Path) -> None:
         with node.peer() as peer:
             kind, body = peer.ask(associate_rq([(1, CT, [EXPLICIT]), (3, VERIFICATION, [EXPLICIT])]))
             assert (kind, *body[1:4]) == (3, 2, 3, 2)
-        assert "out of space" in node.log()
+        wait_until(lambda: "out of space" in node.log(), 20, "the line is written")
         assert errno.errorcode[errno.ENOSPC] not in node.log()
