@@ -55,7 +55,7 @@ A_DAY = 40
 OPEN, QUEUED, RUNNING, PENDING = 4, 5, 1, 4
 """What is open, waits, runs and is to be sent."""
 
-HELD_FIRST = 3
+HELD_FIRST = 10
 """The oldest series whose job is held: what retention looks at again and again."""
 
 _CHUNK = 25

@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from node.store.disk import filesystem_type
-from tests.bench import door, engines, four, memory, out, profiles, turnaround
+from tests.bench import archive, door, engines, four, memory, out, profiles, turnaround
 from tests.bench.door import Case, Result
 from tests.bench.page import page
 
@@ -104,6 +104,10 @@ def _engine(args: argparse.Namespace) -> Result:
     return {"engines": engines.engine(_rounds(args), _slices(args, 48), args.dir, tell, side=side)}
 
 
+def _archive(args: argparse.Namespace) -> Result:
+    return archive.archive(args.scale, _rounds(args, SLOW), args.seed, args.dir, tell)
+
+
 def _profile(args: argparse.Namespace) -> Result:
     return profiles.profile(_slices(args, 300), _side(args), args.engine, args.dir, tell)
 
@@ -116,6 +120,7 @@ SECTIONS: Mapping[str, Callable[[argparse.Namespace], Result]] = {
     "memory": _memory,
     "four": _four,
     "engine": _engine,
+    "archive": _archive,
     "profile": _profile,
 }
 

@@ -109,7 +109,7 @@ def cpu_s(pid: int) -> float:
     for each in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
         try:
             fields = Path(f"/proc/{each.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        except (FileNotFoundError, ProcessLookupError):  # a fork that ended meanwhile: its parent has counted it
+        except (FileNotFoundError, ProcessLookupError):  # it ended: its parent has counted it
             continue
         total += sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
     return total

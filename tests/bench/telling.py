@@ -1,4 +1,4 @@
-"""The page's sections about a whole node: turnaround, memory, four series at once, engines, profiles."""
+"""The page's sections about a whole node: turnaround, memory, four series at once, engines, archives, profiles."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 Section = dict[str, Any]
 
+ARCHIVE_BAR, NOTICED_MS = 1.5, 2.0
+DATABASES = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
 MEMORY_BAR_MB, FOUR_BAR, ENGINE_BAR, TURNAROUND_BAR_S, FLOOR_BAR, FIT_BAR = 1500.0, 0.9, 0.85, 3.0, 1.5, 0.99
 WAYS = {
     "early": "Luminode as shipped",
@@ -131,6 +133,37 @@ def engine(section: Section) -> Iterator[str]:
     yield ""
 
 
+def archive(section: Section) -> Iterator[str]:
+    """Pages and rounds in a small archive and in a large one."""
+    (few, small), (many, large) = section["sizes"]["small"], section["sizes"]["large"]
+    kinds = section["databases"]
+    filled = ", ".join(f"{DATABASES[kind]} {one['fill_s']['large']:.0f} s" for kind, one in kinds.items())
+    yield (
+        f"Milliseconds, medians, in turn in a store of {small:,} instances in {few:,} series and in one of {large:,} "
+        f"in {many:,} (seeded, filled in bulk: {filled}). Both have as many series a day, as many instances a series and "
+        f"as much that waits. Lists are of {section['rows']} rows. A verb is timed without the start of Python, with its "
+        "store open. SQLite is durable; PostgreSQL is that of the tests, which syncs nothing.\n"
+    )
+    if section["absent"]:
+        yield f"PostgreSQL was not measured: {section['absent']}.\n"
+    yield "| what |" + "".join(f" {DATABASES[kind]}: small | large | ratio |" for kind in kinds)
+    yield "|---|" + "---|---|---|" * len(kinds)
+    for part in ("looks", "record"):
+        for what in next(iter(kinds.values()))[part]:
+            cells = ""
+            for one in kinds.values():
+                a, b = (median(one[part][what][size]) for size in ("small", "large"))
+                cells += f" {a:.1f} | {b:.1f} | {b / a:.2f} |"
+            yield f"| {what} |{cells}"
+    yield ""
+
+
+def slower(one: dict[str, list[float]]) -> bool:
+    """Whether something takes noticeably longer in the large archive."""
+    small, large = median(one["small"]), median(one["large"])
+    return large > ARCHIVE_BAR * small and large > small + NOTICED_MS
+
+
 def profile(section: Section) -> Iterator[str]:
     """Where the time goes."""
     yield (
@@ -180,6 +213,12 @@ def bars(sections: dict[str, Section]) -> Iterator[tuple[str, str, str, bool, Se
         ratio = median(ratios(one["worker"], one["alone"]))
         told = f"{name}, the worker's whole way: to ONNX Runtime alone"
         yield told, f"{ratio:.2f} x", f"at least {ENGINE_BAR:g} x", ratio >= ENGINE_BAR, sections["engine"]
+    for kind, one in sections.get("archive", {}).get("databases", {}).items():
+        found = [what for part in ("looks", "record") for what, took in one[part].items() if slower(took)]
+        n = len(one["looks"]) + len(one["record"])
+        told = f"{DATABASES[kind]}, {sections['archive']['sizes']['large'][1]:,} instances: what is slower"
+        bar = f"none by over {ARCHIVE_BAR:g} x and {NOTICED_MS:g} ms"
+        yield told, f"{len(found)} of {n}", bar, not found, sections["archive"]
 
 
 WHOLE = (
@@ -187,5 +226,6 @@ WHOLE = (
     ("memory", "Long series", memory),
     ("four", "Several series at once", four),
     ("engine", "Engines beside ONNX Runtime alone", engine),
+    ("archive", "A large archive", archive),
     ("profile", "Where the time goes", profile),
 )

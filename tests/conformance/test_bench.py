@@ -11,7 +11,7 @@ from tests.bench import __main__ as bench
 from tests.bench import door as doors
 from tests.bench.memory import fit
 from tests.bench.page import BARS, page
-from tests.bench.telling import WHOLE
+from tests.bench.telling import WHOLE, slower
 from tests.bench.traffic import CT512, Template, part10
 from tests.peers import needs
 
@@ -47,6 +47,36 @@ def test_what_goes_through_a_whole_node_makes_its_page(tmp_path: Path) -> None:
     assert all(sections["profile"][name]["rows"] for name in ("receive", "job"))
     text = (tmp_path / "performance.md").read_text()
     assert all(f"## {head}" in text for name, head, _ in WHOLE if name in only)
+
+
+def test_an_archive_makes_its_page(tmp_path: Path) -> None:
+    given = [
+        "--only",
+        "archive",
+        "--scale",
+        "0.004",
+        "--rounds",
+        "1",
+        "--out",
+        str(tmp_path),
+        "--dir",
+        str(tmp_path),
+    ]
+    assert bench.main(given) == 0
+    section = json.loads((tmp_path / "performance.json").read_text())["sections"]["archive"]
+    assert section["databases"]
+    for one in section["databases"].values():
+        assert all(len(times) == 1 for look in one["looks"].values() for times in look.values())
+        assert all(ms > 0 for what in one["record"].values() for times in what.values() for ms in times)
+    text = (tmp_path / "performance.md").read_text()
+    assert "## A large archive" in text
+    assert text.partition("## Bars")[2].count("what is slower") == len(section["databases"])
+
+
+def test_what_is_slower_is_noticed() -> None:
+    assert slower({"small": [1.0], "large": [4.0]})
+    assert not slower({"small": [0.1], "large": [0.4]}), "nobody notices"
+    assert not slower({"small": [10.0], "large": [14.0]})
 
 
 def test_a_straight_line_is_found() -> None:
