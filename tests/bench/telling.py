@@ -140,9 +140,9 @@ def archive(section: Section) -> Iterator[str]:
     filled = ", ".join(f"{DATABASES[kind]} {one['fill_s']['large']:.0f} s" for kind, one in kinds.items())
     yield (
         f"Milliseconds, medians, in turn in a store of {small:,} instances in {few:,} series and in one of {large:,} "
-        f"in {many:,} (seeded, filled in bulk: {filled}). Both have as many series a day, as many instances a series and "
-        f"as much that waits. Lists are of {section['rows']} rows. A verb is timed without the start of Python, with its "
-        "store open. SQLite is durable; PostgreSQL is that of the tests, which syncs nothing.\n"
+        f"in {many:,} (seeded, filled in bulk: {filled}). Both have as many series a day, as many instances a series "
+        f"and as much that waits. Lists are of {section['rows']} rows. A verb is timed without the start of Python, "
+        "with its store open. SQLite is durable; PostgreSQL is that of the tests, which syncs nothing.\n"
     )
     if section["absent"]:
         yield f"PostgreSQL was not measured: {section['absent']}.\n"
