@@ -5,10 +5,10 @@ It goes round the command line, so that a role loads only what it needs.
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 
-from node.app.roles import run_role
 from node.errors import ConfigError, NodeError
 from node.log import get_logger
 
@@ -21,6 +21,11 @@ def main() -> int:
 
 def live(role: str, config: Path, last_good: Path) -> int:
     """Run a role as its supervisor wants it; typed errors become a log line and an exit status."""
+    gc.disable()  # while importing, as in node/__main__.py
+    from node.app.roles import run_role
+
+    gc.freeze()
+    gc.enable()
     try:
         return run_role(role, config, last_good=last_good)
     except ConfigError as e:

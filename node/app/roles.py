@@ -115,11 +115,10 @@ def _enhance(settings: Settings, store: Store, stop: Loop) -> None:
 
 def _guardian(c: Config, store: Store, device: str | None, n_workers: int) -> Guardian:
     """The guardian of the worker on one GPU; several share cores and memory."""
+    from node.app import spawned
     from node.enhance import memory, signs
     from node.enhance.guardian import Guardian
     from node.enhance.health import Health, mark_path
-    from node.enhance.prove import check_main
-    from node.enhance.worker import worker_main
 
     warm = tuple(dict.fromkeys((e.engine, e.runtime) for e in c.engines.values()))
     where, n_threads = place(c), threads(n_workers)
@@ -127,7 +126,7 @@ def _guardian(c: Config, store: Store, device: str | None, n_workers: int) -> Gu
     spool = str(Path(c.store.spool).resolve())
     keep_free = c.store.reject_below or c.store.refuse_below * 5 // 4
     return Guardian(
-        worker_main,
+        spawned.worker,
         (
             c.store.database,
             spool,
@@ -143,7 +142,7 @@ def _guardian(c: Config, store: Store, device: str | None, n_workers: int) -> Gu
         store.jobs,
         name="worker" if n_workers == 1 else f"worker on GPU {device}",
         health=Health(mark_path(store.spool.root, device or ""), store.events.tell, device=device or None),
-        check=check_main,
+        check=spawned.check,
         check_arguments=(warm, n_threads, c.log.level, c.log.format, where, device),
         watch=signs.Watch(partial(signs.sources, device)),
     )

@@ -12,7 +12,6 @@ import os
 import threading
 import time
 from contextlib import suppress
-from datetime import timedelta
 from pathlib import Path
 
 import time_machine
@@ -20,18 +19,27 @@ import time_machine
 EVERY_S = 0.02
 
 
-def _follow(file: Path) -> None:
-    coordinates = time_machine.travel(time.time(), tick=True).start()
+def _follow(file: Path, coordinates: time_machine.Coordinates) -> None:
     off_s = 0.0
     while True:
         with suppress(OSError, ValueError):
             wanted_s = float(file.read_text())
             if wanted_s != off_s:
-                coordinates.shift(timedelta(seconds=wanted_s - off_s))
+                coordinates.move_to(_begun + (time.monotonic() - _steady) + wanted_s)
                 off_s = wanted_s
         time.sleep(EVERY_S)
 
 
 _file = os.environ.get("LUMINODE_TEST_CLOCK")
+_begun, _steady = time.time(), time.monotonic()
 if _file:
-    threading.Thread(target=_follow, args=(Path(_file),), name="test-clock", daemon=True).start()
+    _coordinates = time_machine.travel(_begun, tick=True).start()
+
+    def _start() -> None:
+        """In this process, and in every one that is forked from it."""
+        threading.Thread(
+            target=_follow, args=(Path(_file), _coordinates), name="test-clock", daemon=True
+        ).start()
+
+    os.register_at_fork(after_in_child=_start)
+    _start()
