@@ -19,46 +19,39 @@ from engines.base import Floats, Mask
 Flat = npt.NDArray[np.float32]
 
 
-Span = Callable[[Flat, int, int, int, "Pool"], tuple[Flat, int]]
-
-
 class Pool:
     """Buffers of one length that a chain of passes borrows and gives back."""
 
     def __init__(self, length: int) -> None:
         self._length = length
         self._free: list[Flat] = []
-        self._own: dict[int, Flat] = {}
 
     def take(self) -> Flat:
-        if self._free:
-            return self._free.pop()
-        made = np.empty(self._length, np.float32)
-        self._own[id(made)] = made
-        return made
+        return self._free.pop() if self._free else np.empty(self._length, np.float32)
 
     def give(self, buffer: Flat) -> None:
-        """Take a buffer back; what is not of this pool is its owner's."""
-        if id(buffer) in self._own:
-            self._free.append(buffer)
+        self._free.append(buffer)
 
 
-def span_sum(values: Flat, n: int, count: int, stride: int, pool: Pool, at: int = 0) -> tuple[Flat, int]:
+def span_sum(
+    values: Flat, n: int, count: int, stride: int, pool: Pool, at: int = 0, *, lent: bool = False
+) -> tuple[Flat, int]:
     """Sum ``count`` elements ``stride`` apart: out[i] = sum of values[i + j * stride] for j < count.
 
     Parameters
     ----------
     values
-        A line, of which ``n`` elements from ``at`` on count; a buffer of ``pool`` goes back to it, any other is left
-        as it is.
+        A buffer of ``pool``, of which ``n`` elements from ``at`` on count; it goes back to the pool.
     at
         Where lines begin, this one and those of the pool.
+    lent
+        ``values`` are the caller's and stay as they are.
 
     Returns
     -------
     tuple
-        A buffer of the pool (``values`` itself where ``count`` is 1) and how many of its elements count, from ``at``
-        on: n - (count - 1) * stride.
+        A buffer of the pool (``values`` where ``count`` is 1) and how many of its elements count, from ``at`` on:
+        n - (count - 1) * stride.
     """
     power, size, n_power = values, 1, n
     total: Flat | None = None
@@ -74,7 +67,8 @@ def span_sum(values: Flat, n: int, count: int, stride: int, pool: Pool, at: int 
                 np.add(
                     total[at : at + n_total], power[start : start + n_total], out=joined[at : at + n_total]
                 )
-                pool.give(total)
+                if not (lent and total is values):
+                    pool.give(total)
                 total, width = joined, width + size
         if 2 * size > count:
             break
@@ -82,7 +76,7 @@ def span_sum(values: Flat, n: int, count: int, stride: int, pool: Pool, at: int 
         doubled = pool.take()
         start = at + size * stride
         np.add(power[at : at + n_next], power[start : start + n_next], out=doubled[at : at + n_next])
-        if power is not total:
+        if power is not total and not (lent and power is values):
             pool.give(power)
         power, size, n_power = doubled, 2 * size, n_next
     if power is not total:
@@ -91,17 +85,22 @@ def span_sum(values: Flat, n: int, count: int, stride: int, pool: Pool, at: int 
     return total, n_total
 
 
-def span_least(values: Flat, n: int, count: int, stride: int, pool: Pool) -> tuple[Flat, int]:
-    """The least of ``count`` elements ``stride`` apart, as :func:`span_sum`: windows may overlap here."""
+def span_least(values: Flat, n: int, count: int, stride: int, spare: Flat) -> tuple[Flat, Flat, int]:
+    """The least of ``count`` elements ``stride`` apart, as :func:`span_sum`: windows may overlap here.
+
+    Returns
+    -------
+    tuple
+        ``values`` and ``spare``, the result first, and how many of its elements count.
+    """
     size = 1
     while size < count:
-        shift = min(size, count - size) * stride
+        step = min(size, count - size)
+        shift = step * stride
         n -= shift
-        least = pool.take()
-        np.minimum(values[:n], values[shift : shift + n], out=least[:n])
-        pool.give(values)
-        values, size = least, size + shift // stride
-    return values, n
+        np.minimum(values[:n], values[shift : shift + n], out=spare[:n])
+        values, spare, size = spare, values, size + step
+    return values, spare, n
 
 
 def box_sum(values: Floats, radius: int) -> Floats:
@@ -142,24 +141,38 @@ def window_sums(values: Floats, side: tuple[int, int], pool: Pool | None = None)
     pool
         Of buffers that hold as many pixels; without it these are made anew.
     """
-    return _windows(values, side, span_sum, pool)
+    return window_means(values, side, np.float32(1), pool)
 
 
-def window_least(values: Floats, side: tuple[int, int], pool: Pool | None = None) -> Floats:
-    """The least value of every window, as :func:`window_sums`."""
-    return _windows(values, side, span_least, pool)
-
-
-def _windows(values: Floats, side: tuple[int, int], over: Span, pool: Pool | None) -> Floats:
-    """Rows and columns laid in one line: windows that go over the end of a row are made and cut off."""
+def window_means(
+    values: Floats, side: tuple[int, int], by: Floats | np.float32, pool: Pool | None = None
+) -> Floats:
+    """As :func:`window_sums`, each sum times ``by``."""
+    # Rows laid in one line: windows that go over the end of a row are made and cut off.
     n_rows, n_columns = values.shape
     pool = Pool(values.size) if pool is None else pool
-    flat, n = over(np.ascontiguousarray(values).reshape(-1), values.size, side[1], 1, pool)
-    flat, n = over(flat, n, side[0], n_columns, pool)
+    line = np.ascontiguousarray(values).reshape(-1)
+    wide, n = span_sum(line, line.size, side[1], 1, pool, lent=True)
+    sums, _ = span_sum(wide, n, side[0], n_columns, pool, lent=wide is line)
     lines = n_rows - side[0] + 1
-    out = flat[: lines * n_columns].reshape(lines, n_columns)[:, : n_columns - side[1] + 1].copy()
-    pool.give(flat)
-    return out
+    rows = sums[: lines * n_columns].reshape(lines, n_columns)
+    found: Floats = rows[:, : n_columns - side[1] + 1] * by
+    if sums is not line:
+        pool.give(sums)
+    return found
+
+
+def window_least(values: Floats, side: tuple[int, int]) -> Floats:
+    """The least value of every window, as :func:`window_sums`; ``values`` are not the same afterwards.
+
+    Rows of what comes back may lie apart.
+    """
+    n_rows, n_columns = values.shape
+    line = np.ascontiguousarray(values).reshape(-1)
+    least, spare, n = span_least(line, line.size, side[1], 1, np.empty_like(line))
+    least, _, _ = span_least(least, n, side[0], n_columns, spare)
+    lines = n_rows - side[0] + 1
+    return least[: lines * n_columns].reshape(lines, n_columns)[:, : n_columns - side[1] + 1]
 
 
 @lru_cache(maxsize=4)

@@ -24,7 +24,7 @@ from __future__ import annotations
 import numpy as np
 
 from engines.base import Card, Floats, Mask, Unit
-from engines.box import Pool, Weights, box_mean, weights_of, window_least, window_sums
+from engines.box import Pool, Weights, box_mean, weights_of, window_least, window_means, window_sums
 from engines.errors import OutputImplausible
 from engines.sinc import complement
 
@@ -147,21 +147,20 @@ class Regions:
     def means(self, residual: Floats) -> Floats:
         """See :func:`region_means`."""
         rows, columns = self._side
-        sums = window_sums(residual, self._side, self._pool)
-        if self._shares is None:
-            sums /= np.float32(rows * columns)
-        else:
-            sums *= self._shares
-        return sums
+        by = self._shares if self._shares is not None else np.float32(1 / (rows * columns))
+        return window_means(residual, self._side, by, self._pool)
 
     def over(self, values: Floats, above: np.float32) -> Floats | None:
         """For every pixel by how much ``above`` is less than the largest value of the regions that hold it, or 0.
 
         None where no value is larger.
         """
-        hit = np.unique(np.flatnonzero(values > above) // values.shape[1])
-        if not hit.size:
+        at = np.flatnonzero(values > above)
+        if not at.size:
             return None
+        told = np.zeros(len(values), np.bool_)
+        told[at // values.shape[1]] = True
+        hit = np.flatnonzero(told)
         # Few regions are in excess, in few rows: those alone are widened to the right, then down.
         (rows, columns), (high, wide) = self._shape, self._side
         padded = np.zeros((hit.size, columns + wide - 1), np.float32)
