@@ -14,8 +14,9 @@ from pathlib import Path
 import psutil
 
 from engines.catalog import Catalog
+from node.app import spawned
 from node.enhance.guardian import Guardian, Patience
-from node.enhance.worker import take_back, worker_main
+from node.enhance.worker import take_back
 from node.model import JobState
 from node.store import Store
 from tests.enhancing import NOW, queue, receive, series
@@ -35,7 +36,7 @@ def guard_until(guardian: Guardian, what: Callable[[], object], within_s: float 
 def test_it_works_is_killed_works_again_and_ends_when_told(sqlite_store: Store) -> None:
     store = sqlite_store
     guardian = Guardian(
-        worker_main,
+        spawned.worker,
         (str(store.database.url), str(store.spool.root), "warning", "json", 1),
         store.jobs,
         patience=Patience(respawn_s=0.01),

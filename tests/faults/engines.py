@@ -21,7 +21,7 @@ from node.enhance.signs import Watch
 from node.model import Job, JobState
 from node.store import Store
 from tests.enhancing import queue, receive, series
-from tests.faults import derived, devices
+from tests.faults import derived, devices, spawned
 from tests.faults.scale import FULL
 
 ENGINE = "ct-cnn"
@@ -64,7 +64,7 @@ class Bench:
 
     def start(self) -> Guardian:
         self.guardian = Guardian(
-            devices.worker_main,
+            spawned.worker,
             (
                 str(self.store.database.url),
                 str(self.store.spool.root),
@@ -77,7 +77,7 @@ class Bench:
             self.store.jobs,
             patience=self.patience,
             health=self.health,
-            check=devices.check if self.health is not None else None,
+            check=spawned.check if self.health is not None else None,
             check_arguments=(((ENGINE, "auto"),), 1, "error", "json"),
             watch=self.watch,
         )
