@@ -13,10 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
 from sqlalchemy import URL, event
 
+from node.errors import StoreError
 from node.store import Spool, Store
 from node.store.db import Database
+from node.store.migrate import require_current
 from node.store.tables import Base
 from tests.archive import fill
 from tests.looks import PAGES, ROUNDS, WHOLE, Desk, Look
@@ -54,6 +58,10 @@ LOST = {
     "ix_event_series": "series show",
 }
 """Indices, and a look that is the slower without each."""
+
+
+ADDED = ("ix_job_state", "ix_delivery_state", "ix_association_ended", "ix_series_purged")
+"""By 0004."""
 
 
 class Meter:
@@ -189,6 +197,27 @@ def test_no_look_reads_a_growing_table_from_end_to_end(desks: list[tuple[Desk, M
 def test_a_scan_is_found_out(desks: list[tuple[Desk, Meter]]) -> None:
     found = scans_of_sqlite(desks[1][0].store.database, {"SELECT id FROM series WHERE size > ?": (1,)})
     assert list(found.values()) == ["SCAN series"]
+
+
+def test_an_archive_of_the_schema_before_is_upgraded(database_url: str, tmp_path: Path) -> None:
+    """R56: from 0003, with rows in it; the indices are made, and nothing else is changed."""
+    with Store.open(database_url, tmp_path / "spool") as store:
+        archive = fill(store.database, n_series=SMALL[0], n_instances=SMALL[1])
+        before = store.series.list(limit=1000), store.jobs.list(limit=1000), store.deliveries.list(limit=1000)
+        with store.database.write() as connection:
+            for name in ADDED:
+                connection.exec_driver_sql(f"DROP INDEX {name}")
+            connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0003'")
+        with pytest.raises(StoreError, match="older"):
+            require_current(store.database)
+    with Store.open(database_url, tmp_path / "spool") as store:
+        after = store.series.list(limit=1000), store.jobs.list(limit=1000), store.deliveries.list(limit=1000)
+        assert after == before
+        assert store.provenance.verify().ok
+        assert store.provenance.story(archive.sop_uid).instances
+        with store.database.read() as connection:
+            found = compare_metadata(MigrationContext.configure(connection), Base.metadata)
+    assert found == []
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,12 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, select
 
 from node.errors import StoreError, TransitionRefused
-from node.model import Action, AssociationEnd, Decision, DeliveryState, JobState, SeriesState
+from node.model import Action, Association, AssociationEnd, Decision, DeliveryState, JobState, SeriesState
 from node.store import Purged, Store
+from node.store.tables import AssociationRow
 from tests.storing import (
     NOW,
     after,
@@ -340,6 +341,26 @@ def test_receiving_and_removing_at_once_never_leave_a_row_without_its_file(
     assert (found.missing, found.corrupt) == ((), ())
     purge(store)
     assert store.series.counts().keys() == {SeriesState.IGNORED}
+
+
+def test_associations_that_carried_nothing_go_when_they_are_old(store: Store) -> None:
+    """More than one transaction removes; what is open, young or carried something that is here stays."""
+    echoes = [
+        Association(
+            id=f"e{n}", calling_ae="CT1", called_ae="LUMINODE", address="10.0.0.1",
+            opened_at=NOW, ended_at=after(n), end=AssociationEnd.RELEASED,
+        )
+        for n in range(1, 1203)
+    ]  # fmt: skip
+    store.reception.note_associations(echoes)
+    associated(store, "open")
+    associated(store, "carried")
+    store.reception.record([received(store, 1, association="carried")])
+    store.reception.end_association("carried", AssociationEnd.RELEASED, NOW)
+    purge(store, before=after(1201))
+    with store.database.read() as connection:
+        left = set(connection.execute(select(AssociationRow.id)).scalars())
+    assert left == {"e1201", "e1202", "open", "carried"}
 
 
 def test_only_a_limited_number_goes_at_once(store: Store) -> None:
