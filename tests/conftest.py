@@ -89,12 +89,17 @@ def sqlite_store(sqlite_url: str, tmp_path: Path) -> Iterator[Store]:
 
 
 LONG_FIRST = (
-    "faults/test_crash_points.py", "faults/test_operation_repair.py", "faults/test_restarts.py",
-    "faults/test_engines_gpu.py", "faults/test_engines_workers.py", "faults/test_operation_clock.py",
-    "faults/test_closed_by_default.py", "faults/test_power_loss.py", "faults/test_operation_soak.py",
-    "faults/test_operation_health.py", "faults/test_delivery_originals.py",
+    "faults/test_crash_points.py", "faults/test_restarts.py", "pipeline/test_corpus.py",
+    "pipeline/test_training_toy.py", "faults/test_operation_repair.py", "conformance/test_bench.py",
+    "faults/test_operation_health.py", "pipeline/test_kill.py", "faults/test_operation_clock.py",
+    "pipeline/test_main_job.py", "faults/test_engines_workers.py", "faults/test_operation_soak.py",
+    "unit/test_training_dose.py", "faults/test_engines_gpu.py", "pipeline/test_ahead.py",
+    "faults/test_hostile_connections.py", "faults/test_power_loss.py", "faults/test_order_and_lateness.py",
+    "pipeline/test_field_senders.py", "faults/test_closed_by_default.py", "pipeline/test_last_good.py",
+    "faults/test_delivery_originals.py",
 )  # fmt: skip
-"""Modules that take long, the longest first: at the end every worker of ``make test`` has short ones left."""
+"""Modules that take long, the longest first, those that wait beside those that compute: at the end every worker of
+``make test`` has short ones left."""
 
 
 @pytest.hookimpl(trylast=True)
