@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from threading import BoundedSemaphore
 from typing import Protocol, TypeVar, runtime_checkable
@@ -128,8 +129,11 @@ class Enhancer:
         self._core = core
         self._threads = threads
         self._turn = BoundedSemaphore(max(1, core.calls))
-        # Of all calls: where a slab ends, threads go on with the next one.
-        self._pool = ThreadPoolExecutor(max_workers=max(1, threads), thread_name_prefix="engine")
+        n_hands = max(1, threads // 2)
+        self._hands = BoundedSemaphore(n_hands)
+        # Of all calls: where a slab ends, threads go on with the next one. Those that wait for the core or for a hand
+        # are beyond the number that is at work.
+        self._pool = ThreadPoolExecutor(max(1, threads) + n_hands, thread_name_prefix="engine")
 
     @property
     def card(self) -> Card:
@@ -151,6 +155,12 @@ class Enhancer:
         the end of a slab; an accelerator takes one after another."""
         return 2 if self._threads > 1 and self._core.device == "cpu" else 1
 
+    @property
+    def hands(self) -> AbstractContextManager[object]:
+        """What whoever works on arrays holds meanwhile, in many short calls of numpy: two threads that do so at once
+        hand the interpreter's lock to and fro, and are slower than one."""
+        return self._hands
+
     def survey(self, volume: Volume) -> Survey:
         """Measure noise, scale and frequency of every slice; each slice by itself."""
         self._admit(volume)
@@ -159,7 +169,12 @@ class Enhancer:
     def _measured(self, volume: Volume) -> Survey:
         n = volume.shape[0]
         parts = [_part(volume, range(i, i + 1)) for i in range(n)]
-        return join(self._in_threads(noise.survey, parts))
+
+        def one(part: Volume) -> Survey:
+            with self._hands:
+                return noise.survey(part)
+
+        return join(self._in_threads(one, parts))
 
     def _in_threads(self, function: Callable[[T], R], tasks: Sequence[T]) -> list[R]:
         """Map over tasks; each result depends on its task alone, so threads change no bit."""
@@ -250,9 +265,10 @@ class Enhancer:
         tasks = {i: self._task(volume, filled, i, slices[i]) for i in chosen}
 
         def finished(i: int, residual: Residual) -> Outcome:
-            return restored(
-                residual.values, slices[i], self._card, strength, looked=i in looked, worst=residual.worst
-            )
+            with self._hands:
+                return restored(
+                    residual.values, slices[i], self._card, strength, looked=i in looked, worst=residual.worst
+                )
 
         def one(i: int) -> Outcome:
             given = slices[i]

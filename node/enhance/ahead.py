@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from engines.base import Params
 from node.dicom.modality import split
 from node.dicom.stacks import UNEVEN, Stack, stacks
-from node.enhance.chain import SLAB, Work, slices_at_once
+from node.enhance.chain import SLAB, STEADY, Work, slices_at_once
 from node.enhance.memo import Key, Memo, keys, name
 from node.enhance.scratch import Item, Scratch
 from node.enhance.workshop import Proven, Workshop
@@ -37,8 +37,6 @@ log = get_logger()
 
 AT_ONCE = 8
 """Slices decoded, surveyed or enhanced between two looks for a job, at most."""
-STEADY = 2
-"""Slices at either side that the noise of a slice is steadied over (engines/noise.py)."""
 TRIES = 2
 """A series that ended so many workers is left alone until it is complete."""
 MOST_SERIES = 8

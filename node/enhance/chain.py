@@ -8,16 +8,16 @@ first to be surveyed, then to be enhanced with their neighbours.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
-from engines.base import Engine, Params, SliceFigures, Survey, join
+from engines.base import Engine, Params, SliceFigures, Survey, Unit, join
 from node.dicom.source import Source
 from node.dicom.stacks import Stack, StackFrame
 from node.enhance.lanes import in_order
@@ -34,6 +34,8 @@ Tell: TypeAlias = Callable[[str, float], None]
 SLAB = 16
 _SLAB_PIXELS = 1 << 22
 """A slab of large matrices has fewer slices: what it takes, in memory and in time, is the same for all."""
+STEADY = 2
+"""Slices at either side that the noise of a slice is steadied over (engines/noise.py)."""
 _DECODERS = 4
 """Threads that decode, at most: each may hold a file and some frames of it."""
 _BEHIND_BYTES = 8 << 20
@@ -110,10 +112,9 @@ def run(
             n_frames=sum(map(len, stacks)),
         )  # fmt: skip
         work.decode(items)
-        surveys = work.survey(stacks)
         with _Emitter(emit, kept, work.clock) as emitter:
             emitter.expect(items, stacks, wanted)
-            work.enhance(stacks, surveys, emitter)
+            work.enhance(stacks, emitter)
     report = work.tally.report(work.clock.seconds, scale=engine.card.scale)
     if wanted is None or len(wanted) >= len(items):  # what is added to a series is not judged without it
         report.must_have_changed(at_all=params.strength > 0 and engine.card.family != "identity")
@@ -144,15 +145,36 @@ class Threaded(Protocol):
         """How many slabs it may be given at once, so that none of its threads waits for the end of a slab."""
         ...
 
+    @property
+    def hands(self) -> AbstractContextManager[object]:
+        """What whoever works on arrays holds meanwhile."""
+        ...
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True, eq=False)
 class _Asked:
-    """A stack that is to be enhanced: its survey, its keys, and what came of its slices so far."""
+    """A stack that is to be enhanced: its survey, of which the first ``measured`` slices are known and the others are
+    NaN, and what came of its slices so far."""
 
     stack: Stack
+    unit: Unit
     survey: Survey
-    known: Sequence[Key]
+    measured: int = 0
     figures: list[SliceFigures] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, stack: Stack, unit: Unit) -> _Asked:
+        sigma, high, share, frequency = np.full((4, len(stack)), np.nan, np.float32)
+        return cls(stack, unit, Survey(sigma=sigma, high=high, share=share, frequency=frequency))
+
+    def fill(self, last: int, known: Mapping[Name, Survey]) -> None:
+        """Take over what is known of slices up to ``last``."""
+        mine = self.survey
+        for i in range(self.measured, last):
+            one = known[name(self.stack.frames[i])]
+            mine.sigma[i], mine.high[i] = one.sigma[0], one.high[0]
+            mine.share[i], mine.frequency[i] = one.share[0], one.frequency[0]
+        self.measured = last
 
 
 @dataclass(slots=True, kw_only=True)
@@ -177,6 +199,10 @@ class Work:
     def lanes(self) -> int:
         return self.engine.lanes if isinstance(self.engine, Threaded) else 1
 
+    @property
+    def hands(self) -> AbstractContextManager[object]:
+        return self.engine.hands if isinstance(self.engine, Threaded) else nullcontext()
+
     def decode(self, items: Sequence[Item]) -> None:
         """Verify and decode instances, in the order in which they are given."""
         known = set(self.kept.places)
@@ -196,27 +222,17 @@ class Work:
                     for share in self.kept.take(next(opened), threads):
                         self.tell("decode", (i + share) / len(items))
 
-    def survey(self, stacks: Sequence[Stack]) -> list[Survey]:
-        """Measure every slice of every stack."""
-        slabs = [(stack, *slab) for stack in stacks for slab in self._slabs(stack)]
-        found = in_order(lambda slab: self._measured(*slab), slabs, self.lanes, name="slab")
-        done = 0
-        with closing(found):
-            for _, first, last in slabs:
-                with self.clock.step("survey"):
-                    self.memo.surveys.update(next(found))
-                done += last - first
-                self.tell("survey", done / self.n_frames)
-        return [self.surveyed(stack) for stack in stacks]
-
     def measure(self, stack: Stack, first: int, last: int) -> None:
         """Survey slices [first, last) of a stack, those that were not yet; each by itself."""
-        self.memo.surveys.update(self._measured(stack, first, last))
+        self.memo.surveys.update(self.measured(stack, first, last))
 
-    def _measured(self, stack: Stack, first: int, last: int) -> dict[Name, Survey]:
+    def measured(self, stack: Stack, first: int, last: int) -> dict[Name, Survey]:
+        """Surveys of slices [first, last) of a stack that were not measured yet, each by itself."""
         names, new = [name(ref) for ref in stack.frames], {}
         for low, high in _runs([i for i in range(first, last) if names[i] not in self.memo.surveys]):
-            found = self.engine.survey(self.kept.slab(stack, low, high).volume)
+            with self.hands:
+                given = self.kept.slab(stack, low, high)
+            found = self.engine.survey(given.volume)
             for i in range(low, high):
                 at = slice(i - low, i - low + 1)
                 new[names[i]] = Survey(
@@ -229,53 +245,53 @@ class Work:
         """The survey of a stack, all of which is measured."""
         return join([self.memo.surveys[name(ref)] for ref in stack.frames])
 
-    def enhance(self, stacks: Sequence[Stack], surveys: Sequence[Survey], emitter: _Emitter) -> None:
-        """Make what the emitter expects."""
+    def enhance(self, stacks: Sequence[Stack], emitter: _Emitter) -> None:
+        """Measure every slice and make what the emitter expects, each slab when what it depends on is measured."""
         from engines.front import remarks  # numerical libraries are loaded when an engine is
 
-        asked, slabs = [], []
-        for stack, survey in zip(stacks, surveys, strict=True):
-            one = _Asked(stack, survey, keys(self.engine.card, stack, survey, self.kept.unit(stack)))
-            asked.append(one)
-            slabs += [
-                (one, last - first, emitter.part(stack, first, last)) for first, last in self._slabs(stack)
-            ]
-        parts = ((one, *part) for one, _, part in slabs if part is not None)
-        found = in_order(lambda part: self._new(*part), parts, self.lanes, name="slab")
+        asked = [_Asked.of(stack, self.kept.unit(stack)) for stack in stacks]
+        slabs = [(one, first, last) for one in asked for first, last in self._slabs(one.stack)]
+        surveying = _Surveying(self, slabs)
+        parts = ((slab, emitter.part(slab[0].stack, *slab[1:])) for slab in surveying.ahead(slabs))
+        making = in_order(
+            lambda part: self._new(*part), ((s[0], *part) for s, part in parts if part), self.lanes, name="slab"
+        )  # fmt: skip
         done = 0
-        with closing(found):
-            for one, n, part in slabs:
+        with closing(surveying), closing(making):
+            for one, first, last in slabs:
+                part = emitter.part(one.stack, first, last)
                 if part is not None:
                     with self.clock.step("enhance"):
-                        new = next(found)
-                    for i, made in self._made(one, *part, new):
+                        known, new = next(making)
+                    for i, made in self._made(part[0], known, new):
                         self.tally.add(made)
                         one.figures.append(made.figures)
                         emitter.finished(
                             one.stack.frames[i], made.stored, Ran(runtime=made.runtime, device=made.device)
                         )
-                done += n
+                done += last - first
+                if done == self.n_frames:
+                    surveying.finish()
                 self.tell("enhance", done / self.n_frames)
+                surveying.tell()
         for one in asked:
             if one.figures and self.params.strength > 0:
-                unit = self.kept.unit(one.stack)
-                self.tally.note(remarks(one.survey, one.stack.spacing_mm, unit, one.figures))
+                self.tally.note(remarks(one.survey, one.stack.spacing_mm, one.unit, one.figures))
 
-    def _new(self, one: _Asked, first: int, last: int) -> dict[int, Made]:
-        """Of slices [first, last) of a stack those that are not remembered, made now."""
+    def _new(self, one: _Asked, first: int, last: int) -> tuple[list[Key], dict[int, Made]]:
+        """Keys of slices [first, last) of a stack, and those that are not remembered, made now."""
+        known = keys(self.engine.card, one.stack, one.survey, one.unit, first, last)
         new: dict[int, Made] = {}
-        for low, high in _runs([i for i in range(first, last) if one.known[i] not in self.memo]):
+        for low, high in _runs([i for i in range(first, last) if known[i - first] not in self.memo]):
             new.update(zip(range(low, high), self.make(one.stack, low, high, one.survey), strict=True))
-        return new
+        return known, new
 
-    def _made(
-        self, one: _Asked, first: int, last: int, new: dict[int, Made]
-    ) -> Iterator[tuple[int, Made]]:  # fmt: skip
-        """Slices [first, last) of a stack, in order: new, or remembered."""
-        for i in range(first, last):
+    def _made(self, first: int, known: Sequence[Key], new: dict[int, Made]) -> Iterator[tuple[int, Made]]:
+        """Slices from ``first`` on, in order: new, or remembered."""
+        for i, key in enumerate(known, first):
             made = new.pop(i, None)
             if made is None:
-                made = self.memo.get(one.known[i])
+                made = self.memo.get(key)
                 assert made is not None
                 self.tally.n_before += 1
             yield i, made
@@ -286,28 +302,80 @@ class Work:
 
         k = self.engine.card.neighbours
         low, high = max(0, first - k), min(len(stack), last + k)
-        given = self.kept.slab(stack, low, high)
+        with self.hands:
+            given = self.kept.slab(stack, low, high)
         keep = slice(first - low, last - low)
         result = self.engine.enhance(given.volume, self.params, survey, first=low, keep=keep)
-        judge(
-            given.volume, result.volume, survey, card=self.engine.card, strength=self.params.strength,
-            first=low, keep=keep, n_skipped=int(result.figures.get("skipped", 0)),
-        )  # fmt: skip
-        out = self.kept.encoded(stack, first, given, first - low, result.volume)
-        before = given.stored[keep] if self.engine.card.scale == 1 else [None] * len(out)
-        return [
-            Made(
-                stored=stored, figures=figures, same=was is not None and np.array_equal(stored, was),
-                runtime=result.runtime, device=result.device,
-            )
-            for stored, was, figures in zip(out, before, result.slices, strict=True)
-        ]  # fmt: skip
+        with self.hands:
+            judge(
+                given.volume, result.volume, survey, card=self.engine.card, strength=self.params.strength,
+                first=low, keep=keep, n_skipped=int(result.figures.get("skipped", 0)),
+            )  # fmt: skip
+            out = self.kept.encoded(stack, first, given, first - low, result.volume)
+            before = given.stored[keep] if self.engine.card.scale == 1 else [None] * len(out)
+            return [
+                Made(
+                    stored=stored, figures=figures, same=was is not None and np.array_equal(stored, was),
+                    runtime=result.runtime, device=result.device,
+                )
+                for stored, was, figures in zip(out, before, result.slices, strict=True)
+            ]  # fmt: skip
 
     def _slabs(self, stack: Stack) -> Iterator[tuple[int, int]]:
         # Slabs that are in work at once take together what one would take alone.
         step = max(1, slices_at_once(stack, self.engine.card.scale, self.slab) // self.lanes)
         for first in range(0, len(stack), step):
             yield first, min(first + step, len(stack))
+
+
+_Part: TypeAlias = tuple[_Asked, int, int]
+
+
+class _Surveying:
+    """The surveys of all slabs, in order, a few ahead of whoever needs them."""
+
+    def __init__(self, work: Work, slabs: Sequence[_Part]) -> None:
+        self._work, self._slabs, self._done, self._told = work, iter(slabs), 0, 0
+        self._enhancing = False
+        self._last = [slab[0] for slab in slabs[-1:]]
+        self._found = in_order(
+            lambda slab: work.measured(slab[0].stack, *slab[1:]), slabs, work.lanes, name="survey", more=1
+        )  # fmt: skip
+
+    def ahead(self, slabs: Sequence[_Part]) -> Iterator[_Part]:
+        """Slabs, each when all is measured that its slices depend on: slices near by, or for the scale of its series
+        every slice."""
+        for one, first, last in slabs:
+            far = last + STEADY + self._work.engine.card.neighbours
+            self._until(one, len(one.stack) if one.unit != "HU" else min(len(one.stack), far))
+            yield one, first, last
+
+    def finish(self) -> None:
+        """Measure what is left."""
+        for one in self._last:
+            self._until(one, len(one.stack))
+        self.tell()
+
+    def tell(self) -> None:
+        """Tell how far it is, unless that was told."""
+        self._enhancing = True
+        if self._done > self._told:
+            self._told = self._done
+            self._work.tell("survey", self._done / self._work.n_frames)
+
+    def close(self) -> None:
+        self._found.close()
+
+    def _until(self, one: _Asked, end: int) -> None:
+        while one.measured < end:
+            its, first, last = next(self._slabs)
+            with self._work.clock.step("survey"):
+                self._work.memo.surveys.update(next(self._found))
+            its.fill(last, self._work.memo.surveys)
+            self._done += last - first
+            if not self._enhancing:  # what is told while a slab is made would look like its end
+                self._told = self._done
+                self._work.tell("survey", self._done / self._work.n_frames)
 
 
 def _runs(indices: Sequence[int]) -> list[tuple[int, int]]:

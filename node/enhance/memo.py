@@ -45,15 +45,18 @@ def name(ref: StackFrame) -> Name:
     return ref.sop_instance_uid, ref.frame_number
 
 
-def keys(card: Card, stack: Stack, survey: Survey, unit: Unit) -> list[Key]:
-    """Keys of all slices of a stack that is taken for complete, with its survey."""
+def keys(
+    card: Card, stack: Stack, survey: Survey, unit: Unit, first: int = 0, last: int | None = None
+) -> list[Key]:
+    """Keys of slices [first, last) of a stack that is taken for complete, with its survey."""
     from engines.front import beside, numbers  # numerical libraries are loaded when an engine is
 
     sigmas, scale = numbers(survey, unit)
     names = [name(ref) for ref in stack.frames]
     shared = np.array([scale, *stack.spacing_mm[1:]], np.float64).tobytes()
     out = []
-    for i, own in enumerate(names):
+    for i in range(first, len(names) if last is None else last):
+        own = names[i]
         below, above = beside(card, stack.spacing_mm, stack.contiguous, i)
         out.append(
             Key(

@@ -19,7 +19,8 @@ from engines.base import Engine, Survey
 from engines.catalog import Catalog
 from engines.errors import DeviceLost, OutOfMemory, OutputImplausible
 from node.dicom.stacks import stacks
-from node.enhance.ahead import MOST_SERIES, STEADY, TRIES, Ahead
+from node.enhance.ahead import MOST_SERIES, TRIES, Ahead
+from node.enhance.chain import STEADY
 from node.enhance.guardian import DEVICE, LOST, SERIES, SIZE
 from node.enhance.memo import keys
 from node.enhance.pace import Pace

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,6 +82,22 @@ def test_slabs_of_any_size_make_the_same_bytes(
     assert bool(changed(whole, items)) == (engine.card.family != "identity")
     for slab in (1, 5, 16):
         assert chained(items, engine, scratch, slab=slab).made == whole.made
+
+
+@pytest.mark.parametrize(("name", "modality"), [("ct-cnn", "CT"), ("mr-cnn", "MR"), ("ct-tv", "CT"), ("mr-sr2", "MR")])
+@pytest.mark.parametrize("slab", [1, 5, 16])
+def test_threads_change_no_bit(
+    catalog: Catalog, name: str, modality: str, slab: int, tmp_path: Path, scratch: Path
+) -> None:
+    """Slabs side by side, slices of each side by side, measured while others are made."""
+    items = files(tmp_path / "in", series(modality, 21))
+    alone = chained(items, catalog.load(name, threads=1), scratch)
+    engine = catalog.load(name, threads=4)
+    assert engine.lanes > 1
+    together = chained(items, engine, scratch, slab=slab)
+    assert together.made == alone.made
+    assert together.report.notes == alone.report.notes
+    assert together.report.figures["mean_change"] == pytest.approx(alone.report.figures["mean_change"], rel=1e-6)
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
@@ -237,6 +254,22 @@ def test_a_large_file_is_digested_too(
         chained(items, engine, scratch)
 
 
+@pytest.mark.parametrize("threads", [1, 4])
+def test_the_first_instance_that_cannot_be_read_decides(
+    catalog: Catalog, tmp_path: Path, scratch: Path, threads: int
+) -> None:
+    short = series("CT", 8)
+    short[5].PixelData = short[5].PixelData[:-20]
+    items = files(tmp_path / "in", short)
+    flip(items[6].path, -3)
+    made: list[Any] = []
+    engine = catalog.load("ct-tv", threads=threads)
+    for order, match in ((items, "cut short"), (items[::-1], "not those that were received")):
+        with pytest.raises(SeriesError, match=match):
+            chained(order, engine, scratch, emit=lambda *a: made.append(a))
+    assert not made
+
+
 def test_pixels_that_cannot_be_decoded_say_why(engine: Engine, tmp_path: Path, scratch: Path) -> None:
     short = series("CT", 4)
     short[1].PixelData = short[1].PixelData[:-20]
@@ -264,6 +297,39 @@ def test_it_stops_at_every_step(engine: Engine, slices: list[Item], scratch: Pat
 
     with pytest.raises(Stop):
         chained(slices, engine, scratch, tell=tell, slab=1)
+
+
+@pytest.mark.parametrize("step", ["decode", "survey", "enhance"])
+def test_it_stops_with_many_threads_too(
+    catalog: Catalog, slices: list[Item], scratch: Path, step: str
+) -> None:
+    engine, made = catalog.load("ct-tv", threads=4), []
+
+    def tell(now: str, share: float) -> None:
+        assert 0 < share <= 1
+        if now == step and share > 0.3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        chained(slices, engine, scratch, tell=tell, slab=2, emit=lambda *a: made.append(a))
+    n = len(made)
+    left = [t.name for t in threading.enumerate() if t.name.startswith(("slab", "survey", "decode", "derive"))]
+    assert not left
+    assert len(made) == n < len(slices)
+
+
+def test_what_is_told_while_slabs_are_made_ends_no_step(
+    catalog: Catalog, tmp_path: Path, scratch: Path
+) -> None:
+    """Between two signs of life of the engine lies one slab: who times them must not take less for one."""
+    items = files(tmp_path / "in", series("CT", 24))
+    told: list[tuple[str, float]] = []
+    chained(items, catalog.load("ct-tv", threads=4), scratch, slab=4, tell=lambda *a: told.append(a))
+    steps = [step for step, _ in told]
+    after = steps[steps.index("enhance") :]
+    assert all(now == "enhance" for before, now in zip(after, after[1:], strict=False) if before == "survey")
+    assert [share for step, share in told if step == "survey"][-1] == 1
+    assert told[-1] == ("enhance", 1)
 
 
 def test_it_tells_how_far_it_is(engine: Engine, slices: list[Item], scratch: Path) -> None:
