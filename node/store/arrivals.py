@@ -37,7 +37,7 @@ _NEWEST = (
     )
     .order_by(_series.c.generation.desc())
     .limit(1)
-    .with_for_update()
+    .with_for_update(key_share=True)
 )
 _CURRENT = (
     select(
