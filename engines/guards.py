@@ -371,13 +371,14 @@ def check(
 def _changed(before: Floats, after: Floats, valid: Mask) -> tuple[int, Floats, Floats]:
     """How many voxels are valid, the change of these and their values before; others, if there, are 0 in both."""
     weights = weights_of(valid)
-    change = after - before
+    with np.errstate(invalid="ignore", over="ignore"):
+        change = after - before
+        seen = before if weights.whole else before * weights.ones
     if weights.whole:
         if not all_finite(change):
             raise _no_numbers()
-        return change.size, change, before
+        return change.size, change, seen
     n = int(np.count_nonzero(valid))
-    seen = before * weights.ones
     if not (all_finite(change) and all_finite(seen)):  # what is not valid may be anything
         change, seen = change[valid], before[valid]
         if not np.isfinite(change).all():

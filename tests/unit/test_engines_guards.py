@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -185,3 +187,57 @@ def test_check_catches_a_moved_mean_and_another_shape() -> None:
         checked(after)
     with pytest.raises(OutputImplausible, match="shape"):
         checked(np.zeros((4, 4), np.float32))
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), side=st.tuples(st.integers(1, 9), st.integers(1, 9)), masked=st.booleans())
+def test_regions_settle_as_they_are_told_to(seed: int, side: tuple[int, int], masked: bool) -> None:
+    """One round, in plain words: each pixel gives the largest excess of the regions that hold it, of either sign."""
+    rng = np.random.default_rng(seed)
+    residual = rng.normal(0, 3, (int(rng.integers(9, 30)), int(rng.integers(9, 30)))).astype(np.float32)
+    valid = rng.random(residual.shape) < (0.8 if masked else 2.0)
+    residual[~valid] = 0
+    regions, kept = guards.Regions(valid, side), np.float32(0.9)
+    means = regions.means(residual)
+    over, under = np.zeros_like(residual), np.zeros_like(residual)
+    high, wide = side
+    for y, x in np.ndindex(means.shape):
+        part = np.s_[y : y + high, x : x + wide]
+        n = int(valid[part].sum())
+        mean = float(residual[part][valid[part]].sum()) / n if n and n >= high * wide / 2 else 0.0
+        assert means[y, x] == pytest.approx(mean, abs=1e-5)
+        over[part] = np.maximum(over[part], means[y, x] - kept)
+        under[part] = np.maximum(under[part], -means[y, x] - kept)
+    for told, wanted in ((regions.over(means, kept), over), (regions.over(-means, kept), under)):
+        assert np.array_equal(-told if told is not None else np.zeros_like(wanted), wanted)
+
+
+def test_what_follows_from_a_mask_is_that_masks() -> None:
+    """Slices of a series mostly share a mask, and what follows from it is kept; another one is another."""
+    rng = np.random.default_rng(0)
+    residual = rng.normal(0, 3, (40, 40)).astype(np.float32)
+    masks = [rng.random((40, 40)) < share for share in (0.5, 0.9, 0.5, 2.0)]
+    how = {"largest": np.float32(9), "radius": 3, "side": (6, 5), "tolerance": 0.5}
+    first = [guards.guarded(residual, m, **how) for m in masks]  # type: ignore[arg-type]
+    again = [guards.guarded(residual, m, **how) for m in reversed(masks)]  # type: ignore[arg-type]
+    assert all(np.array_equal(a, b) for a, b in zip(first, reversed(again), strict=True))
+    assert not any(np.array_equal(a, b) for a, b in pairwise(first))
+
+
+def test_infinity_in_padding_is_nobodys_business() -> None:
+    valid = np.ones((20, 20), np.bool_)
+    valid[:5] = False
+    before = np.zeros((20, 20), np.float32)
+    before[0, 0], before[1, 1] = np.nan, np.inf
+    after = before.copy()
+    after[valid] += 1
+    how = {"largest": np.float32(2), "strength": 1.0, "unit": "arbitrary", "scale": 1e4}
+    assert guards.check(before, after, valid, **how) == (1.0, 1.0)  # type: ignore[arg-type]
+    for place, value in (((0, 0), 0.0), ((2, 2), 1.0)):
+        spoiled = after.copy()
+        spoiled[place] = value
+        with pytest.raises(OutputImplausible, match="nothing was reconstructed"):
+            guards.check(before, spoiled, valid, **how)  # type: ignore[arg-type]
+    after[9, 9] = np.nan
+    with pytest.raises(OutputImplausible, match="not numbers"):
+        guards.check(before, after, valid, **how)  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.fft import dctn
 
 from engines import known, noise
 from engines.base import Floats, Survey
@@ -200,3 +201,42 @@ def test_spectrum_adds_up_to_the_variance() -> None:
     found = measured(grain)
     assert np.mean(found.spectrum) == pytest.approx(100, rel=0.1)
     assert len(found.spectrum) == len(noise.band_frequencies())
+
+
+@pytest.mark.parametrize("side", [61, 100, 130, 257])
+@pytest.mark.parametrize("masked", [False, True])
+def test_blocks_are_cut_and_taken_apart_as_they_are_told_to(side: int, masked: bool) -> None:
+    """The spectrum, block by block, by the cosine transform of another library."""
+    rng = np.random.default_rng(side)
+    values = rng.normal(40, 9, (side, side + 5)).astype(np.float32)
+    valid = np.ones(values.shape, np.bool_)
+    if masked:
+        valid[: side // 3, : side // 3] = False
+    stride = noise.BLOCK // 2 if side >= 128 else noise.BLOCK // 4
+    corners = [
+        (y, x)
+        for y in range(0, values.shape[0] - noise.BLOCK + 1, stride)
+        for x in range(0, values.shape[1] - noise.BLOCK + 1, stride)
+        if valid[y : y + noise.BLOCK, x : x + noise.BLOCK].all()
+    ]
+    power = np.stack(
+        [
+            dctn(values[y : y + noise.BLOCK, x : x + noise.BLOCK], norm="ortho").ravel() ** 2
+            for y, x in corners
+        ]
+    )
+    rank = int(noise.QUANTILE * (len(corners) - 1))
+    found = noise.estimate(values, valid, unit="HU")
+    assert found.n_blocks == len(corners)
+    for band, level in zip(noise._bands(), found.spectrum, strict=True):
+        wanted = np.sort(power[:, band.members].mean(axis=1))[rank] / band.correction
+        assert level == pytest.approx(wanted, rel=1e-4)
+
+
+@given(st.lists(st.floats(1, 50, width=32) | st.just(float("nan")), min_size=1, max_size=12))
+def test_steady_is_the_median_of_those_that_are_known(sigma: list[float]) -> None:
+    given_ = np.array(sigma, np.float32)
+    for i, told in enumerate(noise.steady(given_)):
+        near = given_[max(0, i - 2) : i + 3]
+        known = near[np.isfinite(near)]
+        assert np.array_equal(told, np.median(known) if known.size else np.float32(np.nan), equal_nan=True)

@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,9 @@ def test_slabs_of_any_size_make_the_same_bytes(
         assert chained(items, engine, scratch, slab=slab).made == whole.made
 
 
-@pytest.mark.parametrize(("name", "modality"), [("ct-cnn", "CT"), ("mr-cnn", "MR"), ("ct-tv", "CT"), ("mr-sr2", "MR")])
+@pytest.mark.parametrize(
+    ("name", "modality"), [("ct-cnn", "CT"), ("mr-cnn", "MR"), ("ct-tv", "CT"), ("mr-sr2", "MR")]
+)
 @pytest.mark.parametrize("slab", [1, 5, 16])
 def test_threads_change_no_bit(
     catalog: Catalog, name: str, modality: str, slab: int, tmp_path: Path, scratch: Path
@@ -97,7 +100,9 @@ def test_threads_change_no_bit(
     together = chained(items, engine, scratch, slab=slab)
     assert together.made == alone.made
     assert together.report.notes == alone.report.notes
-    assert together.report.figures["mean_change"] == pytest.approx(alone.report.figures["mean_change"], rel=1e-6)
+    assert together.report.figures["mean_change"] == pytest.approx(
+        alone.report.figures["mean_change"], rel=1e-6
+    )
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
@@ -313,7 +318,9 @@ def test_it_stops_with_many_threads_too(
     with pytest.raises(Stop):
         chained(slices, engine, scratch, tell=tell, slab=2, emit=lambda *a: made.append(a))
     n = len(made)
-    left = [t.name for t in threading.enumerate() if t.name.startswith(("slab", "survey", "decode", "derive"))]
+    left = [
+        t.name for t in threading.enumerate() if t.name.startswith(("slab", "survey", "decode", "derive"))
+    ]
     assert not left
     assert len(made) == n < len(slices)
 
@@ -327,7 +334,7 @@ def test_what_is_told_while_slabs_are_made_ends_no_step(
     chained(items, catalog.load("ct-tv", threads=4), scratch, slab=4, tell=lambda *a: told.append(a))
     steps = [step for step, _ in told]
     after = steps[steps.index("enhance") :]
-    assert all(now == "enhance" for before, now in zip(after, after[1:], strict=False) if before == "survey")
+    assert all(now == "enhance" for before, now in pairwise(after) if before == "survey")
     assert [share for step, share in told if step == "survey"][-1] == 1
     assert told[-1] == ("enhance", 1)
 
