@@ -177,14 +177,17 @@ def main(given: list[str] | None = None) -> int:
     args = arguments(given)
     kept = args.out / "performance.json"
     results: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {"sections": {}}
-    for section in args.only.split(","):
-        new = measure(section, args)
-        old = results["sections"].get(section, {})
-        if args.cases and "cases" in old:
-            new["cases"] = {**old["cases"], **new["cases"]}
-        results["sections"][section] = new
-        kept.write_text(json.dumps(results, indent=1) + "\n")
-        (args.out / "performance.md").write_text(page(results))
+    try:
+        for section in args.only.split(","):
+            new = measure(section, args)
+            old = results["sections"].get(section, {})
+            if args.cases and "cases" in old:
+                new["cases"] = {**old["cases"], **new["cases"]}
+            results["sections"][section] = new
+            kept.write_text(json.dumps(results, indent=1) + "\n")
+            (args.out / "performance.md").write_text(page(results))
+    finally:
+        door.remove_folders()
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import tempfile
 import time
@@ -56,10 +57,21 @@ ASSOCIATIONS = (
 IDLE, IDLE_S = 128, 5.0
 
 
+_left: list[str] = []
+
+
 @contextmanager
 def folder_for(where: Path | None) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir=where, prefix="bench-") as path:
-        yield Path(path)
+    """A folder; it is removed by `remove_folders`, when nobody is measured any more."""
+    path = tempfile.mkdtemp(dir=where, prefix="bench-")
+    _left.append(path)
+    yield Path(path)
+
+
+def remove_folders() -> None:
+    """Remove what `folder_for` made."""
+    while _left:
+        shutil.rmtree(_left.pop(), ignore_errors=True)
 
 
 def compare(case: Case, rounds: int, seed: int, where: Path | None, tell: Told) -> Result:
