@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -94,7 +95,7 @@ class House:
 
     def tmp(self) -> list[Path]:
         """Files that are being written, or were left behind."""
-        return list((self.store.spool.root / "tmp").iterdir())
+        return unnamed(self.store.spool.root)
 
     def forget(self) -> None:
         """Wait until nobody is connected, then empty the store."""
@@ -109,6 +110,7 @@ class House:
                 connection.execute(delete(getattr(tables, f"{row}Row")))
         for file in list(self.store.spool.walk()):
             self.store.spool.remove(file.path)
+        wait_until(lambda: not self.tmp(), 5.0, "first names are taken away")
 
     def quiet(self) -> None:
         """Wait until nobody is connected."""
@@ -125,6 +127,24 @@ def house(store: Store, settings: Config | None = None) -> Iterator[House]:
         yield House(receiver, store, settings)
     finally:
         receiver.stop(1.0)
+
+
+def unnamed(spool: Path, within_s: float = 0.5) -> list[Path]:
+    """Files of a spool that are being written, or were left behind; those that are being settled have a moment.
+
+    They are not those that have a final name, nor the empty ones whose names were made ahead.
+    """
+    until = time.monotonic() + within_s
+    while True:
+        found = list((spool / "tmp").iterdir())
+        for path in (spool / "landing").iterdir():
+            with suppress(FileNotFoundError):
+                told = path.stat()
+                if told.st_size and told.st_nlink == 1:
+                    found.append(path)
+        if not found or time.monotonic() > until:
+            return found
+        time.sleep(0.01)
 
 
 def at_once(work: Callable[[int], None], n: int, within_s: float = 120.0) -> None:

@@ -174,7 +174,7 @@ def in_force(settings: Settings) -> InForce:
 
 def _spool(store: Store, settings: Settings) -> str:
     """Whether an instance would be taken: there is room, and a file can be made durable."""
-    with store.spool.create() as writer:
+    with store.spool.create(ahead=False) as writer:
         writer.write(b"\0" * 4096)
         writer.sync()
     free, least = store.spool.free_bytes(), settings.config.store.refuse_below

@@ -6,6 +6,7 @@ What a verb needs is imported when it runs: a quick verb does not wait for what 
 from __future__ import annotations
 
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -42,7 +43,8 @@ def serve(
     from node.app.settings import Settings
 
     settings = Settings(path, "supervisor")
-    settings.open_store().close()  # the schema is brought up to date once, before anybody works
+    with settings.open_store() as store:  # the schema is brought up to date once, before anybody works
+        store.spool.sweep_tmp(datetime.now(UTC))  # so are names given back that a power cut took
     raise typer.Exit(Supervisor(path, last_good=settings.keep_last_good()).run())
 
 

@@ -1,17 +1,20 @@
 """Group commit: what waits is made durable together, and only then is anybody told.
 
-An instance comes here written and synced (each association syncs its own file, in parallel). Here it gets its
-name, then one sync of the folder and one transaction cover all that wait. That order is what durability rests
-on; only where :meth:`GroupCommit.instance` returned may 0000H be answered.
+An instance comes here written. Its bytes are synced, it gets its name, the name is made durable (or was made so ahead
+of time, node/store/landing.py), then a transaction records it. That order is what durability rests on; only where
+:meth:`GroupCommit.instance` returned may 0000H be answered.
 
-There is no thread for instances: of the associations that wait, one leads. It takes all that is there, and
-when its own is done it hands the lead to one that came meanwhile. A lone association thus pays for no change
-of threads. Openings and endings of associations wait for nobody: they ride along with the next batch, before
-its instances, or are written by a thread of their own a moment later.
+There is no thread for instances: of the associations that wait, one leads. One that finds nobody there leads at
+once, and has the database prepare its transaction while the disk writes the bytes. Others sync their own files
+meanwhile, in parallel; the next leader names and records all of those together, and hands the lead to one that
+came since. A lone association thus pays for no change of threads. Openings and endings of associations wait for
+nobody: they ride along with the next batch, before its instances, or are written by a thread of their own a
+moment later.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -25,12 +28,18 @@ from node.log import get_logger
 from node.model import Association, AssociationEnd, Instance
 from node.store.originals import Forward
 from node.store.reception import Duplicates, Ended, Reception, Recorded
-from node.store.spool import Spool, SpoolWriter
+from node.store.spool import Spool, SpoolWriter, spool_path
 
 log = get_logger()
 
 _MOST: Final = 256
 """Instances in one transaction."""
+
+_SHORT: Final = 4 * 1024 * 1024
+"""Bytes of an instance up to which its sync may go on inside a transaction, for which others have to wait."""
+
+_QUIET_S: Final = 0.1
+"""How long nobody must have met another for one to go alone."""
 
 _NOTE_S: Final = 0.02
 """How long an opening or ending waits for instances to ride with."""
@@ -44,7 +53,7 @@ _MOST_NOTES: Final = 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrived:
-    """An instance whose bytes are durable under a temporary name; ``sha256``, ``offset`` as in Instance."""
+    """An instance whose bytes are written under a temporary name; ``sha256``, ``offset`` as in Instance."""
 
     writer: SpoolWriter
     sop_class_uid: str
@@ -57,10 +66,9 @@ class Arrived:
     sha256: str
     received_at: datetime
 
-    def publish(self) -> Instance:
-        """Give the file its name. The writer is used up, whatever happens."""
-        size = self.writer.size
-        path = self.writer.publish(self.series_uid, self.sop_instance_uid, self.sha256)
+    @property
+    def instance(self) -> Instance:
+        """As it is recorded."""
         return Instance(
             sop_class_uid=self.sop_class_uid,
             sop_instance_uid=self.sop_instance_uid,
@@ -70,12 +78,30 @@ class Arrived:
             calling_ae=self.association.calling_ae,
             called_ae=self.association.called_ae,
             association=self.association.id,
-            path=path,
-            size=size,
+            path=spool_path(self.series_uid, self.sop_instance_uid, self.sha256),
+            size=self.writer.size,
             offset=self.offset,
             sha256=self.sha256,
             received_at=self.received_at,
         )
+
+    def sync(self) -> None:
+        """Make the bytes durable. If that fails, nothing of them is left."""
+        try:
+            self.writer.sync()
+        except BaseException:
+            self.discard()
+            raise
+        failpoint("receive.bytes_durable")
+
+    def publish(self) -> None:
+        """Give the synced file its name. The writer is used up, whatever happens."""
+        self.writer.publish(self.series_uid, self.sop_instance_uid, self.sha256)
+
+    def discard(self) -> None:
+        """Leave nothing behind; harmless after `publish`."""
+        with contextlib.suppress(OSError, StoreError):
+            self.writer.discard()
 
 
 class _Ticket:
@@ -85,9 +111,9 @@ class _Ticket:
 
     def __init__(self, arrived: Arrived) -> None:
         self.arrived = arrived
-        self.instance: Instance | None = None
+        self.instance = arrived.instance
         self.recorded: Recorded | None = None
-        self.error: StoreError | None = None
+        self.error: Exception | None = None
         self.done = False
         self.bell = threading.Lock()
         self.bell.acquire()
@@ -125,6 +151,7 @@ class GroupCommit:
         self._lock = threading.Lock()
         self._waiting: list[_Ticket] = []
         self._led = False
+        self._met_at = 0.0  # when an instance last found another under way, seconds, monotonic
         # Held from taking notes to having written them: else an instance could overtake its association.
         self._writing = threading.RLock()
         self._opened: list[Association] = []
@@ -143,21 +170,65 @@ class GroupCommit:
         ------
         StoreError
             It is not, whatever was the reason. The sender must not be told that it is.
+        Exception
+            The same: as the sync of its bytes raised it.
         """
         ticket = _Ticket(arrived)
         with self._lock:
-            self._waiting.append(ticket)
-            lead = not self._led
-            self._led = True
-        if not lead:
-            ticket.bell.acquire()  # rings when it is done, or when it is to lead
-        if not ticket.done:
-            self._lead(ticket)
+            quiet = not self._led and time.monotonic() - self._met_at > _QUIET_S
+            alone = quiet and arrived.writer.size <= _SHORT
+            self._led = self._led or alone
+        if alone:
+            self._store_alone(ticket)
+        else:
+            arrived.sync()
+            self._store_with_others(ticket)
         if ticket.error is not None:
             raise ticket.error
         if ticket.recorded is None:  # no path leads here; if ever one does, it must not end in 0000H
             raise StoreError("an instance was left unrecorded")
         return ticket.recorded
+
+    def _store_alone(self, ticket: _Ticket) -> None:
+        try:
+            with self._writing:
+                self._record_all([ticket], self._durably(ticket))
+            failpoint("receive.recorded")
+        except BaseException as error:
+            ticket.recorded, ticket.error = None, ticket.error or _as_store_error(error)
+        finally:
+            ticket.arrived.discard()
+            self._hand_over()
+
+    def _durably(self, ticket: _Ticket) -> Callable[[], None]:
+        """What has to be done before the transaction of an instance is committed; once, if that is tried again."""
+        left = [ticket]
+
+        def make_durable() -> None:
+            if left:
+                left.clear()
+                try:
+                    ticket.arrived.sync()
+                except Exception as error:
+                    ticket.error = error
+                else:
+                    self._publish([ticket])
+            if ticket.error is not None:
+                raise ticket.error
+
+        return make_durable
+
+    def _store_with_others(self, ticket: _Ticket) -> None:
+        with self._lock:
+            self._waiting.append(ticket)
+            lead = not self._led
+            self._led = True
+            if not lead:
+                self._met_at = time.monotonic()
+        if not lead:
+            ticket.bell.acquire()  # rings when it is done, or when it is to lead
+        if not ticket.done:
+            self._lead(ticket)
 
     def _lead(self, own: _Ticket) -> None:
         while not own.done:
@@ -173,6 +244,9 @@ class GroupCommit:
                 ticket.done = True
                 if ticket is not own:
                     ticket.bell.release()
+        self._hand_over()
+
+    def _hand_over(self) -> None:
         with self._lock:
             heir = self._waiting[0] if self._waiting else None
             self._led = heir is not None
@@ -180,26 +254,33 @@ class GroupCommit:
             heir.bell.release()
 
     def _store(self, tickets: Sequence[_Ticket]) -> None:
-        named: list[_Ticket] = []
-        for ticket in tickets:
-            try:
-                ticket.instance = ticket.arrived.publish()
-                named.append(ticket)
-            except Exception as error:
-                ticket.error = _as_store_error(error)
+        named = self._publish(tickets)
         if not named:
             return
-        failpoint("receive.named")
-        self._spool.sync_dirs([each.instance.path for each in named if each.instance is not None])
-        failpoint("receive.names_durable")
         with self._writing:
             self._record_all(named)
         failpoint("receive.recorded")
 
-    def _record_all(self, named: Sequence[_Ticket]) -> None:
+    def _publish(self, tickets: Sequence[_Ticket]) -> list[_Ticket]:
+        """Give synced files durable names; those that got one, the others have their error."""
+        named: list[_Ticket] = []
+        for ticket in tickets:
+            try:
+                ticket.arrived.publish()
+                named.append(ticket)
+            except Exception as error:
+                ticket.error = _as_store_error(error)
+        failpoint("receive.named")
+        loose = [each.instance.path for each in named if not each.arrived.writer.anchored]
+        if loose:
+            self._spool.sync_dirs(loose)
+        failpoint("receive.names_durable")
+        return named
+
+    def _record_all(self, named: Sequence[_Ticket], before_commit: Callable[[], None] | None = None) -> None:
         notes = self._take_notes()
         try:
-            self._record(named, *notes)
+            self._record(named, *notes, before_commit=before_commit)
         except Exception as error:
             self._keep_notes(*notes)
             if len(named) == 1:
@@ -219,16 +300,21 @@ class GroupCommit:
                     ticket.error = _as_store_error(own)
 
     def _record(
-        self, tickets: Sequence[_Ticket], opened: Sequence[Association] = (), ended: Sequence[Ended] = ()
+        self,
+        tickets: Sequence[_Ticket],
+        opened: Sequence[Association] = (),
+        ended: Sequence[Ended] = (),
+        *,
+        before_commit: Callable[[], None] | None = None,
     ) -> None:
-        instances = [each.instance for each in tickets if each.instance is not None]
         results = self._reception.record(
-            instances,
+            [each.instance for each in tickets],
             duplicates=self._duplicates(),
             opened=opened,
             ended=ended,
             receiver=self._receiver,
             forward=self._forward(),
+            before_commit=before_commit,
         )
         if len(results) != len(tickets):
             raise StoreError("the store answered for another number of instances")

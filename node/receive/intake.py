@@ -196,7 +196,7 @@ class Intake:
             self._refuse(error)
 
     def finish(self, received_at: datetime) -> Arrived:
-        """The data set is complete: check it and bring its bytes to stable storage.
+        """The data set is complete: check it, and have the disk begin with it.
 
         Raises
         ------
@@ -215,8 +215,12 @@ class Intake:
                 if self.size >= _AHEAD:
                     self._writer.start_sync()
                 self._digest(self._writer, self.size)
-                self._writer.sync()
-                failpoint("receive.bytes_durable")
+                self._writer.seal(
+                    self._ids.series_uid,
+                    self.command.sop_instance_uid,
+                    self._hash.hexdigest(),
+                    part10.OFFSET,
+                )
         except Exception as error:
             self._refuse(error)
         if self.refused is not None or self._writer is None or self._ids is None:

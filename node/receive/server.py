@@ -23,6 +23,7 @@ from node.receive.door import Door
 from node.receive.guard import Gate, Guard
 from node.receive.house import House
 from node.receive.terms import terms
+from node.store import landing
 from node.store.store import Store
 
 log = get_logger()
@@ -33,7 +34,7 @@ DRAIN_S: Final = 10.0
 _CUT_S: Final = 2.0
 
 FILES: Final = 48
-"""Of the files that the process may open, how many are kept for database, spool and log."""
+"""Of the files that the process may open, how many are kept for database and log; the spool has its own share."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +115,7 @@ class Receiver:
         self._house.tls = _tls(self._config)
         self._house.stop_at = None
         self._guard = self._listen(self._config)
+        self._store.spool.land()
         self._house.commit.start()
         self._guard.start()
         node = self._config.node
@@ -166,6 +168,7 @@ class Receiver:
             self._house.commit.stop()
         except StoreError as error:  # what is not noted now is marked as lost at the next start
             log.error("assoc.unrecorded", error=str(error))
+        self._store.spool.landed()
         log.info("receiver.stopped", cut_off=len(cut))
 
     def _listen(self, config: Config) -> Guard:
@@ -191,7 +194,7 @@ class Receiver:
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         in_all = 2 * node.max_associations + 64
         if files != resource.RLIM_INFINITY:  # each has a socket, and a file while it stores
-            in_all = min(in_all, max((files - FILES) // 2, 1))
+            in_all = min(in_all, max((files - FILES - landing.most_files()) // 2, 1))
         return node.max_associations_per_address, in_all
 
     def _welcome(self, sock: socket.socket, client: tuple[Any, ...]) -> None:

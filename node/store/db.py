@@ -256,7 +256,8 @@ def _postgresql(url: URL) -> Engine:
             cursor.execute(
                 "SET synchronous_commit = on; SET statement_timeout = '60s';"
                 " SET lock_timeout = '30s'; SET idle_in_transaction_session_timeout = '120s';"
-                " SET timezone = 'UTC'"
+                # No page is worth starting processes for, and indices are in memory or on a disk without a head.
+                " SET timezone = 'UTC'; SET max_parallel_workers_per_gather = 0; SET random_page_cost = 1.1"
             )
         connection.commit()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal, TypeAlias
@@ -100,14 +100,17 @@ class Reception:
         ended: Sequence[Ended] = (),
         receiver: str = "",
         forward: Forward | None = None,
+        before_commit: Callable[[], None] | None = None,
     ) -> list[Recorded]:
         """Write a batch in one durable transaction; one answer for each instance, in order.
 
         What `note_associations` would write may ride along. What is new of the batch is queued for the
         destinations that ``forward`` names, in the same transaction.
 
-        The files must be published and their folders synced before. Calling it again with the same batch
-        is harmless and is what to do when the outcome of a commit is unknown: those come back "same".
+        The files must be published and their names durable before, or be made so by ``before_commit``: that is
+        called last, may be called again if the transaction is, and undoes it if it raises. Calling `record`
+        again with the same batch is harmless and is what to do when the outcome of a commit is unknown: those
+        come back "same".
 
         Raises
         ------
@@ -118,6 +121,7 @@ class Reception:
         def work(connection: Connection) -> list[Recorded]:
             _note(connection, opened, ended, receiver)
             told = self._record(connection, batch, duplicates)
+            self._durable(batch, before_commit)
             if forward:
                 took = [
                     (what.series_id, one)
@@ -129,7 +133,7 @@ class Reception:
 
         if batch and not forward and self._db.kind == "sqlite":
             with contextlib.suppress(express.UnusualError):
-                return self._usual(batch, opened, ended, receiver)
+                return self._usual(batch, opened, ended, receiver, before_commit)
         return self._db.transact(work) if batch or opened or ended else []
 
     def _usual(
@@ -138,11 +142,11 @@ class Reception:
         opened: Sequence[Association],
         ended: Sequence[Ended],
         receiver: str,
+        before_commit: Callable[[], None] | None,
     ) -> list[Recorded]:
         with self._db.express() as cursor:
-            for one in batch:
-                self._must_exist(one.path)
             ids = express.take_all(cursor, batch, opened, ended, receiver)
+            self._durable(batch, before_commit)
         return [Recorded(kind="new", series_id=series_id) for series_id in ids]
 
     def adopt(self, instance: Instance, *, forward: Forward | None = None) -> Recorded:
@@ -171,8 +175,6 @@ class Reception:
         self, connection: Connection, batch: Sequence[Instance], duplicates: Duplicates
     ) -> list[Recorded]:
         hold_files(connection)
-        for one in batch:
-            self._must_exist(one.path)
         usual = express.take(connection, batch)
         if usual is not None:
             return [Recorded(kind="new", series_id=series_id) for series_id in usual]
@@ -249,6 +251,13 @@ class Reception:
             connection.execute(delete(InstanceRow).where(InstanceRow.id == known.id))
         conflicts.tell(connection, series_id, "replaced", one)
         return Recorded(kind="replaced", series_id=series_id, stale_path=known.path)
+
+    def _durable(self, batch: Sequence[Instance], before_commit: Callable[[], None] | None) -> None:
+        """No row without its file: nobody removes one while this transaction is under way."""
+        if before_commit is not None:
+            before_commit()
+        for one in batch:
+            self._must_exist(one.path)
 
     def _must_exist(self, path: str) -> None:
         if not self._spool.exists(path):

@@ -3,6 +3,7 @@
 ::
 
     spool/tmp/<random>                      being written; never acknowledged
+    spool/landing/<random>                  the receiver's: empty, being written, or not yet settled (landing.py)
     spool/<xx>/<sha256>.dcm                 received; xx = first 2 hex digits of sha256(Series UID)
     spool/derived/<xx>/<sha256>.dcm         made by this node; can be made again
     spool/scratch/<name>/                   a worker's decoded pixels; swept when its writer is gone
@@ -12,7 +13,8 @@ always has the same name, other bytes under the same UID have another. One serie
 that a batch costs one directory sync.
 
 The commit order is reliability.md section 2: write, `SpoolWriter.sync`, `SpoolWriter.publish`,
-`Spool.sync_dirs`, then the database. A write or sync that failed is never tried again on the same file.
+`Spool.sync_dirs` unless the file is `SpoolWriter.anchored`, then the database. A write or sync that failed is never
+tried again on the same file.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ from pathlib import Path
 from typing import Literal
 
 from node.errors import StoreError
+from node.store import sweep
 from node.store.disk import begin_writing, disk_error, free_bytes, make_folder, make_folders, sync_folder
+from node.store.landing import Landing, seal
 
 Area = Literal["received", "derived"]
 
@@ -78,15 +82,25 @@ class SpoolWriter:
 
     Use `write` as often as needed, then `sync`, then `publish`; or `discard` at any time. The file is
     locked (flock) as long as its writer lives, which is how `Spool.sweep_tmp` knows the dead.
+
+    Attributes
+    ----------
+    size
+        Bytes written so far.
+    anchored
+        After `publish`: the file can be found again without its new name, which is being made durable.
     """
 
-    __slots__ = ("_fd", "_path", "_spool", "size")
+    __slots__ = ("_fd", "_landing", "_path", "_sealed", "_spool", "anchored", "size")
 
-    def __init__(self, spool: Spool, path: str, fd: int) -> None:
+    def __init__(self, spool: Spool, path: str, fd: int, landing: Landing | None = None) -> None:
         self._spool = spool
         self._path = path
         self._fd = fd
+        self._landing = landing
+        self._sealed = False
         self.size = 0
+        self.anchored = False
 
     @property
     def path(self) -> Path:
@@ -146,6 +160,20 @@ class SpoolWriter:
         """Have the disk begin with what was written, without waiting; `sync` then has less to wait for."""
         begin_writing(self._fd)
 
+    def seal(self, series_uid: str, sop_instance_uid: str, sha256: str, offset: int) -> None:
+        """Say in a file's preamble how it will be named, where that makes its name durable; before `sync`.
+
+        Raises
+        ------
+        OutOfSpace, StoreError
+        """
+        if self._landing is not None:
+            try:
+                os.pwrite(self._fd, seal(spool_path(series_uid, sop_instance_uid, sha256), sha256, offset), 0)
+            except OSError as error:
+                raise disk_error(error, "write") from None
+            self._sealed = True
+
     def sync(self) -> None:
         """Bring the bytes to stable storage (fdatasync). On failure the writer can only be discarded."""
         try:
@@ -156,13 +184,20 @@ class SpoolWriter:
     def publish(self, series_uid: str, sop_instance_uid: str, sha256: str, area: Area = "received") -> str:
         """Give the file its final name and close it; returns the path relative to the spool.
 
-        The name is durable only after `Spool.sync_dirs`. A file that already has that name holds the same
-        data set; it is replaced, which heals it should its bytes have rotted.
+        The name is durable only after `Spool.sync_dirs`, which nobody has to wait for if the file is then
+        `anchored`. A file that already has that name holds the same data set; it is replaced, which heals it
+        should its bytes have rotted.
         """
         relative = spool_path(series_uid, sop_instance_uid, sha256, area)
         try:
             self._spool._own(relative)
-            os.rename(self._path, self._spool._absolute(relative))  # noqa: PTH104
+            final = self._spool._absolute(relative)
+            if self._sealed and self._landing is not None:
+                self.anchored = self._landing.name(self._path, self._fd, relative, final)
+            if self.anchored:
+                self._fd = -1
+                return relative
+            os.rename(self._path, final)  # noqa: PTH104
         except StoreError:
             self.discard()
             raise
@@ -212,11 +247,12 @@ class Spool:
         self.root = Path(root).absolute()
         self._root = f"{self.root}/"
         self._tmp = os.path.join(self.root, "tmp", "")  # noqa: PTH118
+        self._landing: Landing | None = None
         self._ours: set[str] = set()
         self._durable: set[str] = set()
         try:
             make_folders(self.root, 0o700)
-            for name in ("tmp", "scratch", "derived"):
+            for name in ("tmp", "landing", "scratch", "derived"):
                 make_folder(self.root / name)
             self._ours.update(self._folders())
             for folder in (self.root / "derived", self.root):
@@ -242,13 +278,21 @@ class Spool:
                 self._durable.discard(folder)  # somebody had removed it, and its name with it
             self._ours.add(folder)
 
-    def create(self) -> SpoolWriter:
-        """A new, empty, locked file under ``tmp/`` with a random name (mode 0600).
+    def create(self, *, ahead: bool = True) -> SpoolWriter:
+        """A new, empty, locked file with a random name (mode 0600).
+
+        Parameters
+        ----------
+        ahead
+            It may be one that was made ahead.
 
         Raises
         ------
         OutOfSpace, StoreError
         """
+        taken = self._landing.take() if ahead and self._landing is not None else None
+        if taken is not None:
+            return SpoolWriter(self, *taken, self._landing)
         path = self._tmp + secrets.token_hex(16)  # no Path: this runs for every instance
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -262,6 +306,27 @@ class Spool:
                 writer.discard()
             raise disk_error(error, "create") from None
         return writer
+
+    def land(self) -> None:
+        """From now on `create` gives files whose names are durable already; for the one who receives.
+
+        Raises
+        ------
+        StoreError
+        """
+        landing = Landing(f"{self._root}landing/", self._sync_landed)
+        landing.start()
+        self._landing = landing
+
+    def landed(self) -> None:
+        """End of `land`: all names are settled."""
+        landing, self._landing = self._landing, None
+        if landing is not None:
+            landing.stop()
+
+    def _sync_landed(self, paths: Iterable[str]) -> None:
+        """As `sync_dirs`, where retention may have removed a file meanwhile, and its folder with it."""
+        self.sync_dirs([p for p in paths if self.exists(p)])
 
     def sync_dirs(self, paths: Iterable[str]) -> None:
         """Make the names of published files durable: one fsync for every folder among ``paths``.
@@ -344,20 +409,34 @@ class Spool:
                     yield SpoolFile(path=relative, area=area, size=told.st_size, modified_s=told.st_mtime)
 
     def sweep_tmp(self, now: datetime, *, grace_s: float = 5.0) -> int:
-        """Remove what dead writers left under ``tmp/`` and ``scratch/``; returns how many.
+        """Remove what dead writers left under ``tmp/``, ``landing/`` and ``scratch/``; returns how many.
 
         A living writer holds a lock on its file and is left alone, in whichever process it lives. Files
         younger than ``grace_s`` are left too: their writer may be between creating and locking.
+
+        What landed whole, and whose name a power cut took, gets its name back, and stays.
+
+        Raises
+        ------
+        StoreError
         """
-        removed = 0
-        for entry in list(os.scandir(self._tmp)):
-            removed += _remove_if_dead(Path(entry.path), now.timestamp() - grace_s)
-        for entry in list(os.scandir(self.root / "scratch")):
-            lock = Path(entry.path) / ".lock"
-            if not lock.exists() or _remove_if_dead(lock, now.timestamp() - grace_s):
-                shutil.rmtree(entry.path, ignore_errors=True)
-                removed += 1
-        return removed
+        before_s = now.timestamp() - grace_s
+        try:
+            removed = sweep.landing(self.root / "landing", before_s, self._restore, self._sync_received)
+        except OSError as error:
+            raise disk_error(error, "sweep") from None
+        return (
+            removed + sweep.tmp(self.root / "tmp", before_s) + sweep.scratch(self.root / "scratch", before_s)
+        )
+
+    def _restore(self, first: Path, relative: str) -> None:
+        self._own(relative)
+        with contextlib.suppress(FileExistsError):  # the same instance came again meanwhile
+            os.link(first, self._absolute(relative))
+        self.sync_dirs([relative])
+
+    def _sync_received(self) -> None:
+        self.sync_dirs([f"{folder}/" for folder in self._folders() if "/" not in folder])
 
     def scratch(self, name: str) -> Scratch:
         """A folder for a worker's intermediate files, removed by `Scratch.close` or by the next sweep."""
@@ -388,23 +467,6 @@ class Scratch:
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
-
-
-def _remove_if_dead(path: Path, before_s: float) -> bool:
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        if os.fstat(fd).st_mtime > before_s:
-            return False
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink(missing_ok=True)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(fd)
-    return True
 
 
 def _safe(name: str) -> str:

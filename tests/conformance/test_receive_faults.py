@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -102,15 +103,36 @@ def by_door(*_args: object) -> bool:
     return threading.current_thread().name.startswith("door:")
 
 
-CALLS = {"open": 3, "write": 2, "writev": 2, "fdatasync": 2, "rename": 2, "fsync": 2}
+CALLS = {
+    "ahead": {"write": 2, "writev": 2, "pwrite": 2, "fdatasync": 2, "link": 2},
+    "none ahead": {"open": 3, "write": 2, "writev": 2, "fdatasync": 2, "rename": 2, "fsync": 2},
+}
+"""How many calls of a kind are tried, with names that were made ahead, and where there are none."""
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    ("names", "call"), [(names, call) for names, calls in CALLS.items() for call in calls]
+)
 def test_a_failing_disk_is_answered_a700_and_the_next_instance_is_stored(
-    door: House, monkeypatch: pytest.MonkeyPatch, call: str, code: int
+    door: House, monkeypatch: pytest.MonkeyPatch, names: str, call: str, code: int
 ) -> None:
-    for nth in range(1, CALLS[call] + 1):
+    with nothing_ahead(door) if names == "none ahead" else nullcontext():
+        _refuses(door, monkeypatch, call, CALLS[names][call], code)
+
+
+@contextmanager
+def nothing_ahead(door: House) -> Iterator[None]:
+    """As where there are no hard links."""
+    door.store.spool.landed()
+    try:
+        yield
+    finally:
+        door.store.spool.land()
+
+
+def _refuses(door: House, monkeypatch: pytest.MonkeyPatch, call: str, most: int, code: int) -> None:
+    for nth in range(1, most + 1):
         uid = f"1.2.{nth}"
         data = data_set(uid, pixels=bytes(2000))
         with door.peer() as peer, monkeypatch.context() as patch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from node.errors import StoreError
 from node.model import Association, AssociationEnd, Instance
 from node.receive.commit import Arrived, GroupCommit
 from node.store import Store
+from node.store.spool import Spool, SpoolWriter
 from tests.receiving import at_once, house, utc
 from tests.senders import CT, EXPLICIT, data_set, sha256
 
@@ -25,7 +27,6 @@ def association(number: int) -> Association:
 def arrived(store: Store, uid: str, by: Association, content: bytes = b"data") -> Arrived:
     writer = store.spool.create()
     writer.write(content)
-    writer.sync()
     return Arrived(
         writer=writer, sop_class_uid=CT, sop_instance_uid=uid, study_uid="1.2", series_uid="1.3",
         transfer_syntax_uid=EXPLICIT, association=by, offset=0, sha256=sha256(content), received_at=utc(),
@@ -190,3 +191,107 @@ def test_notes_wait_for_an_instance_to_ride_with_and_each_has_its_own_time(
     assert len(alone) == 1
     (series,) = store.series.list()
     assert [a.end for a in store.series.associations(series.id)] == [AssociationEnd.RELEASED] * 5
+
+
+# --- one that finds nobody there ------------------------------------------------------------------------
+
+
+def test_a_lone_instance_is_synced_named_and_recorded_in_that_order(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit, by, steps = commit_of(store), association(1), list[str]()
+    ready = arrived(store, "1.2.3.1", by)
+
+    def noted(of: Any, name: str) -> None:
+        real = getattr(of, name)
+
+        def call(*args: Any, **more: Any) -> Any:
+            steps.append(name)
+            return real(*args, **more)
+
+        monkeypatch.setattr(of, name, call)
+
+    for of, name in ((SpoolWriter, "sync"), (SpoolWriter, "publish"), (Spool, "sync_dirs")):
+        noted(of, name)
+    commit.opened(by)
+    assert commit.instance(ready).kind == "new"
+    assert steps == ["sync", "publish", "sync_dirs"]
+    (series,) = store.series.list()
+    (held,) = store.series.instances(series.id)
+    assert held == ready.instance
+    assert store.spool.verify(held.path, 0, held.sha256)
+    assert commit.instance(arrived(store, "1.2.3.1", by)).kind == "same"
+
+
+@pytest.mark.parametrize("step", ["sync", "publish", "sync_dirs"])
+def test_what_fails_before_the_commit_records_nothing_and_leaves_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    commit, by = commit_of(store), association(1)
+    commit.opened(by)
+
+    def refuse(*_args: object) -> None:
+        raise KeyError("a defect") if step == "sync" else StoreError("the disk refuses")
+
+    ready = arrived(store, "1.2.3.1", by)
+    with monkeypatch.context() as patch:
+        patch.setattr(*((Spool, step) if step == "sync_dirs" else (SpoolWriter, step)), refuse)
+        with pytest.raises(KeyError if step == "sync" else StoreError):
+            commit.instance(ready)
+    assert store.series.list() == []
+    assert list((store.spool.root / "tmp").iterdir()) == []
+    assert commit.instance(arrived(store, "1.2.3.1", by)).kind == "new"
+
+
+def test_a_database_that_is_away_leaves_no_file(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit, by = commit_of(store), association(1)
+
+    def away(*_args: object, **_more: object) -> None:
+        raise StoreError("the database is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.reception, "record", away)
+        with pytest.raises(StoreError, match="away"):
+            commit.instance(arrived(store, "1.2.3.1", by))
+    assert list((store.spool.root / "tmp").iterdir()) == []
+    assert list(store.spool.walk()) == []
+
+
+def test_a_transaction_that_runs_again_names_its_file_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit, by = commit_of(store), association(1)
+    record = store.reception.record
+
+    def twice(batch: Sequence[Instance], *, before_commit: Any = None, **more: Any) -> Any:
+        def both() -> None:
+            before_commit()
+            before_commit()
+
+        return record(batch, before_commit=both, **more)
+
+    monkeypatch.setattr(store.reception, "record", twice)
+    assert commit.instance(arrived(store, "1.2.3.1", by)).kind == "new"
+    assert sum(1 for _ in store.spool.walk()) == 1
+
+
+def test_large_ones_and_those_that_met_others_sync_before_they_queue(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits in the database for the disk to take a whole cine loop."""
+    commit, by = commit_of(store), association(1)
+    inside: list[bool] = []
+    sync = SpoolWriter.sync
+
+    def noted(writer: SpoolWriter) -> None:
+        inside.append(commit._writing._is_owned())  # type: ignore[attr-defined]
+        sync(writer)
+
+    monkeypatch.setattr(SpoolWriter, "sync", noted)
+    commit.instance(arrived(store, "1.2.3.1", by))
+    with monkeypatch.context() as patch:
+        patch.setattr("node.receive.commit._SHORT", 3)
+        commit.instance(arrived(store, "1.2.3.2", by))
+    commit._met_at = time.monotonic()
+    commit.instance(arrived(store, "1.2.3.3", by))
+    assert inside == [True, False, False]

@@ -53,7 +53,10 @@ def test_the_digest_is_that_of_the_bytes_that_came(tmp_path: Path, size: int, la
     assert arrived.sha256 == sha256(data)
     assert (arrived.study_uid, arrived.series_uid) == ("1.2.3", "1.2.3.4")
     assert arrived.writer.path.read_bytes()[part10.OFFSET :] == data
-    assert arrived.publish().size == part10.OFFSET + len(data)
+    arrived.sync()
+    arrived.publish()
+    assert arrived.instance.size == part10.OFFSET + len(data)
+    assert (tmp_path / arrived.instance.path).read_bytes()[part10.OFFSET :] == data
 
 
 @pytest.mark.parametrize("size", [525_000, _LATER + 1_000_000])

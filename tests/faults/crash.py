@@ -37,6 +37,7 @@ CALLS = {
     "fsync": "fsync",
     "fdatasync": "fdatasync",
     "rename": "rename,renameat,renameat2",
+    "link": "link,linkat",
     "unlink": "unlink,unlinkat",
     "sendto": "sendto,sendmsg",
 }
@@ -44,8 +45,9 @@ CALLS = {
 
 REACH: dict[str, dict[str, int]] = {
     "receive": {
-        "openat": 50, "write": 20, "writev": 20, "pwrite64": 60, "fsync": 30, "fdatasync": 36, "rename": 30,
-        "unlink": 1, "sendto": 21, "receive.written": 20, "receive.bytes_durable": 20, "receive.named": 20,
+        "openat": 90, "write": 20, "writev": 20, "pwrite64": 90, "fsync": 30, "fdatasync": 36, "link": 20,
+        "unlink": 60, "sendto": 21, "landing.made": 8, "landing.settled": 8,
+        "receive.written": 20, "receive.bytes_durable": 20, "receive.named": 20,
         "receive.names_durable": 20, "receive.recorded": 20, "receive.before_answer": 20,
         "receive.answered": 20, "store.before_commit": 20, "store.committed": 20,
     },

@@ -22,6 +22,7 @@ import psutil
 
 from tests.faults.scale import FULL
 from tests.peers import free_port, listens, wait_until
+from tests.receiving import unnamed
 from tests.senders import CT, EXPLICIT, VERIFICATION, Peer, associate_rq, data_set, echo_rq, message
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -197,14 +198,15 @@ class Node:
     def spooled(self) -> int:
         """Bytes of instances in the spool, those being written included."""
         total = 0
-        for pattern in ("tmp/*", "[0-9a-f][0-9a-f]/*"):
+        for pattern in ("tmp/*", "landing/*", "[0-9a-f][0-9a-f]/*"):
             for path in self.inside(self.spool).glob(pattern):
                 with contextlib.suppress(FileNotFoundError):
-                    total += path.stat().st_size
+                    told = path.stat()
+                    total += told.st_size // told.st_nlink
         return total
 
     def tmp(self) -> list[Path]:
-        return list(self.inside(self.spool / "tmp").iterdir())
+        return unnamed(self.inside(self.spool))
 
     def peer(self, **more: Any) -> Peer:
         return Peer(self.port, **more)

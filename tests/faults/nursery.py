@@ -9,6 +9,7 @@ before it does anything, so that not one of its system calls goes unseen.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import select
@@ -92,6 +93,7 @@ def ended(folder: Path, pid: int) -> Path:
 
 
 def _serve() -> None:
+    gc.disable()  # while importing, as in node/__main__.py
     import node.app.roles  # before the first fork, so that no child imports anything
     import node.deliver.deliverer
     import node.deliver.kinds
@@ -102,6 +104,8 @@ def _serve() -> None:
     from engines.catalog import Catalog
 
     Catalog.default().names()
+    gc.freeze()  # pages of what lives for ever stay shared
+    gc.enable()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the dead
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # before the fork: it may come at once
     orders, out = sys.stdin, sys.stdout

@@ -119,6 +119,8 @@ class _Node:
     durable_data: bytes = b""
     durable_names: dict[str, _Node] = field(default_factory=dict)
     at_ns: int = field(default_factory=time.time_ns)
+    n_names: int = 1
+    written: Path | None = None
 
     @property
     def is_folder(self) -> bool:
@@ -138,8 +140,12 @@ class _Node:
     def write_down(self, path: Path) -> None:
         """Make what is durable into real files."""
         if not self.is_folder:
+            if self.written is not None:
+                path.hardlink_to(self.written)
+                return
             path.write_bytes(self.durable_data)
             os.utime(path, ns=(self.at_ns, self.at_ns))
+            self.written = path
             return
         path.mkdir(exist_ok=True)
         for name, one in self.durable_names.items():
@@ -235,7 +241,15 @@ class _Disk:
 
     def unlink(self, path: str) -> int:
         folder, name = self.parent(path)
-        del folder.names[name]
+        folder.names.pop(name).n_names -= 1
+        return 0
+
+    def link(self, new: str, old: str) -> int:
+        node, (folder, name) = self.find(old), self.parent(new)
+        if name in folder.names:
+            raise OSError(errno.EEXIST, "taken")
+        folder.names[name] = node
+        node.n_names += 1
         return 0
 
     def rmdir(self, path: str) -> int:
@@ -245,6 +259,8 @@ class _Disk:
 
     def rename(self, old: str, new: str) -> int:
         (here, name), (there, other) = self.parent(old), self.parent(new)
+        if (replaced := there.names.get(other)) is not None:
+            replaced.n_names -= 1
         there.names[other] = here.names[name]
         if (here, name) != (there, other):
             del here.names[name]
@@ -297,7 +313,7 @@ class _Disk:
         node = self.open_files[fh] if fh else self.find(path)
         times = dict.fromkeys(("st_atime", "st_mtime", "st_ctime"), node.at_ns)
         owner = {"st_uid": os.getuid(), "st_gid": os.getgid()}
-        return {"st_mode": node.mode, "st_nlink": 1, "st_size": len(node.data), **times, **owner}
+        return {"st_mode": node.mode, "st_nlink": node.n_names, "st_size": len(node.data), **times, **owner}
 
     def statfs(self, path: str) -> dict[str, int]:
         room = 1 << 24
@@ -318,7 +334,7 @@ class _Disk:
 
 _KINDS = {
     **dict.fromkeys(("fsync", "fsyncdir"), "sync"),
-    **dict.fromkeys(("create", "mkdir", "unlink", "rmdir", "rename", "write", "truncate"), "change"),
+    **dict.fromkeys(("create", "mkdir", "unlink", "link", "rmdir", "rename", "write", "truncate"), "change"),
 }
 _OTHERS = (
     "getattr", "readdir", "open", "opendir", "release", "releasedir", "read", "statfs", "chmod", "chown", "utimens",

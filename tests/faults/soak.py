@@ -28,6 +28,7 @@ from tests.faults.scale import SEED
 from tests.faults.site import Shift, child, dimse, open_files, settle, site
 from tests.peers import StoreScp
 from tests.pipeline.harness import Node
+from tests.receiving import unnamed
 from tests.senders import Peer, echo_rq, message
 
 ROLES = ("receive", "gather", "enhance", "deliver")
@@ -110,7 +111,7 @@ class Soak:
             self._over.set()
             for watcher in watchers:
                 watcher.join(30)
-            tmp = len(list((node.folder / "spool" / "tmp").iterdir()))
+            tmp = len(unnamed(node.folder / "spool"))
             stopped = node.stop()
         finally:
             self._over.set()
@@ -271,7 +272,7 @@ def sample(node: Node, at_s: float) -> Sample:
             threads += process.num_threads()
             fds += open_files(process)
             n += 1
-    tmp = len(list((node.folder / "spool" / "tmp").iterdir()))
+    tmp = len(unnamed(node.folder / "spool"))
     return Sample(
         at_s=at_s, rss_mb=rss / 1e6, fds=fds, threads=threads, tmp=tmp, processes=n, by_role=by_role
     )

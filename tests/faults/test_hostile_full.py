@@ -145,8 +145,12 @@ def test_no_inodes_left_is_refused_and_heals(tmp_path: Path) -> None:
                     for number in range(400):
                         (inside / f"hog{number}").touch()
                         hog.append(inside / f"hog{number}")
-                for k in range(3):
-                    statuses[peer.store(f"1.2.{cycle}.{k}", data_set(f"1.2.{cycle}.{k}")).status] += 1
+                for k in range(100):  # names that were made ahead are good
+                    uid = f"1.2.{cycle}.9{k}"
+                    status = peer.store(uid, data_set(uid)).status
+                    statuses[status] += 1
+                    if status == 0:
+                        stored_at_the_end.add(uid)
                 for file in hog:
                     file.unlink()
                 for k in range(3):
@@ -161,10 +165,11 @@ def test_no_inodes_left_is_refused_and_heals(tmp_path: Path) -> None:
             count=cycles,
             result=", ".join(f"{k:04X}H x{v}" for k, v in statuses.items())
             + "; 0000H as soon as there are some",
-            ok=stored == stored_at_the_end and set(statuses) == {0xA700},
+            ok=stored == stored_at_the_end and set(statuses) <= {0, 0xA700},
             lost=len(stored_at_the_end - stored),
         )
-        assert set(statuses) == {0xA700}
+        assert statuses[0xA700] > 0
+        assert set(statuses) <= {0, 0xA700}
         assert stored == stored_at_the_end
         assert node.tmp() == []
 
@@ -191,24 +196,26 @@ def test_no_files_left_is_refused_and_heals(tmp_path: Path) -> None:
                 peer = stack.enter_context(Peer(node.port, source=SCANNER, timeout=1.0))
                 with contextlib.suppress(TimeoutError, AssertionError):
                     peer.associate(CT)
-                    statuses.append(peer.store("1.2.4.1", data_set("1.2.4.1")).status)
+                    uid = f"1.2.4.{len(statuses)}"
+                    statuses.append(peer.store(uid, data_set(uid)).status)
             load = (node.cpu_s() - used) / (time.monotonic() - began)
         resource.prlimit(node.process.pid, resource.RLIMIT_NOFILE, (128, 128))
         wait_until(lambda: _served(node, "1.2.5.1"), 30.0, "it recovers")
         assert node.process.poll() is None
         stored = set(node.stored())
+        told = {f"1.2.4.{at}" for at, status in enumerate(statuses) if status == 0}
         record(
             "R28",
             load=f"RLIMIT_NOFILE 128 with 200 idle connections and a scanner x {n}; then not a single file left",
             count=200 + n + 2,
             result=f"{most} files at most, {alive} idle ones kept, scanner stored {n}/{n}; without files nobody was "
-            f"told success ({statuses}), {100 * load:.0f} % of a core; served again afterwards",
-            ok=0 not in statuses and load <= 0.5,
+            f"told success who had none ({statuses}), {100 * load:.0f} % of a core; served again afterwards",
+            ok=told <= stored and load <= 0.5,
             lost=len({f"1.2.3.{k}" for k in range(n)} - stored),
         )
         assert most < 128
         assert {f"1.2.3.{k}" for k in range(n)} <= stored
-        assert 0 not in statuses
+        assert told <= stored
         assert load <= 0.7
 
 

@@ -6,6 +6,7 @@ from tests.faults.mutations import Mutation, Unexercised
 
 _COMMIT = "node/receive/commit.py"
 _SPOOL = "node/store/spool.py"
+_LANDING = "node/store/landing.py"
 _RECEIVING = "tests/faults/test_receiving.py"
 _LATE = "tests/faults/test_order_and_lateness.py"
 _RESTARTS = "tests/faults/test_restarts.py"
@@ -32,10 +33,34 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         invariant="R2",
-        what="the folder is not synced after the rename",
+        what="first names are taken away before the final ones are durable",
         file=_SPOOL,
         old="                sync_folder(self._root + folder)\n",
         new="",
+        test=_CUTS,
+    ),
+    Mutation(
+        invariant="R2",
+        what="names that were made ahead are not synced",
+        file=_LANDING,
+        old="            sync_folder(self._folder)\n",
+        new="",
+        test=_CUTS,
+    ),
+    Mutation(
+        invariant="R2",
+        what="what landed whole does not get its name back",
+        file="node/store/sweep.py",
+        old="                if name and not _restored(restore, path, name):\n",
+        new="                if False:\n",
+        test=_CUTS,
+    ),
+    Mutation(
+        invariant="R2",
+        what="a file is not sealed before it is synced",
+        file=_SPOOL,
+        old="                os.pwrite(self._fd, seal(",
+        new="                os.pread(self._fd, 1, 0) or (seal(",
         test=_CUTS,
     ),
     Mutation(
