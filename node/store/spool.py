@@ -46,7 +46,7 @@ _RELATIVE = re.compile(r"(?:derived/)?[0-9a-f]{2}/[0-9a-f]{64}\.dcm")
 _PIECES = 512
 """Pieces of one writev; the kernel's limit is 1024."""
 
-_BLOCK = 64 * 1024
+_BLOCK = 256 * 1024
 """Bytes read back at once."""
 
 
