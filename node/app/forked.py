@@ -1,8 +1,9 @@
 """Roles as forks of their supervisor: each begins with everything loaded that it needs.
 
 Importing the node takes most of a second of CPU, and a node that starts has four roles. They are forked before the
-supervisor has a thread or a handler of its own; one that died and is started again is executed anew, so that nothing
-of what it may have come to grief with is there again.
+supervisor has a thread or a handler of its own. Two kinds are executed instead: the receiver, to which strangers
+talk, for it is to have nothing in its memory that decodes (S12) and a layout of its own; and a role that died, so that
+nothing of what it may have come to grief with is there again.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from node.process import name_process
+
+FORKED = frozenset({"deliver", "enhance", "gather"})
+"""Roles that are forked at the start of a node."""
 
 
 class Forked:
@@ -74,7 +78,7 @@ class Forked:
 
 
 def load() -> None:
-    """Import what the roles need, so that it is there after a fork."""
+    """Import what the roles of :data:`FORKED` need, so that it is there after a fork."""
     import node.app.roles
     import node.deliver.deliverer
     import node.enhance.guardian
@@ -82,8 +86,7 @@ def load() -> None:
     import node.enhance.signs
     import node.enhance.worker
     import node.gather.gatherer
-    import node.housekeep
-    import node.receive.server  # noqa: F401
+    import node.housekeep  # noqa: F401
 
     gc.freeze()  # pages of what lives for ever stay shared
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from node.app.forked import Forked, fork, load
+from node.app.forked import FORKED, Forked, fork, load
 from node.app.health import EVERY_S, NODE, Pulse, health
 from node.log import get_logger
 from node.process import stop_on_signals, tell_systemd
@@ -83,7 +83,8 @@ class Supervisor:
         """Supervise until SIGTERM or SIGINT. Returns the exit status."""
         load()
         for child in self._children:
-            self._fork(child)
+            if child.role in FORKED:
+                self._fork(child)
         stop_on_signals(self.stop, self._reload.set)
         log.info("node.started", roles=[c.role for c in self._children], pid=os.getpid())
         with Pulse(

@@ -19,6 +19,7 @@ import pytest
 from node.store import Spool
 from tests.faults.ledger import record
 from tests.faults.scanners import Log, Scanner, at_work
+from tests.faults.site import child
 from tests.peers import free_port, listens, wait_until
 from tests.pipeline.harness import REPOSITORY, Node, make_node
 from tests.scripted import ScriptedScp
@@ -125,12 +126,16 @@ def _planted_links(folder: Path) -> list[str]:
     return [p.name for p in outside.iterdir()]
 
 
-def test_the_receiver_loads_nothing_that_decodes() -> None:
+def test_the_receiver_loads_nothing_that_decodes(lived: tuple[Node, set[tuple[str, int]], int]) -> None:
+    receiver = child(lived[0], "receive")
+    assert receiver is not None
+    there = {path.split("/site-packages/")[-1].split("/")[0] for path in mapped(receiver.pid)}
+    assert "numpy" in there, "what it did load is seen"
     program = f"import sys, node.receive.server; print(*sorted(set({DECODERS!r}) & set(sys.modules)))"
     told = subprocess.run(
         [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
-    decoders = told.stdout.split()
+    decoders = told.stdout.split() + sorted(there & set(DECODERS))
     unsafe = [
         f"{path.relative_to(REPOSITORY)}:{number}"
         for room in ("node", "engines") for path in sorted((REPOSITORY / room).rglob("*.py"))
@@ -139,13 +144,19 @@ def test_the_receiver_loads_nothing_that_decodes() -> None:
     ]  # fmt: skip
     record(
         "S12",
-        load="modules that the receiver's process loads; every line of node and engines",
+        load="modules that the receiver loads, libraries in its process in a node at work; every line of node and engines",
         count=len(DECODERS),
         result=f"{len(decoders)} decoders loaded, {len(unsafe)} lines that unpickle or evaluate",
         ok=not decoders and not unsafe,
     )
     assert decoders == []
     assert unsafe == []
+
+
+def mapped(pid: int) -> set[str]:
+    """Files in the memory of a process."""
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return {fields[5] for line in lines if len(fields := line.split(maxsplit=5)) == 6}
 
 
 WRONG = {

@@ -115,7 +115,7 @@ def test_what_a_fork_needs_is_loaded_without_what_a_node_does_not() -> None:
 from node.app.forked import load
 load()
 print([m for m in ("torch", "tensorrt", "tensorrt_rtx", "cuda", "onnxruntime", "scipy", "pytest") if m in sys.modules])
-print([m for m in ("node.receive.server", "node.gather.gatherer", "node.deliver.deliverer") if m not in sys.modules])
+print([m for m in ("node.enhance.worker", "node.gather.gatherer", "node.deliver.deliverer") if m not in sys.modules])
 """)
     assert told.returncode == 0, told.stderr
     assert told.stdout.splitlines() == ["[]", "[]"]
