@@ -144,7 +144,7 @@ def test_the_receiver_loads_nothing_that_decodes(lived: tuple[Node, set[tuple[st
     ]  # fmt: skip
     record(
         "S12",
-        load="modules that the receiver loads, libraries in its process in a node at work; every line of node and engines",
+        load="modules that the receiver loads, libraries in its process at work; every line of node and engines",
         count=len(DECODERS),
         result=f"{len(decoders)} decoders loaded, {len(unsafe)} lines that unpickle or evaluate",
         ok=not decoders and not unsafe,
