@@ -196,7 +196,7 @@ def test_bars_are_judged_by_figures(phantom: Case) -> None:
     tuned = rows.Tuned(filters=(row,), traditional=row, best=row, engines={"cnn": replace(row, family="cnn")})
     weak = _measured(phantom, {"traditional": 2.0, "classical": 3.0, "cnn": 4.0})
     strong = _measured(phantom, {"traditional": 2.0, "classical": 3.0, "cnn": 6.0})
-    text, judged = bars.bars({"quarter": weak, "truth": strong}, tuned)
+    text, judged = bars.bars({"quarter": weak, "truth": strong}, {"quarter": tuned, "truth": tuned})
     by = {(j["bar"], j["on"]): j for j in judged}
     key = "CNN: PSNR at least +1.5 dB over the best tuned classical row"
     assert by[key, "quarter"]["met"] is False

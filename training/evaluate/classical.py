@@ -32,7 +32,7 @@ Floats = npt.NDArray[np.float32]
 Parameters = Mapping[str, Any]
 Filter = Callable[[Floats, Floats, Parameters], npt.NDArray[np.floating[Any]]]
 
-BLENDS = (0.4, 0.6, 0.8, 1.0)
+BLENDS = tuple(round(0.05 * n, 2) for n in range(6, 21))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

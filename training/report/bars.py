@@ -54,7 +54,9 @@ def _names(bar: Bar) -> str:
     return f"{family}: {what} at least +{bar.least:g}{unit} over {over[bar.against]}"
 
 
-def bars(groups: Mapping[str, Measured], tuned: Tuned) -> tuple[list[str], list[dict[str, Any]]]:
+def bars(
+    groups: Mapping[str, Measured], tuned: Mapping[str, Tuned]
+) -> tuple[list[str], list[dict[str, Any]]]:
     """Judge every bar on every group, and on the error to the truth where the reference is noisy."""
     made, figures = [], []
     for bar in BARS:
@@ -88,8 +90,12 @@ def bars(groups: Mapping[str, Measured], tuned: Tuned) -> tuple[list[str], list[
     limit = _room(groups)
     if limit:
         text += [limit, ""]
-    strengths = ", ".join(f"{f} {number(r.strength, 1)}" for f, r in tuned.engines.items())
-    return [*text, f"Strengths: {strengths or 'no engine'}.", ""], figures
+    strengths = [
+        f"{SETS[name]}: {', '.join(f'{f} {number(r.strength, 2)}' for f, r in of.engines.items()) or 'no engine'}"
+        for name, of in tuned.items()
+        if name in SETS
+    ]
+    return [*text, f"Strengths: {'; '.join(strengths)}.", ""], figures
 
 
 def _room(groups: Mapping[str, Measured]) -> str:

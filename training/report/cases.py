@@ -9,7 +9,8 @@ Test cases show what no network saw and no filter was tuned on:
 - ``painted``: brains painted from label maps that the training never saw, against the truth.
 
 Validation cases (:func:`validation`) are synthetic, of the shards that the networks validate on; painted brains are
-shared out between test and validation by number.
+shared out between test and validation by number. Those that rows are tuned on for ``quarter`` are made as it is: the
+reference holds noise of its own, a quarter of the input's variance (:func:`quarter_validation`).
 """
 
 from __future__ import annotations
@@ -265,8 +266,14 @@ def painted(shard: shards.Shard, level: float, rng: np.random.Generator, group: 
     )
 
 
-def ct_validation(shard: shards.Shard, i: int, *, projected: bool) -> Case:
-    """A validation stack with noise of the image domain or through projections."""
+def ct_validation(shard: shards.Shard, i: int, *, projected: bool, dose: float = 0.0) -> Case:
+    """A validation stack with noise of the image domain or through projections.
+
+    Parameters
+    ----------
+    dose
+        The input's, as a share of the dose of a reference that has noise itself; 0 where the reference has none.
+    """
     rng = np.random.default_rng([SEED, 5, i])
     clean = shard.crop(slice(None), slice(None), slice(None))
     sigma = CT_LEVELS[i % len(CT_LEVELS)]
@@ -274,18 +281,25 @@ def ct_validation(shard: shards.Shard, i: int, *, projected: bool) -> Case:
         from training.simulate.dose import Kernel, noise_stack
 
         kernel = Kernel(fc=float(rng.uniform(0.14, 0.4)))
-        added = noise_stack(clean, shard.spacing_mm[1], rng, kernel=kernel, target_sigma_hu=sigma)
+
+        def noise_of(level: float) -> Floats:
+            return noise_stack(clean, shard.spacing_mm[1], rng, kernel=kernel, target_sigma_hu=level)
     else:
         made = grain.draw(rng)
-        added = np.float32(sigma) * grain.noise(made, clean.shape, rng)
+
+        def noise_of(level: float) -> Floats:
+            return np.float32(level) * grain.noise(made, clean.shape, rng)
+
     grid = Grid(slope=1.0, intercept=0.0, limits=HU_LIMITS)
+    reference = grid.written(clean + noise_of(sigma * dose**0.5)) if dose else clean
+    added = noise_of(sigma * (1 - dose) ** 0.5)
     return case(
-        plain(grid.written(clean + added), shard.spacing_mm, "HU"),
+        plain(grid.written(reference + added), shard.spacing_mm, "HU"),
         name=shard.name,
         patient=shard.name,
         kind=str(shard.facts.get("kind", "")),
         group="validation",
-        reference=clean,
+        reference=reference,
         mask=only(body_mask(clean), (clean.shape[0] // 2,)),
         grid=grid,
         level=f"{sigma:.0f} HU",
@@ -371,6 +385,20 @@ def _synthetic(data: Path, unit: Unit, quick: bool) -> Iterator[Case]:
         yield painted(shard, MR_LEVELS[i % 2], np.random.default_rng([SEED, 7, i]), "painted")
     if not half:
         yield mr_truth(301, 0.06, 1.3)
+
+
+@cache
+def quarter_validation(data: Path, quick: bool = False) -> tuple[Case, ...]:
+    """CT cases to tune on for a quarter of a dose: their reference has half of the input's noise.
+
+    None where there are no shards.
+    """
+    shards_ = read_shards(data / "ct-validation")[: 2 if quick else 16]
+    found = (
+        ct_validation(shard, i, projected=i % 2 == 1 and not quick, dose=FRACTION)
+        for i, shard in enumerate(shards_)
+    )
+    return tuple(c for c in found if usable(c))
 
 
 @cache

@@ -23,7 +23,7 @@ from training.evaluate.metrics import SliceFigures, measure, psnr
 from training.report.cases import Case
 
 FAMILIES: tuple[Family, ...] = ("cnn", "gan", "autoencoder")
-STRENGTHS = tuple(float(s) for s in np.round(np.arange(0.3, 1.01, 0.1), 2))
+STRENGTHS = tuple(float(s) for s in np.round(np.arange(0.3, 1.01, 0.05), 2))
 SIDE = 224
 """Pixels of validation patches."""
 
