@@ -115,7 +115,8 @@ class Landing:
     def start(self) -> None:
         """Make the first names, and start the thread that makes more; without any the spool does as it always did."""
         self._stopped.clear()
-        self._tend()
+        if not self._tend():
+            self._wanted.set()
         self._thread = threading.Thread(target=self._run, name="spool:landing", daemon=True)
         self._thread.start()
 
@@ -187,9 +188,10 @@ class Landing:
             self._most = most_files()
             if self._links:
                 self._make(self._most // 3)
-        except (OSError, StoreError) as error:
+        except Exception as error:
             if not self._troubled:
-                log.warning("landing.troubled", because=type(error).__name__, told=str(error))
+                told = error.message if isinstance(error, StoreError) else ""
+                log.warning("landing.troubled", because=type(error).__name__, told=told)
             self._troubled = True
             return False
         self._troubled = False

@@ -167,6 +167,22 @@ def test_while_the_disk_refuses_first_names_stay_and_no_more_are_given(
     assert spool.exists(relative)
 
 
+def test_a_disk_that_refuses_at_the_start_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(tmp_path / "spool")
+
+    def full(_path: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(landing, "sync_folder", full)
+        spool.land()
+        assert spool.create().path.parent.name == "tmp"
+    wait_until(lambda: spool.create().path.parent.name == "landing", 10, "names are made when it has room")
+    spool.landed()
+
+
 def test_a_file_that_retention_took_holds_nothing_up(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     held, sync = threading.Event(), spool._sync_landed
 
