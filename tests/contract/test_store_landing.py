@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import hashlib
@@ -50,7 +51,12 @@ def published(writer: SpoolWriter, uid: str = UID, data: bytes = DATA) -> str:
 
 def waiting(spool: Spool) -> list[Path]:
     """Files under ``landing/`` that hold something."""
-    return [p for p in (spool.root / "landing").iterdir() if p.stat().st_size]
+    found = []
+    for path in (spool.root / "landing").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it was settled meanwhile
+            if path.stat().st_size:
+                found.append(path)
+    return found
 
 
 def soon() -> datetime:
