@@ -193,23 +193,26 @@ def _admitted(
     return np.asarray(tissue if int(tissue.sum()) >= FEWEST_TISSUE_BLOCKS else fit)
 
 
-_AT_ONCE = 192
-"""Blocks taken apart at once: what they take stays in the processor's cache, and so small a product is one of a
-single thread, whatever BLAS there is."""
+_PRODUCT = 192
+"""Blocks in a product of matrices: so small a one is that of a single thread, whatever BLAS there is."""
+_AT_ONCE = 8 * _PRODUCT
+"""Blocks taken apart at once: few and long calls of numpy, which threads may do beside each other."""
 
 
 def _levels(cells: _Cells, fit: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
     """Mean power of each band in each block, (bands, blocks)."""
     first = cells.first(np.flatnonzero(fit))
     cosines, rings = _cosines(), _rings()
-    out = np.empty((len(rings), len(first)), np.float32)
+    out = []
     for at in range(0, len(first), _AT_ONCE):
-        part = cells.gather(first[at : at + _AT_ONCE])
-        along = np.matmul(cosines, part)
-        spectra = np.matmul(cosines, along.transpose(1, 0, 2)).reshape(BLOCK**2, -1)
+        given = first[at : at + _AT_ONCE]
+        filled = np.resize(given, -(-len(given) // _PRODUCT) * _PRODUCT)  # what is too much is cut off again
+        along = np.matmul(cosines, cells.gather(filled))
+        spectra = np.matmul(cosines, along.transpose(1, 0, 2))
         np.square(spectra, out=spectra)
-        np.matmul(rings, spectra, out=out[:, at : at + _AT_ONCE])
-    return out
+        parts = spectra.reshape(BLOCK**2, -1, _PRODUCT).transpose(1, 0, 2)
+        out.append(np.matmul(rings, parts).transpose(1, 0, 2).reshape(len(rings), -1)[:, : len(given)])
+    return np.concatenate(out, axis=1)
 
 
 def _plateau(level: npt.NDArray[np.float64], frequency: npt.NDArray[np.float64], rounding: float) -> float:
