@@ -134,7 +134,7 @@ def _take(cursor: Any, batch: Sequence[Instance], uids: set[str], postgresql: bo
         return None
     series: dict[tuple[str, ...], int] = {}
     for key in sorted({_key(one) for one in batch}):  # in one order whoever does it, against deadlocks
-        newest = _one(cursor, _sql(_NEWEST, mark) + (" FOR UPDATE" if postgresql else ""), key)
+        newest = _one(cursor, _sql(_NEWEST, mark) + (" FOR NO KEY UPDATE" if postgresql else ""), key)
         if newest is None or newest[1] != SeriesState.OPEN.value:
             return None
         series[key] = newest[0]

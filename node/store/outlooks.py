@@ -120,7 +120,7 @@ class Outlooks:
 
 def _open(connection: Connection, series_id: int) -> bool:
     state = connection.execute(
-        select(SeriesRow.state).where(SeriesRow.id == series_id).with_for_update()
+        select(SeriesRow.state).where(SeriesRow.id == series_id).with_for_update(key_share=True)
     ).scalar_one_or_none()
     return state == SeriesState.OPEN.value
 

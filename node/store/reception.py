@@ -232,7 +232,7 @@ class Reception:
         that is closed the earlier stay what was worked on, and the later belong to the next generation."""
         old = connection.execute(rows.whole(InstanceRow).where(InstanceRow.id == known.id)).one()
         holder = connection.execute(
-            rows.whole(SeriesRow).where(SeriesRow.id == known.series_id).with_for_update()
+            rows.whole(SeriesRow).where(SeriesRow.id == known.series_id).with_for_update(key_share=True)
         ).one()
         same_series = (holder.series_uid, holder.study_uid) == arrivals.order_of(one)
         in_place = holder.state == SeriesState.OPEN.value and same_series

@@ -304,7 +304,7 @@ class SeriesStore:
         with self._db.write() as connection:
             # First the lock, then the look: PostgreSQL's UPDATE would wait for a receiver that is at work on
             # the series, and then judge by the instances from before the wait.
-            connection.execute(select(SeriesRow.id).where(SeriesRow.id == series_id).with_for_update())
+            connection.execute(select(SeriesRow.id).where(SeriesRow.id == series_id).with_for_update(key_share=True))
             closed = moves.move_series(
                 connection, series_id, SeriesState.CLOSED, SeriesRow.state == SeriesState.OPEN.value, *extra,
                 closed_at=at, closed_because=rows.clean(because),
@@ -410,7 +410,7 @@ class SeriesStore:
 
 def _base(connection: Connection, series_id: int, header: InstanceHeader) -> Mapping[str, Any]:
     base: Mapping[str, Any] | None = connection.execute(
-        select(SeriesRow.base).where(SeriesRow.id == series_id).with_for_update()
+        select(SeriesRow.base).where(SeriesRow.id == series_id).with_for_update(key_share=True)
     ).scalar_one()
     if base is None:
         base = codec.pack_base(header)

@@ -312,6 +312,10 @@ def test_instances_that_come_at_once_with_the_end_of_a_try_are_never_left_asleep
         settled(store, one, n)
         thread.join()
         assert store.deliveries.due_queues(after(n + 1)) == [("pacs", True)], n
+    if store.database.kind == "postgresql":
+        with store.database.read() as connection:
+            told = text("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
+            assert connection.execute(told).scalar_one() == 0
 
 
 def test_a_database_with_work_in_it_is_upgraded(database_url: str, tmp_path: Path) -> None:

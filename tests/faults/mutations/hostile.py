@@ -238,7 +238,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         invariant="R28",
         what="idle connections may take every file that the process may open",
         file=_SERVER,
-        old="            in_all = min(in_all, max((files - FILES) // 2, 1))\n",
+        old="            in_all = min(in_all, max((files - FILES - landing.most_files()) // 2, 1))\n",
         new="            in_all = max(in_all, 1)\n",
         test=_test("full", "no_files_left_is_refused_and_heals"),
     ),
