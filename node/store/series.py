@@ -304,7 +304,9 @@ class SeriesStore:
         with self._db.write() as connection:
             # First the lock, then the look: PostgreSQL's UPDATE would wait for a receiver that is at work on
             # the series, and then judge by the instances from before the wait.
-            connection.execute(select(SeriesRow.id).where(SeriesRow.id == series_id).with_for_update(key_share=True))
+            connection.execute(
+                select(SeriesRow.id).where(SeriesRow.id == series_id).with_for_update(key_share=True)
+            )
             closed = moves.move_series(
                 connection, series_id, SeriesState.CLOSED, SeriesRow.state == SeriesState.OPEN.value, *extra,
                 closed_at=at, closed_because=rows.clean(because),
