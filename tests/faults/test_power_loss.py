@@ -192,7 +192,7 @@ def test_every_answer_comes_after_its_syncs_in_their_order(sqlite_template: Path
         ward.store.close()
     assert len(log.acknowledged) == N_SLICES
     steps = [step for line in trace.read_text(errors="replace").splitlines() for step in _steps(line)]
-    answers = [a for a in "".join(steps).split("answer ") if "name" in a]
+    answers = [a for a in "".join(steps).split("answer ") if "name " in a]
     good = [a for a in answers if re.fullmatch(IN_ORDER, a)]
     record(
         "R2",
