@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from threading import local
+from threading import Lock
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -218,21 +219,21 @@ class Weights:
         return found
 
 
-class _Last(local):
-    """Of each thread: nothing is shared, so nothing is locked."""
-
-    weights: Weights | None = None
-
-
-_last = _Last()
+_RECENT: Final = 2
+_recent: tuple[Weights, ...] = ()
+_recent_lock = Lock()
 
 
 def weights_of(mask: Mask) -> Weights:
-    """The weights of a mask; those of the last one if it is the same."""
-    found = _last.weights
-    if found is None or found.mask.shape != mask.shape or not np.array_equal(found.mask, mask):
-        found = _last.weights = Weights(mask)
-    return found
+    """The weights of a mask: kept, for whichever thread asks, of the last masks there were."""
+    global _recent
+    for found in _recent:
+        if found.mask.shape == mask.shape and np.array_equal(found.mask, mask):
+            return found
+    made = Weights(mask)
+    with _recent_lock:
+        _recent = (made, *_recent[: _RECENT - 1])
+    return made
 
 
 def _inverse(counts: Floats) -> Floats:

@@ -46,7 +46,12 @@ R = TypeVar("R")
 NOTHING = "nothing was reconstructed in them"
 
 LOOKS = 8
-"""Of so many slices of a slab the noise of one is measured again afterwards: the figures are for people."""
+"""Of so many slices the noise of one is measured again afterwards: the figures are for people."""
+
+
+def looks(at: int, of: int) -> bool:
+    """Whether the noise that is left is measured in slice ``at`` of a stack: in one of eight, not at its ends."""
+    return at % LOOKS == min(LOOKS, of) // 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,7 +231,8 @@ class Enhancer:
             i: guards.gate(float(sigmas[i]), self._card, scale) if volume.valid[i].any() else NOTHING
             for i in kept
         }
-        outcomes = self._outcomes(volume, barred, sigmas, scale, params.strength, tile)
+        looked = frozenset(i for i in kept if looks(first + i, len(found)))
+        outcomes = self._outcomes(volume, barred, sigmas, scale, params.strength, tile, looked)
         for i, outcome in outcomes.items():
             out.take(i, outcome.values)
         slices = [_told(outcomes[i], found, first + i) for i in kept]
@@ -242,11 +248,11 @@ class Enhancer:
         scale: float,
         strength: float,
         tile: int,
+        looked: frozenset[int],
     ) -> dict[int, Outcome]:
         """What becomes of each slice, by index; those with a reason are left as they were."""
         filled = _Filled(volume)
         chosen = [i for i, reason in reasons.items() if not reason]
-        looked = frozenset(chosen[::LOOKS])
         slices = {
             i: Slice(
                 values=volume.values[i],

@@ -20,11 +20,17 @@ _ARG_START = 45
 CUDA_VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
-def die_with_parent() -> None:
-    """Ask Linux for SIGTERM when the parent dies, however it dies (prctl(2), PR_SET_PDEATHSIG)."""
+def die_with_parent(parent: int | None = None) -> None:
+    """Ask Linux for SIGTERM when the parent dies, however it dies (prctl(2), PR_SET_PDEATHSIG).
+
+    Parameters
+    ----------
+    parent
+        Its process id, where that is known for sure; else it is who is the parent now.
+    """
     if sys.platform != "linux":
         return
-    parent = os.getppid()
+    parent = os.getppid() if parent is None else parent
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:  # it died before we asked
         os.kill(os.getpid(), signal.SIGTERM)

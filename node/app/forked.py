@@ -13,12 +13,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from node.process import name_process
+from node.process import die_with_parent, name_process
 
 FORKED = frozenset({"deliver", "enhance", "gather"})
 """Roles that are forked at the start of a node."""
@@ -36,17 +37,21 @@ class Forked:
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self._status: int | None = None
+        self._waits = threading.Lock()  # who looks after it and who tells of its health both ask
 
     def poll(self) -> int | None:
         """The exit status, negative for the signal that ended it; None while it lives."""
-        if self._status is None:
-            try:
-                pid, status = os.waitpid(self.pid, os.WNOHANG)
-            except ChildProcessError:  # whoever started us has SIGCHLD ignored: dead, and nobody knows how
-                pid, status = self.pid, 0
-            if pid:
-                self._status = os.waitstatus_to_exitcode(status)
-        return self._status
+        with self._waits:
+            if self._status is None:
+                try:
+                    pid, status = os.waitpid(self.pid, os.WNOHANG)
+                except (
+                    ChildProcessError
+                ):  # whoever started us has SIGCHLD ignored: dead, and nobody knows how
+                    pid, status = self.pid, 0
+                if pid:
+                    self._status = os.waitstatus_to_exitcode(status)
+            return self._status
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for its end; returns the exit status.
@@ -103,10 +108,12 @@ def fork(work: Callable[[], int], command: Sequence[str]) -> Forked:
     """
     sys.stdout.flush()
     sys.stderr.flush()
+    parent = os.getpid()
     pid = os.fork()
     if pid:
         return Forked(pid)
     try:
+        die_with_parent(parent)
         with Path(os.devnull).open() as nothing:
             os.dup2(nothing.fileno(), 0)
         name_process(command)

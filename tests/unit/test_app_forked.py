@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from tests.peers import wait_until
 from tests.pipeline.harness import REPOSITORY
 
 HEAD = """\
@@ -119,3 +121,41 @@ print([m for m in ("node.enhance.worker", "node.gather.gatherer", "node.deliver.
 """)
     assert told.returncode == 0, told.stderr
     assert told.stdout.splitlines() == ["[]", "[]"]
+
+
+def test_whoever_asks_first_all_hear_how_it_ended() -> None:
+    told = ran("""
+import threading
+def work():
+    return 7
+for _ in range(40):
+    child, heard = fork(work, ["x"]), []
+    def ask(child=child, heard=heard):
+        while (status := child.poll()) is None:
+            pass
+        heard.append(status)
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for one in threads: one.start()
+    for one in threads: one.join(20)
+    assert heard == [7, 7], heard
+""")
+    assert told.returncode == 0, told.stderr
+
+
+def test_it_does_not_outlive_a_parent_that_dies_at_once() -> None:
+    told = ran("""
+def between():
+    def work():
+        print(os.getpid(), flush=True)
+        time.sleep(60)
+        return 0
+    fork(work, ["x"])
+    os._exit(0)
+pid = os.fork()
+if not pid:
+    between()
+os.waitpid(pid, 0)
+""")
+    assert told.returncode == 0, told.stderr
+    for pid in map(int, told.stdout.split()):  # it may have died before it could tell its number
+        wait_until(lambda pid=pid: not Path(f"/proc/{pid}/cmdline").exists(), 20)  # type: ignore[misc]

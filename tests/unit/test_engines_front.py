@@ -11,6 +11,7 @@ import pytest
 from engines.base import Engine, Floats, Params, Survey, Volume
 from engines.catalog import Catalog
 from engines.errors import OutputImplausible, VolumeUnsuitable
+from engines.front import looks
 from engines.restore import Slice, reconstruction_error, trusted
 from engines.sinc import complement
 from tests import laws, onnx_samples
@@ -238,3 +239,11 @@ def test_an_autoencoder_takes_no_structure_for_noise() -> None:
     assert np.abs(held[:, 66:]).max() < 1.0
     assert np.array_equal(held[:, :40], trusted(residual[:, :50].copy(), 10.0, 1.7)[:, :40])
     assert held[:, :50].std() > 9
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 8, 9, 40])
+def test_what_is_left_is_measured_in_slices_that_depend_on_nothing_but_the_stack(n: int) -> None:
+    looked = [i for i in range(n) if looks(i, n)]
+    assert looked
+    assert looked[0] == min(8, n) // 2, "an end of a stack is least like the rest"
+    assert len(looked) <= n // 8 + 1
