@@ -7,6 +7,7 @@ first to be surveyed, then to be enhanced with their neighbours.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +31,7 @@ __all__ = ["SLAB", "Before", "Emit", "Item", "Ran", "Report", "Stored", "Tell", 
 
 Emit: TypeAlias = Callable[[Item, Source, Stored, "Ran"], None]
 Tell: TypeAlias = Callable[[str, float], None]
+Worked: TypeAlias = Callable[[float, int], None]
 
 SLAB = 16
 _SLAB_PIXELS = 1 << 22
@@ -60,7 +62,9 @@ def run(
     emit: Emit,
     wanted: Set[str] | None = None,
     tell: Tell = lambda _step, _share: None,
+    worked: Worked = lambda _seconds, _n_pixels: None,
     slab: int = SLAB,
+    lanes: int | None = None,
     ahead: Before | None = None,
 ) -> Report:
     """Enhance a series.
@@ -83,8 +87,12 @@ def run(
     tell
         Called with (step, share done) after every slab, and every few frames that were decoded; may raise to
         stop.
+    worked
+        Called with the seconds that the engine was at a slab and the pixels that it made, where it made any.
     slab
         Slices worked on at once, at most. No bit of the result depends on it.
+    lanes
+        Slabs worked on at once, at most; None: as many as the engine asks for. No bit depends on it either.
     ahead
         What was done before all of the series was there; no bit of the result depends on it either.
 
@@ -109,7 +117,7 @@ def run(
             kept, memo = ahead.kept, ahead.memo
         work = Work(
             engine=engine, params=params, kept=kept, memo=memo, slab=slab, tell=tell,
-            n_frames=sum(map(len, stacks)),
+            worked=worked, most_lanes=lanes, n_frames=sum(map(len, stacks)),
         )  # fmt: skip
         work.decode(items)
         with _Emitter(emit, kept, work.clock) as emitter:
@@ -187,6 +195,8 @@ class Work:
     memo: Memo
     slab: int = SLAB
     tell: Tell = lambda _step, _share: None
+    worked: Worked = lambda _seconds, _n_pixels: None
+    most_lanes: int | None = None
     n_frames: int = 0
     clock: Clock = field(default_factory=Clock)
     tally: Tally = field(default_factory=Tally)
@@ -194,10 +204,6 @@ class Work:
     @property
     def threads(self) -> int:
         return self.engine.threads if isinstance(self.engine, Threaded) else 1
-
-    @property
-    def lanes(self) -> int:
-        return self.engine.lanes if isinstance(self.engine, Threaded) else 1
 
     @property
     def hands(self) -> AbstractContextManager[object]:
@@ -250,19 +256,22 @@ class Work:
         from engines.front import remarks  # numerical libraries are loaded when an engine is
 
         asked = [_Asked.of(stack, self.kept.unit(stack)) for stack in stacks]
-        slabs = [(one, first, last) for one in asked for first, last in self._slabs(one.stack)]
-        surveying = _Surveying(self, slabs)
+        lanes = self._lanes(stacks)
+        slabs = [(one, *part) for one in asked for part in self._slabs(one.stack, lanes)]
+        surveying = _Surveying(self, slabs, lanes)
         parts = ((slab, emitter.part(slab[0].stack, *slab[1:])) for slab in surveying.ahead(slabs))
         making = in_order(
-            lambda part: self._new(*part), ((s[0], *part) for s, part in parts if part), self.lanes, name="slab"
+            lambda part: self._new(*part), ((s[0], *part) for s, part in parts if part), lanes, name="slab"
         )  # fmt: skip
         done = 0
         with closing(surveying), closing(making):
             for one, first, last in slabs:
                 part = emitter.part(one.stack, first, last)
                 if part is not None:
-                    with self.clock.step("enhance"):
-                        known, new = next(making)
+                    with self.clock.step("enhance", without="survey"):  # slabs to come are surveyed in it
+                        known, new, seconds = next(making)
+                    if new:
+                        self.worked(seconds, len(new) * one.stack.rows * one.stack.columns)
                     for i, made in self._made(part[0], known, new):
                         self.tally.add(made)
                         one.figures.append(made.figures)
@@ -273,18 +282,18 @@ class Work:
                 if done == self.n_frames:
                     surveying.finish()
                 self.tell("enhance", done / self.n_frames)
-                surveying.tell()
         for one in asked:
             if one.figures and self.params.strength > 0:
                 self.tally.note(remarks(one.survey, one.stack.spacing_mm, one.unit, one.figures))
 
-    def _new(self, one: _Asked, first: int, last: int) -> tuple[list[Key], dict[int, Made]]:
-        """Keys of slices [first, last) of a stack, and those that are not remembered, made now."""
+    def _new(self, one: _Asked, first: int, last: int) -> tuple[list[Key], dict[int, Made], float]:
+        """Keys of slices [first, last) of a stack; those that are not remembered, made now; the seconds it took."""
+        began = time.monotonic()
         known = keys(self.engine.card, one.stack, one.survey, one.unit, first, last)
         new: dict[int, Made] = {}
         for low, high in _runs([i for i in range(first, last) if known[i - first] not in self.memo]):
             new.update(zip(range(low, high), self.make(one.stack, low, high, one.survey), strict=True))
-        return known, new
+        return known, new, time.monotonic() - began
 
     def _made(self, first: int, known: Sequence[Key], new: dict[int, Made]) -> Iterator[tuple[int, Made]]:
         """Slices from ``first`` on, in order: new, or remembered."""
@@ -321,9 +330,15 @@ class Work:
                 for stored, was, figures in zip(out, before, result.slices, strict=True)
             ]  # fmt: skip
 
-    def _slabs(self, stack: Stack) -> Iterator[tuple[int, int]]:
+    def _lanes(self, stacks: Sequence[Stack]) -> int:
+        """Slabs in work at once: as many as the engine asks for, and no more than there may be slices."""
+        asked = self.engine.lanes if isinstance(self.engine, Threaded) else 1
+        at_once = [slices_at_once(stack, self.engine.card.scale, self.slab) for stack in stacks]
+        return min([asked if self.most_lanes is None else min(asked, self.most_lanes), *at_once])
+
+    def _slabs(self, stack: Stack, lanes: int) -> Iterator[tuple[int, int]]:
         # Slabs that are in work at once take together what one would take alone.
-        step = max(1, slices_at_once(stack, self.engine.card.scale, self.slab) // self.lanes)
+        step = slices_at_once(stack, self.engine.card.scale, self.slab) // lanes
         for first in range(0, len(stack), step):
             yield first, min(first + step, len(stack))
 
@@ -334,12 +349,11 @@ _Part: TypeAlias = tuple[_Asked, int, int]
 class _Surveying:
     """The surveys of all slabs, in order, a few ahead of whoever needs them."""
 
-    def __init__(self, work: Work, slabs: Sequence[_Part]) -> None:
-        self._work, self._slabs, self._done, self._told = work, iter(slabs), 0, 0
-        self._enhancing = False
+    def __init__(self, work: Work, slabs: Sequence[_Part], lanes: int) -> None:
+        self._work, self._slabs, self._done = work, iter(slabs), 0
         self._last = [slab[0] for slab in slabs[-1:]]
         self._found = in_order(
-            lambda slab: work.measured(slab[0].stack, *slab[1:]), slabs, work.lanes, name="survey", more=1
+            lambda slab: work.measured(slab[0].stack, *slab[1:]), slabs, lanes, name="survey", more=1
         )  # fmt: skip
 
     def ahead(self, slabs: Sequence[_Part]) -> Iterator[_Part]:
@@ -354,14 +368,6 @@ class _Surveying:
         """Measure what is left."""
         for one in self._last:
             self._until(one, len(one.stack))
-        self.tell()
-
-    def tell(self) -> None:
-        """Tell how far it is, unless that was told."""
-        self._enhancing = True
-        if self._done > self._told:
-            self._told = self._done
-            self._work.tell("survey", self._done / self._work.n_frames)
 
     def close(self) -> None:
         self._found.close()
@@ -373,9 +379,7 @@ class _Surveying:
                 self._work.memo.surveys.update(next(self._found))
             its.fill(last, self._work.memo.surveys)
             self._done += last - first
-            if not self._enhancing:  # what is told while a slab is made would look like its end
-                self._told = self._done
-                self._work.tell("survey", self._done / self._work.n_frames)
+            self._work.tell("survey", self._done / self._work.n_frames)
 
 
 def _runs(indices: Sequence[int]) -> list[tuple[int, int]]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Callable
 from statistics import median
 
 from engines.canary import SHAPE
@@ -26,25 +24,16 @@ class Pace:
         What one slice of the canary took.
     """
 
-    def __init__(self, canary_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, canary_s: float) -> None:
         self._pixel_s = canary_s / (SHAPE[1] * SHAPE[2])
-        self._clock = clock
         self._steps: deque[float] = deque(maxlen=KEPT)
-        self._last: float | None = None
 
-    def begin(self) -> None:
-        """A series begins."""
-        self._last = self._clock()
-
-    def told(self, step: str) -> None:
-        """A step has ended; those in which the engine works are counted."""
-        now = self._clock()
-        if step == "enhance" and self._last is not None:
-            self._steps.append(now - self._last)
-        self._last = now
+    def worked(self, seconds: float, n_pixels: int) -> None:
+        """Count a step in which the engine made so many pixels: of a slab, only what was not there before."""
+        self._steps.append(seconds / n_pixels)
 
     def expected_s(self, n_pixels: int, n_bytes: int = 0) -> float:
-        """Seconds that a step takes here: the median, or a guess until there are enough of them.
+        """Seconds that a step takes here: the median for so many pixels, or a guess until there are enough of them.
 
         Parameters
         ----------
@@ -53,5 +42,5 @@ class Pace:
         n_bytes
             Of the largest instance that is written between two steps.
         """
-        step = median(self._steps) if len(self._steps) >= ENOUGH else self._pixel_s * n_pixels
-        return step + n_bytes / SLOWEST_DISK
+        pixel_s = median(self._steps) if len(self._steps) >= ENOUGH else self._pixel_s
+        return pixel_s * n_pixels + n_bytes / SLOWEST_DISK

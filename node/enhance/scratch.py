@@ -34,6 +34,8 @@ from node.store.disk import disk_error
 Stored: TypeAlias = npt.NDArray[np.integer[Any]]
 
 _DECODE_AT_ONCE = 16
+_DECODE_BYTES = 8 << 20
+"""Frames of one instance that are decoded at once, at most, by number and by what they take."""
 _READ_WHOLE = 32 << 20
 """Files up to this size are read in one go; larger ones are mapped, and digested in pieces."""
 
@@ -86,7 +88,7 @@ class Place:
 
     @property
     def frame_bytes(self) -> int:
-        return self.fmt.rows * self.fmt.columns * self.fmt.dtype.itemsize
+        return _frame_bytes(self.fmt)
 
 
 class Opened(NamedTuple):
@@ -141,7 +143,7 @@ class Scratch:
         fmt = pixel_format(source)
         if max(fmt.rows, fmt.columns) * self._scale > MOST:
             raise SeriesError(f"{fmt.rows} x {fmt.columns} pixels cannot be doubled")
-        return Opened(item, source, fmt, decode(source, range(min(_DECODE_AT_ONCE, fmt.n_frames))))
+        return Opened(item, source, fmt, decode(source, range(min(_frames_at_once(fmt), fmt.n_frames))))
 
     def take(self, opened: Opened, threads: int = 1) -> Iterator[float]:
         """Put an instance away, its other frames too; yields the share that is done after every few of them."""
@@ -149,10 +151,8 @@ class Scratch:
         if item.sop_instance_uid in self.places:
             raise SeriesError("an instance is there twice")
         place = Place(item=item, fmt=fmt, at=self._end)
-        left = [
-            range(first, min(first + _DECODE_AT_ONCE, fmt.n_frames))
-            for first in range(_DECODE_AT_ONCE, fmt.n_frames, _DECODE_AT_ONCE)
-        ]
+        step = _frames_at_once(fmt)
+        left = [range(n, min(n + step, fmt.n_frames)) for n in range(step, fmt.n_frames, step)]
         others = in_order(partial(decode, opened.source), left, min(threads, len(left)), name="decode")
         done = 0
         with closing(others):
@@ -231,6 +231,14 @@ class Scratch:
         data = self._after.map(place.at * more, place.frame_bytes * fmt.n_frames * more)
         shape = (fmt.n_frames, fmt.rows * self._scale, fmt.columns * self._scale)
         return np.frombuffer(data, fmt.dtype).reshape(shape)
+
+
+def _frame_bytes(fmt: PixelFormat) -> int:
+    return fmt.rows * fmt.columns * fmt.dtype.itemsize
+
+
+def _frames_at_once(fmt: PixelFormat) -> int:
+    return max(1, min(_DECODE_AT_ONCE, _DECODE_BYTES // max(1, _frame_bytes(fmt))))
 
 
 MOST_CLIPPED = {1: 0.05, 2: 0.25}

@@ -31,7 +31,8 @@ class Report:
     """What the engine did to the series as a whole.
 
     ``figures`` are in the engine's unit: noise before and after, mean and largest change; one that could not
-    be measured is left out. ``seconds`` are by step: decode, survey, enhance, derive (which overlaps it).
+    be measured is left out. ``seconds`` are by step: decode, survey and enhance as the thread of the job did them
+    or waited for them, no second in two of them; derive, which another thread does meanwhile, overlaps these.
     ``n_skipped`` of ``n_slices`` were passed through unchanged, for the reasons in ``notes``; ``n_same`` are stored as
     their sources are, those included; ``n_before`` were made while the series still came.
     """
@@ -123,18 +124,22 @@ class Clock:
 
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def step(self, name: str) -> Step:
-        return Step(self.seconds, name)
+    def step(self, name: str, *, without: str = "") -> Step:
+        """Time a step, less what the same thread times of the step ``without`` inside of it."""
+        return Step(self.seconds, name, without)
 
 
 class Step:
     """Adds the time spent inside of it."""
 
-    def __init__(self, seconds: dict[str, float], name: str) -> None:
-        self._seconds, self._name = seconds, name
+    def __init__(self, seconds: dict[str, float], name: str, without: str) -> None:
+        self._seconds, self._name, self._without = seconds, name, without
 
     def __enter__(self) -> None:
-        self._started = time.monotonic()
+        self._started = self._now()
 
     def __exit__(self, *_exc: object) -> None:
-        self._seconds[self._name] = self._seconds.get(self._name, 0.0) + time.monotonic() - self._started
+        self._seconds[self._name] = self._seconds.get(self._name, 0.0) + self._now() - self._started
+
+    def _now(self) -> float:
+        return time.monotonic() - self._seconds.get(self._without, 0.0)

@@ -137,7 +137,9 @@ def _do(
             report = run(
                 plan.items, plan.stacks, engine, params,
                 scratch=scratch.folder, emit=bench.emit, wanted=plan.wanted, tell=tell,
-                slab=SLAB if job.attempt == 1 else SLAB // 2,  # after running out of memory: the same in less
+                worked=proven.pace.worked,
+                # After running out of memory: the same in less.
+                slab=SLAB if job.attempt == 1 else SLAB // 2, lanes=None if job.attempt == 1 else 1,
                 ahead=before,
             )  # fmt: skip
         store.spool.sync_dirs([d.path for d in bench.made])

@@ -297,14 +297,12 @@ def work_off(
     def expect(proven: Proven, n_pixels: int, n_bytes: int) -> None:
         nonlocal pace, most
         pace, most = proven.pace, (n_pixels, n_bytes)
-        pace.begin()
         shared[DEVICE] = CPU if proven.device == "cpu" else ACCELERATED
         shared[STEP] = pace.expected_s(*most)
 
     def tell(step: str, share: float) -> None:
         progress[step] = round(share, 3)
         if pace is not None:
-            pace.told(step)
             shared[STEP] = pace.expected_s(*most)
             if step == "record" or (step == "enhance" and share >= 1):
                 shared[STEP] = max(shared[STEP], _DATABASE_STEP_S)

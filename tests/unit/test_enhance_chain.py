@@ -7,7 +7,6 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -323,20 +322,6 @@ def test_it_stops_with_many_threads_too(
     ]
     assert not left
     assert len(made) == n < len(slices)
-
-
-def test_what_is_told_while_slabs_are_made_ends_no_step(
-    catalog: Catalog, tmp_path: Path, scratch: Path
-) -> None:
-    """Between two signs of life of the engine lies one slab: who times them must not take less for one."""
-    items = files(tmp_path / "in", series("CT", 24))
-    told: list[tuple[str, float]] = []
-    chained(items, catalog.load("ct-tv", threads=4), scratch, slab=4, tell=lambda *a: told.append(a))
-    steps = [step for step, _ in told]
-    after = steps[steps.index("enhance") :]
-    assert all(now == "enhance" for before, now in pairwise(after) if before == "survey")
-    assert [share for step, share in told if step == "survey"][-1] == 1
-    assert told[-1] == ("enhance", 1)
 
 
 def test_it_tells_how_far_it_is(engine: Engine, slices: list[Item], scratch: Path) -> None:

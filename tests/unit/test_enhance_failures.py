@@ -9,7 +9,7 @@ import pytest
 import engines.errors as ee
 from node.enhance.failures import judge, lost
 from node.enhance.memory import there_is
-from node.enhance.pace import ENOUGH, SLOWEST_DISK, Pace
+from node.enhance.pace import ENOUGH, KEPT, SLOWEST_DISK, Pace
 
 
 def caused(by: BaseException) -> BaseException:
@@ -53,18 +53,21 @@ def test_an_error_of_the_device_always_costs_the_process() -> None:
 
 
 def test_the_pace_is_the_median_once_there_are_enough_steps() -> None:
-    now = [0.0]
-    pace = Pace(0.5, lambda: now[0])
-    assert pace.expected_s(4 * 128 * 128) == 2.0, "until then what the canary took, for so many pixels"
-    pace.begin()
-    for i, seconds in enumerate((1.0, 100.0, 3.0, 4.0, 5.0)):
-        now[0] += 50.0
-        pace.told("survey")  # is no step of the engine
-        now[0] += seconds
-        pace.told("enhance")
-        assert (pace.expected_s(0) == 0.0) == (i + 1 < ENOUGH)
-    assert pace.expected_s(1 << 30) == 4.0
-    assert pace.expected_s(0, n_bytes=int(10 * SLOWEST_DISK)) == 14.0
+    pace = Pace(0.5)
+    slab = 4 * 128 * 128
+    for i, seconds in enumerate((1.0, 128.0, 3.0, 4.0, 5.0)):
+        if i < ENOUGH:
+            assert pace.expected_s(slab) == 2.0, "until then what the canary took, for so many pixels"
+        pace.worked(seconds, slab)
+    assert pace.expected_s(slab) == 4.0
+    assert pace.expected_s(slab, n_bytes=int(10 * SLOWEST_DISK)) == 14.0
+
+
+def test_steps_in_which_little_was_left_to_make_do_not_quicken_the_pace() -> None:
+    pace = Pace(0.5)
+    for _ in range(KEPT):
+        pace.worked(2.0, 128 * 128)
+    assert pace.expected_s(16 * 128 * 128) == 32.0
 
 
 def test_memory_is_that_of_the_control_group(tmp_path: Path) -> None:

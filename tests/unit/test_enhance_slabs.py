@@ -1,0 +1,168 @@
+"""What the chain holds at once, what it tells meanwhile, and what it says of the time that it took."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engines.base import Engine, Volume
+from engines.catalog import Catalog
+from node.dicom import pixels
+from node.dicom.stacks import stacks
+from node.enhance.scratch import Item, Scratch
+from tests.dicom_samples import enhanced
+from tests.enhancing import SIZE, Watched, chained, files, headers_of, series
+
+
+@pytest.fixture(scope="module")
+def catalog() -> Catalog:
+    return Catalog.default()
+
+
+@pytest.fixture(scope="module")
+def engine(catalog: Catalog) -> Engine:
+    return catalog.load("ct-tv", threads=1)
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Path:
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def slices(tmp_path_factory: pytest.TempPathFactory) -> list[Item]:
+    return files(tmp_path_factory.mktemp("ct"), series("CT", 6))
+
+
+class Laned(Watched):
+    """An engine that is given two slabs at once if it has threads."""
+
+    def __init__(self, engine: Engine, on: Any = lambda _step, _n: None, threads: int = 1) -> None:
+        super().__init__(engine, on)
+        self.threads, self.lanes, self.hands = threads, min(2, threads), nullcontext()
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+@pytest.mark.parametrize("at", ["first", "last"])
+def test_every_slab_that_is_surveyed_is_told(
+    catalog: Catalog, modality: str, at: str, tmp_path: Path, scratch: Path
+) -> None:
+    """Once slices are made too: of a stack that is surveyed as a whole, and where few slices are wanted."""
+    datasets = series(modality, 20)
+    if modality == "MR":
+        for i, ds in enumerate(datasets):
+            ds.DiffusionBValue = 500.0 * (i >= 10)
+    items = files(tmp_path / "in", datasets)
+    silent, told = [0], []
+
+    def on(step: str, _n: int) -> None:
+        silent[0] += step == "survey"
+        assert silent[0] <= 1, "a slab was surveyed, and nobody heard of it"
+
+    def tell(step: str, share: float) -> None:
+        silent[0] = 0
+        told.append((step, share))
+
+    engine = Watched(catalog.load(f"{modality.lower()}-tv", threads=1), on)
+    wanted = None if modality == "MR" else {items[0 if at == "first" else -1].sop_instance_uid}
+    chained(items, engine, scratch, slab=2, wanted=wanted, tell=tell)
+    assert [share for step, share in told if step == "survey"] == [n / 10 for n in range(1, 11)]
+    assert told[-1] == ("enhance", 1)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_step_of_the_engine_is_as_long_as_it_was_at_work(
+    catalog: Catalog, tmp_path: Path, scratch: Path, threads: int
+) -> None:
+    """What is surveyed, told, unwanted or remembered meanwhile makes it neither longer nor shorter."""
+    items = files(tmp_path / "in", series("CT", 24))
+    engine = Laned(
+        catalog.load("ct-tv", threads=1), lambda step, _n: time.sleep(0.05 * (step == "enhance")), threads
+    )
+    steps: list[tuple[float, int]] = []
+    wanted = {items[i].sop_instance_uid for i in (0, 1, 2, 3, 21)}
+    chained(items, engine, scratch, slab=4 * engine.lanes, wanted=wanted, worked=lambda *a: steps.append(a))
+    assert [n for _, n in steps] == [4 * SIZE**2, SIZE**2]
+    assert all(seconds >= 0.05 for seconds, _ in steps)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_no_second_is_in_two_steps(engine: Engine, slices: list[Item], scratch: Path, threads: int) -> None:
+    slow = Laned(engine, lambda step, _n: time.sleep(0.1 * (step == "survey")), threads)
+    began = time.monotonic()
+    seconds = chained(slices, slow, scratch, slab=2 * slow.lanes).report.seconds
+    assert sum(seconds[step] for step in ("decode", "survey", "enhance")) <= time.monotonic() - began
+    assert seconds["survey"] >= 0.1
+
+
+@pytest.mark.parametrize(("lanes", "slab"), [(None, 16), (None, 1), (1, 16), (1, 8), (None, 3)])
+@pytest.mark.parametrize("step", ["survey", "enhance"])
+def test_slabs_in_work_at_once_have_no_more_slices_than_one_may(
+    engine: Engine, tmp_path: Path, scratch: Path, lanes: int | None, slab: int, step: str
+) -> None:
+    items = files(tmp_path / "in", series("CT", 34))
+    at_work, most = {"n": 0, "slices": 0}, {"n": 0, "slices": 0}
+
+    class Counting(Laned):
+        def survey(self, volume: Volume) -> Any:
+            return self._counted("survey", volume.shape[0], lambda: super(Counting, self).survey(volume))
+
+        def enhance(self, volume: Volume, *args: Any, **kwargs: Any) -> Any:
+            n = len(range(volume.shape[0])[kwargs["keep"]])
+            return self._counted("enhance", n, lambda: super(Counting, self).enhance(volume, *args, **kwargs))
+
+        def _counted(self, now: str, n: int, do: Any) -> Any:
+            if now != step:
+                return do()
+            with lock:
+                at_work["n"], at_work["slices"] = at_work["n"] + 1, at_work["slices"] + n
+                for what in most:
+                    most[what] = max(most[what], at_work[what])
+            time.sleep(0.02)
+            try:
+                return do()
+            finally:
+                with lock:
+                    at_work["n"], at_work["slices"] = at_work["n"] - 1, at_work["slices"] - n
+
+    lock = threading.Lock()
+    chained(items, Counting(engine, threads=4), scratch, slab=slab, lanes=lanes)
+    assert most["slices"] <= slab
+    assert most["n"] == (1 if lanes == 1 or slab == 1 else 2)
+
+
+def test_large_frames_are_decoded_a_few_at_a_time(
+    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the threads that decode hold does not grow with the matrix."""
+    ds = enhanced(11, ct=True)
+    ds.Rows = ds.Columns = 1024
+    values = np.random.default_rng(5).integers(900, 1200, (11, 1024, 1024), np.uint16)
+    ds.PixelData = values.tobytes()
+    (item,) = files(tmp_path / "in", [ds])
+    asked: list[range] = []
+
+    def decode(source: Any, frames: range) -> Any:
+        asked.append(frames)
+        return pixels.decode(source, frames)
+
+    monkeypatch.setattr("node.enhance.scratch.decode", decode)
+    with Scratch(scratch) as kept:
+        shares = list(kept.take(kept.read(item), 2))
+        monkeypatch.undo()
+        stored = {
+            ref.frame_number - 1: kept.slab(stack, i, i + 1).stored[0][0]
+            for stack in stacks(headers_of([item]))
+            for i, ref in enumerate(stack.frames)
+        }
+    assert sorted((r.start, r.stop) for r in asked) == [(0, 4), (4, 8), (8, 11)]
+    assert shares == [4 / 11, 8 / 11, 1]
+    assert np.array_equal(np.stack([stored[i] for i in range(11)]), values)
