@@ -7,7 +7,7 @@ import io
 import sqlite3
 import threading
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -346,6 +346,44 @@ def test_out_of_memory_is_tried_again_in_less(sqlite_store: Store, engine: Engin
     second, _ = worked(store, watched)
     assert (first.state, second.state) == (JobState.QUEUED, JobState.DONE)
     assert [n for step, _, n in watched.seen if step == "enhance"] == [16, 8, 8, 2]
+
+
+def test_out_of_memory_is_tried_again_by_one_thread(sqlite_store: Store, engine: Engine) -> None:
+    """Two slabs at once take what one of twice as many slices takes."""
+    store = sqlite_store
+    queue(store, receive(store, series("CT", 18)), engine.card)
+    where: set[str] = set()
+
+    class Laned(Watched):
+        threads, lanes, hands = 2, 2, nullcontext()
+
+    def on(step: str, n: int) -> None:
+        where.add(threading.current_thread().name.partition("_")[0])
+        if step == "enhance" and not failed:
+            failed.append(n)
+            raise ee.OutOfMemory("too much at once")
+
+    failed: list[int] = []
+    first, _ = worked(store, Laned(engine, on))
+    assert where == {"survey", "slab"}
+    where.clear()
+    second, _ = worked(store, Laned(engine, on))
+    assert (first.state, second.state) == (JobState.QUEUED, JobState.DONE)
+    assert where == {threading.current_thread().name}
+
+
+def test_the_pace_learns_from_the_slabs_of_jobs(sqlite_store: Store, engine: Engine) -> None:
+    store = sqlite_store
+    queue(store, receive(store, series("CT", 40)), engine.card)
+    pace = Pace(1000.0)
+
+    class Paced(Shop):
+        def proven(self, name: str, runtime: str, *, reference: bool = False) -> Proven:
+            return Proven(engine=engine, device="cpu", pace=pace)
+
+    guess = pace.expected_s(1 << 16)
+    assert work_off(store, Paced(store, engine), claimed(store), OWNER, [0.0] * SIZE)
+    assert 0 < pace.expected_s(1 << 16) < guess / 2
 
 
 @pytest.mark.parametrize("step", ["decode", "survey", "enhance"])

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from engines.base import Engine, Volume
+from engines.base import Engine, Params, Volume
 from engines.catalog import Catalog
 from node.dicom import pixels
 from node.dicom.stacks import stacks
+from node.enhance.chain import Work
+from node.enhance.memo import Memo, keys
 from node.enhance.scratch import Item, Scratch
 from tests.dicom_samples import enhanced
 from tests.enhancing import SIZE, Watched, chained, files, headers_of, series
@@ -92,6 +95,37 @@ def test_a_step_of_the_engine_is_as_long_as_it_was_at_work(
     chained(items, engine, scratch, slab=4 * engine.lanes, wanted=wanted, worked=lambda *a: steps.append(a))
     assert [n for _, n in steps] == [4 * SIZE**2, SIZE**2]
     assert all(seconds >= 0.05 for seconds, _ in steps)
+
+
+@dataclass(frozen=True)
+class Made:
+    """All of a series, made before its job."""
+
+    kept: Scratch
+    memo: Memo
+
+
+def test_slabs_that_are_remembered_are_no_steps_of_the_engine(
+    engine: Engine, slices: list[Item], tmp_path: Path, scratch: Path
+) -> None:
+    """A job that was made ahead is soon done; the next one, that was not, must not be taken for one that hangs."""
+    steps: list[tuple[float, int]] = []
+    (stack,) = stacks(headers_of(slices))
+    memo = Memo(tmp_path)
+    with Scratch(tmp_path) as kept, closing(memo):
+        work = Work(engine=engine, params=Params(strength=0.7), kept=kept, memo=memo)
+        work.decode(slices)
+        work.measure(stack, 0, 6)
+        survey = work.surveyed(stack)
+        made = work.make(stack, 0, 5, survey)
+        for key, one in zip(keys(engine.card, stack, survey, "HU", 0, 5), made, strict=True):
+            memo.put(key, one)
+        told = chained(
+            slices, engine, scratch, slab=2, ahead=Made(kept, memo), worked=lambda *a: steps.append(a)
+        )
+    assert told.report.n_before == 5
+    assert [n for _, n in steps] == [SIZE**2], "of the one slice that was not there"
+    assert told.made == chained(slices, engine, scratch).made
 
 
 @pytest.mark.parametrize("threads", [1, 4])
