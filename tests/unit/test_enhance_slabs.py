@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-import time
-from contextlib import closing, nullcontext
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,20 +81,34 @@ def test_every_slab_that_is_surveyed_is_told(
     assert told[-1] == ("enhance", 1)
 
 
+class Ticking:
+    """The clock of the chain: only the engine lets time pass, a second for every call of one of its steps."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+        self._step, self._now, self._lock = step, 0.0, threading.Lock()
+        for module in ("chain", "tally"):
+            monkeypatch.setattr(f"node.enhance.{module}.time", self)
+
+    def monotonic(self) -> float:
+        return self._now
+
+    def on(self, step: str, _n: int) -> None:
+        with self._lock:
+            self._now += step == self._step
+
+
 @pytest.mark.parametrize("threads", [1, 4])
 def test_a_step_of_the_engine_is_as_long_as_it_was_at_work(
-    catalog: Catalog, tmp_path: Path, scratch: Path, threads: int
+    engine: Engine, tmp_path: Path, scratch: Path, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is surveyed, told, unwanted or remembered meanwhile makes it neither longer nor shorter."""
+    """What is surveyed, told, unwanted or remembered meanwhile makes it no shorter."""
     items = files(tmp_path / "in", series("CT", 24))
-    engine = Laned(
-        catalog.load("ct-tv", threads=1), lambda step, _n: time.sleep(0.05 * (step == "enhance")), threads
-    )
+    laned = Laned(engine, Ticking(monkeypatch, "enhance").on, threads)
     steps: list[tuple[float, int]] = []
     wanted = {items[i].sop_instance_uid for i in (0, 1, 2, 3, 21)}
-    chained(items, engine, scratch, slab=4 * engine.lanes, wanted=wanted, worked=lambda *a: steps.append(a))
+    chained(items, laned, scratch, slab=4 * laned.lanes, wanted=wanted, worked=lambda *a: steps.append(a))
     assert [n for _, n in steps] == [4 * SIZE**2, SIZE**2]
-    assert all(seconds >= 0.05 for seconds, _ in steps)
+    assert all(1 <= seconds <= laned.lanes for seconds, _ in steps)
 
 
 @dataclass(frozen=True)
@@ -129,12 +143,59 @@ def test_slabs_that_are_remembered_are_no_steps_of_the_engine(
 
 
 @pytest.mark.parametrize("threads", [1, 4])
-def test_no_second_is_in_two_steps(engine: Engine, slices: list[Item], scratch: Path, threads: int) -> None:
-    slow = Laned(engine, lambda step, _n: time.sleep(0.1 * (step == "survey")), threads)
-    began = time.monotonic()
-    seconds = chained(slices, slow, scratch, slab=2 * slow.lanes).report.seconds
-    assert sum(seconds[step] for step in ("decode", "survey", "enhance")) <= time.monotonic() - began
-    assert seconds["survey"] >= 0.1
+@pytest.mark.parametrize("slow", ["survey", "enhance"])
+def test_no_second_is_in_two_steps(
+    engine: Engine,
+    slices: list[Item],
+    scratch: Path,
+    threads: int,
+    slow: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Ticking(monkeypatch, slow)
+    laned = Laned(engine, clock.on, threads)
+    seconds = chained(slices, laned, scratch, slab=2 * laned.lanes).report.seconds
+    assert clock.monotonic() == 3
+    assert sum(seconds[step] for step in ("decode", "survey", "enhance")) <= 3
+    assert seconds[slow] >= 1
+    if threads == 1:
+        assert seconds[slow] == 3
+
+
+class Counting(Laned):
+    """Counts the slabs and slices that are in one step at once; the first waits until there are as many as are
+    expected."""
+
+    def __init__(self, engine: Engine, step: str, expected: int) -> None:
+        super().__init__(engine, threads=4)
+        self._step, self._expected, self._changed = step, expected, threading.Condition()
+        self._at_work: list[int] = []
+        self.slabs = self.slices = 0
+        self.threads_seen: set[str] = set()
+
+    def survey(self, volume: Volume) -> Any:
+        with self._counted("survey", volume.shape[0]):
+            return super().survey(volume)
+
+    def enhance(self, volume: Volume, *args: Any, **kwargs: Any) -> Any:
+        with self._counted("enhance", len(range(volume.shape[0])[kwargs["keep"]])):
+            return super().enhance(volume, *args, **kwargs)
+
+    @contextmanager
+    def _counted(self, step: str, n: int) -> Iterator[None]:
+        if step != self._step:
+            yield
+            return
+        with self._changed:
+            self.threads_seen.add(threading.current_thread().name)
+            self._at_work.append(n)
+            self.slabs = max(self.slabs, len(self._at_work))
+            self.slices = max(self.slices, sum(self._at_work))
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self.slabs >= self._expected, 10)
+        yield
+        with self._changed:
+            self._at_work.remove(n)
 
 
 @pytest.mark.parametrize(("lanes", "slab"), [(None, 16), (None, 1), (1, 16), (1, 8), (None, 3)])
@@ -143,34 +204,13 @@ def test_slabs_in_work_at_once_have_no_more_slices_than_one_may(
     engine: Engine, tmp_path: Path, scratch: Path, lanes: int | None, slab: int, step: str
 ) -> None:
     items = files(tmp_path / "in", series("CT", 34))
-    at_work, most = {"n": 0, "slices": 0}, {"n": 0, "slices": 0}
-
-    class Counting(Laned):
-        def survey(self, volume: Volume) -> Any:
-            return self._counted("survey", volume.shape[0], lambda: super(Counting, self).survey(volume))
-
-        def enhance(self, volume: Volume, *args: Any, **kwargs: Any) -> Any:
-            n = len(range(volume.shape[0])[kwargs["keep"]])
-            return self._counted("enhance", n, lambda: super(Counting, self).enhance(volume, *args, **kwargs))
-
-        def _counted(self, now: str, n: int, do: Any) -> Any:
-            if now != step:
-                return do()
-            with lock:
-                at_work["n"], at_work["slices"] = at_work["n"] + 1, at_work["slices"] + n
-                for what in most:
-                    most[what] = max(most[what], at_work[what])
-            time.sleep(0.02)
-            try:
-                return do()
-            finally:
-                with lock:
-                    at_work["n"], at_work["slices"] = at_work["n"] - 1, at_work["slices"] - n
-
-    lock = threading.Lock()
-    chained(items, Counting(engine, threads=4), scratch, slab=slab, lanes=lanes)
-    assert most["slices"] <= slab
-    assert most["n"] == (1 if lanes == 1 or slab == 1 else 2)
+    expected = 1 if lanes == 1 or slab == 1 else 2
+    counting = Counting(engine, step, expected)
+    chained(items, counting, scratch, slab=slab, lanes=lanes)
+    assert counting.slabs == expected
+    assert counting.slices <= slab
+    if expected == 1:
+        assert counting.threads_seen == {threading.current_thread().name}
 
 
 def test_large_frames_are_decoded_a_few_at_a_time(
