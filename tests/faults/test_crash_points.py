@@ -41,9 +41,9 @@ def plan(n_wards: int) -> list[list[Point]]:
 
 
 LOAD = (
-    "SIGKILL at the n-th openat, write, writev, pwrite64, fsync, fdatasync, rename, unlink or send of a thread, and at "
-    "named places, n = 1..; 3 scanners x series of 20 slices, crash after crash; DCMTK PACS, which gets originals too "
-    "in every second node"
+    "SIGKILL at the n-th openat, write, writev, pwrite64, fsync, fdatasync, link, rename, unlink or send of a "
+    "thread, and at named places, n = 1..; 3 scanners x series of 20 slices, crash after crash; DCMTK PACS, "
+    "which gets originals too in every second node"
 )
 EVERY = 250
 """Kills after which a long run is put on record as far as it has come."""
