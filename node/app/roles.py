@@ -48,6 +48,9 @@ def run_role(role: str, config: Path, *, last_good: Path | None = None) -> int:
     settings = Settings(config, role, fallback=last_good)
     stop_on_signals(stop, settings.reload)
     with settings, settings.open_store() as store:
+        store.spool.sweep_tmp(
+            _now()
+        )  # names that a power cut took are there before anybody looks for their files
         _ROLES[role](settings, store, stop)
     return 0
 

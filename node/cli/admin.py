@@ -91,8 +91,9 @@ def spool_fsck(
     adopt: Annotated[bool, typer.Option("--adopt", help="Record files that have no record.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Compare the spool with the database; changes nothing without --adopt."""
+    """Compare the spool with the database; changes nothing without --adopt, but for names that a power cut took."""
     with opened(config) as store:
+        store.spool.sweep_tmp(datetime.now(UTC))
         forward = forwarding(loaded(config).config) if adopt else {}
         done = store.reconcile.scan(read_orphan, datetime.now(UTC), forward=forward) if adopt else None
         found = store.reconcile.fsck(verify=verify)

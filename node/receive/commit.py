@@ -38,6 +38,10 @@ _MOST: Final = 256
 _SHORT: Final = 4 * 1024 * 1024
 """Bytes of an instance up to which its sync may go on inside a transaction, for which others have to wait."""
 
+_FAST_S: Final = 0.005
+"""Where syncs take longer, none goes on inside a transaction: SQLite has no queue of writers, and whoever else writes
+would find the database locked nearly always."""
+
 _QUIET_S: Final = 0.1
 """How long nobody must have met another for one to go alone."""
 
@@ -151,6 +155,7 @@ class GroupCommit:
         self._lock = threading.Lock()
         self._waiting: list[_Ticket] = []
         self._led = False
+        self._sync_s = 0.0  # what a sync has taken lately, at most
         self._met_at = 0.0  # when an instance last found another under way, seconds, monotonic
         # Held from taking notes to having written them: else an instance could overtake its association.
         self._writing = threading.RLock()
@@ -176,18 +181,23 @@ class GroupCommit:
         ticket = _Ticket(arrived)
         with self._lock:
             quiet = not self._led and time.monotonic() - self._met_at > _QUIET_S
-            alone = quiet and arrived.writer.size <= _SHORT
+            alone = quiet and arrived.writer.size <= _SHORT and self._sync_s < _FAST_S
             self._led = self._led or alone
         if alone:
             self._store_alone(ticket)
         else:
-            arrived.sync()
+            self._sync(arrived)
             self._store_with_others(ticket)
         if ticket.error is not None:
             raise ticket.error
         if ticket.recorded is None:  # no path leads here; if ever one does, it must not end in 0000H
             raise StoreError("an instance was left unrecorded")
         return ticket.recorded
+
+    def _sync(self, arrived: Arrived) -> None:
+        began = time.monotonic()
+        arrived.sync()
+        self._sync_s = max(time.monotonic() - began, 0.9 * self._sync_s)
 
     def _store_alone(self, ticket: _Ticket) -> None:
         try:
@@ -208,7 +218,7 @@ class GroupCommit:
             if left:
                 left.clear()
                 try:
-                    ticket.arrived.sync()
+                    self._sync(ticket.arrived)
                 except Exception as error:
                     ticket.error = error
                 else:

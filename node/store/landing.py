@@ -48,7 +48,9 @@ _SOON_S: Final = 0.02
 _AGAIN_S: Final = 1.0
 """How long the thread waits after the disk refused something."""
 
-_NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
+_NO_LINKS: Final = frozenset(
+    {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
+)
 
 _SEAL: Final = struct.Struct("<8s72s32sL")
 _MAGIC: Final = b"LUMINODE"
@@ -61,17 +63,21 @@ def seal(relative: str, sha256: str, offset: int) -> bytes:
 
 
 def sealed_name(fd: int) -> str:
-    """The name that an open file was to get, if it is whole; "" otherwise. Raises OSError."""
+    """The name that an open file was to get; "" where it does not say. Raises OSError."""
     preamble = os.pread(fd, _SEAL.size, 0)
     if len(preamble) < _SEAL.size:
         return ""
-    magic, name, digest, offset = _SEAL.unpack(preamble)
-    relative = name.rstrip(b"\0").decode("ascii", "replace")
-    if magic != _MAGIC or not _RECEIVED.fullmatch(relative):
-        return ""
+    magic, name, _, _ = _SEAL.unpack(preamble)
+    relative: str = name.rstrip(b"\0").decode("ascii", "replace")
+    return relative if magic == _MAGIC and _RECEIVED.fullmatch(relative) else ""
+
+
+def is_whole(fd: int) -> bool:
+    """Whether an open file that says its name has the digest that it says. Raises OSError."""
+    _, _, digest, offset = _SEAL.unpack(os.pread(fd, _SEAL.size, 0))
     with open(fd, "rb", closefd=False) as file:
         file.seek(offset)
-        return relative if hashlib.file_digest(file, "sha256").digest() == digest else ""
+        return bool(hashlib.file_digest(file, "sha256").digest() == digest)
 
 
 def most_files() -> int:
@@ -105,6 +111,8 @@ class Landing:
         self._sync_names = sync_names
         self._ready: deque[tuple[str, int]] = deque()
         self._landed: deque[_Landed] = deque()
+        # Their folder could not be synced, and a second try that succeeds would prove nothing: they stay.
+        self._stranded: list[_Landed] = []
         self._most = most_files()
         self._links = True
         self._troubled = False
@@ -129,12 +137,16 @@ class Landing:
             self._thread = None
         with contextlib.suppress(OSError, StoreError):  # what stays is settled by the next sweep
             self._settle()
-        while self._ready:
-            _forget(*self._ready.pop())
+        self._trim(0)
+        for one in (*self._landed, *self._stranded):
+            os.close(one.fd)
+        self._landed.clear()
+        self._stranded.clear()
 
     def take(self) -> tuple[str, int] | None:
         """A file to write into: its durable name and its locked descriptor; None if there is none now."""
-        if self._troubled or not self._links or len(self._landed) >= self._most - self._most // 3:
+        kept = len(self._landed) + len(self._stranded)
+        if self._troubled or not self._links or kept >= self._most - self._most // 3:
             return None
         try:
             taken = self._ready.popleft()
@@ -188,6 +200,8 @@ class Landing:
             self._most = most_files()
             if self._links:
                 self._make(self._most // 3)
+            else:
+                self._trim(0)
         except Exception as error:
             if not self._troubled:
                 told = error.message if isinstance(error, StoreError) else ""
@@ -199,8 +213,7 @@ class Landing:
 
     def _make(self, n: int) -> None:
         new: list[tuple[str, int]] = []
-        while len(self._ready) > n:  # fewer files may be open than could be
-            _forget(*self._ready.pop())
+        self._trim(n)  # fewer files may be open than could be
         try:
             while len(self._ready) + len(new) < n:
                 new.append(_new(self._folder + secrets.token_hex(16)))
@@ -212,12 +225,21 @@ class Landing:
         failpoint("landing.made")
         self._ready.extend(new)
 
+    def _trim(self, n: int) -> None:
+        with contextlib.suppress(IndexError):  # the last one was taken meanwhile
+            while len(self._ready) > n:
+                _forget(*self._ready.pop())
+
     def _settle(self) -> None:
         """Make the final names of what landed durable, then take the first names away."""
         batch = [self._landed[at] for at in range(len(self._landed))]
         if not batch:
             return
-        self._sync_names({one.relative for one in batch})
+        try:
+            self._sync_names({one.relative for one in batch})
+        except BaseException:
+            self._stranded += [self._landed.popleft() for _ in batch]
+            raise
         failpoint("landing.settled")
         for one in batch:
             self._landed.popleft()

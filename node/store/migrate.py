@@ -32,6 +32,9 @@ def upgrade(database: Database) -> None:
             return
     with database.write() as connection:  # SQLite: this holds the write lock from here on
         if database.kind == "postgresql":
+            connection.execute(
+                text("SET LOCAL statement_timeout = 0")
+            )  # an index of a large table takes its time
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
         if _checked(connection) != HEAD:
             _alembic(connection)

@@ -415,16 +415,9 @@ class Spool:
         younger than ``grace_s`` are left too: their writer may be between creating and locking.
 
         What landed whole, and whose name a power cut took, gets its name back, and stays.
-
-        Raises
-        ------
-        StoreError
         """
         before_s = now.timestamp() - grace_s
-        try:
-            removed = sweep.landing(self.root / "landing", before_s, self._restore, self._sync_received)
-        except OSError as error:
-            raise disk_error(error, "sweep") from None
+        removed = sweep.landing(self.root / "landing", before_s, self._restore, self.sync_dirs)
         return (
             removed + sweep.tmp(self.root / "tmp", before_s) + sweep.scratch(self.root / "scratch", before_s)
         )
@@ -434,9 +427,6 @@ class Spool:
         with contextlib.suppress(FileExistsError):  # the same instance came again meanwhile
             os.link(first, self._absolute(relative))
         self.sync_dirs([relative])
-
-    def _sync_received(self) -> None:
-        self.sync_dirs([f"{folder}/" for folder in self._folders() if "/" not in folder])
 
     def scratch(self, name: str) -> Scratch:
         """A folder for a worker's intermediate files, removed by `Scratch.close` or by the next sweep."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from node.errors import StoreError
 from node.log import get_logger
-from node.store.landing import sealed_name
+from node.store.landing import is_whole, sealed_name
 
 log = get_logger()
 
@@ -33,45 +33,53 @@ def scratch(folder: Path, before_s: float) -> int:
 
 
 def landing(
-    folder: Path, before_s: float, restore: Callable[[Path, str], None], sync_names: Callable[[], None]
+    folder: Path,
+    before_s: float,
+    restore: Callable[[Path, str], None],
+    sync_names: Callable[[Sequence[str]], None],
 ) -> int:
     """The same for files that may be acknowledged instances: the first name goes only where another is durable.
+
+    What the disk refuses stays for the next time: one bad file or folder keeps nobody from starting.
 
     Parameters
     ----------
     restore
         Gives a file, which is whole and has no other name, the name that it was to get, and makes that durable.
     sync_names
-        Makes the other names of all files durable.
+        Makes names of the spool durable.
     """
-    removed, synced = 0, False
+    removed = 0
     for entry in list(os.scandir(folder)):
         path = Path(entry.path)
-        with _dead(path) as fd:
-            if fd is None:
-                continue
-            told = os.fstat(fd)
-            if told.st_nlink == 1 and told.st_size:
-                name = sealed_name(fd)
-                if name and not _restored(restore, path, name):
-                    continue
-            elif told.st_nlink > 1 and not synced:
-                sync_names()
-                synced = True
-            if told.st_mtime <= before_s:
-                path.unlink(missing_ok=True)
-                removed += 1
+        try:
+            with _dead(path) as fd:
+                if fd is not None and _has_landed(path, fd, before_s, restore, sync_names):
+                    path.unlink(missing_ok=True)
+                    removed += 1
+        except (OSError, StoreError) as error:
+            log.error("landing.left", because=type(error).__name__)
     return removed
 
 
-def _restored(restore: Callable[[Path, str], None], path: Path, name: str) -> bool:
-    """What the disk refuses to give its name stays for the next time: nobody else is kept from starting."""
-    try:
+def _has_landed(
+    path: Path,
+    fd: int,
+    before_s: float,
+    restore: Callable[[Path, str], None],
+    sync_names: Callable[[Sequence[str]], None],
+) -> bool:
+    """See to the final name of a dead file; whether its first one may go."""
+    told = os.fstat(fd)
+    if not told.st_size:  # its maker may be between making and locking it
+        return told.st_mtime <= before_s
+    name = sealed_name(fd)
+    if told.st_nlink > 1:
+        sync_names([name])
+    elif name and is_whole(fd):
+        os.fsync(fd)  # its writer may have died before it came to that
         restore(path, name)
-    except (OSError, StoreError) as error:
-        log.error("landing.not_restored", because=type(error).__name__)
-        return False
-    log.warning("landing.restored", path=name)
+        log.warning("landing.restored", path=name)
     return True
 
 
@@ -94,9 +102,9 @@ def _dead(path: Path) -> Iterator[int | None]:
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_it = os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(fd))  # noqa: PTH116
         except OSError:
-            yield None
-        else:
-            yield fd
+            is_it = False
+        yield fd if is_it else None
     finally:
         os.close(fd)

@@ -235,7 +235,8 @@ def test_what_fails_before_the_commit_records_nothing_and_leaves_nothing(
 
     ready = arrived(store, "1.2.3.1", by)
     with monkeypatch.context() as patch:
-        patch.setattr(*((Spool, step) if step == "sync_dirs" else (SpoolWriter, step)), refuse)
+        of: type = Spool if step == "sync_dirs" else SpoolWriter
+        patch.setattr(of, step, refuse)
         with pytest.raises(KeyError if step == "sync" else StoreError):
             commit.instance(ready)
     assert store.series.list() == []
@@ -295,3 +296,60 @@ def test_large_ones_and_those_that_met_others_sync_before_they_queue(
     commit._met_at = time.monotonic()
     commit.instance(arrived(store, "1.2.3.3", by))
     assert inside == [True, False, False]
+
+
+def test_on_a_slow_disk_nobody_syncs_inside_a_transaction(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite has no queue of writers: a lock that is held while the disk works leaves the others no moment."""
+    commit, by = commit_of(store), association(1)
+    inside: list[bool] = []
+    sync, slow = SpoolWriter.sync, [True]
+
+    def noted(writer: SpoolWriter) -> None:
+        inside.append(commit._writing._is_owned())  # type: ignore[attr-defined]
+        if slow[0]:
+            time.sleep(0.02)
+        sync(writer)
+
+    monkeypatch.setattr(SpoolWriter, "sync", noted)
+    for number in range(5):
+        commit.instance(arrived(store, f"1.2.3.{number}", by))
+    assert inside == [True, False, False, False, False]
+    slow[0], commit._sync_s = False, 0.0051
+    for number in range(5, 15):
+        commit.instance(arrived(store, f"1.2.3.{number}", by))
+        commit._sync_s = min(commit._sync_s, 0.0051)  # what this machine's disk takes is not the matter
+    assert inside[-1], "it is fast again"
+
+
+def test_others_write_beside_a_scanner_and_a_slow_disk(
+    sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit, by, stop = commit_of(sqlite_store), association(1), threading.Event()
+    sync = SpoolWriter.sync
+
+    def slow(writer: SpoolWriter) -> None:
+        time.sleep(0.03)
+        sync(writer)
+
+    def scanner() -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            commit.instance(arrived(sqlite_store, f"1.2.3.{number}", by))
+
+    monkeypatch.setattr(SpoolWriter, "sync", slow)
+    thread = threading.Thread(target=scanner)
+    thread.start()
+    waits = []
+    try:
+        for _ in range(20):
+            began = time.monotonic()
+            sqlite_store.turns.take("health", "here", utc(), every_s=0.0)
+            waits.append(time.monotonic() - began)
+            time.sleep(0.02)
+    finally:
+        stop.set()
+        thread.join(20)
+    assert max(waits) < 2.0

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import hashlib
 import multiprocessing
 import os
 import resource
 import signal
+import stat
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -157,9 +159,11 @@ def test_a_stop_settles_all_and_leaves_no_names(tmp_path: Path) -> None:
     assert spool.path(relative).stat().st_nlink == 1
 
 
-def test_while_the_disk_refuses_first_names_stay_and_no_more_are_given(
+def test_a_folder_that_could_not_be_synced_keeps_its_first_names(
     spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A sync that failed proves nothing when it succeeds the next time."""
+
     def refuse(_paths: object) -> None:
         raise StoreError("sync of a folder failed")
 
@@ -167,10 +171,15 @@ def test_while_the_disk_refuses_first_names_stay_and_no_more_are_given(
         patch.setattr(spool, "sync_dirs", refuse)
         relative = published(written(spool))
         wait_until(lambda: spool._landing is not None and spool._landing._troubled, 10, "it is troubled")
-        assert len(waiting(spool)) == 1
         assert spool.create().path.parent.name == "tmp"
-    wait_until(lambda: not waiting(spool), 10, "it is settled when the disk takes it again")
-    assert spool.exists(relative)
+    wait_until(lambda: spool.create().path.parent.name == "landing", 10, "names are made again")
+    other = published(written(spool, f"{UID}.2"), f"{UID}.2")
+    wait_until(lambda: spool.path(other).stat().st_nlink == 1, 10, "others are settled")
+    assert spool.path(relative).stat().st_nlink == 2
+    assert len(waiting(spool)) == 1
+    spool.landed()
+    assert spool.path(relative).stat().st_nlink == 2, "not even at the end"
+    assert spool.sweep_tmp(datetime.now(UTC)) == 1, "the next start sees to it"
 
 
 def test_a_disk_that_refuses_at_the_start_is_asked_again(
@@ -245,14 +254,112 @@ def test_what_landed_whole_gets_its_name_back_and_the_rest_is_swept(tmp_path: Pa
     assert all(spool.path(path).stat().st_nlink == 1 for path in found)
 
 
+def abandoned(spool: Spool, uid: str = UID, data: bytes = DATA) -> Path:
+    """A file whose writer has died."""
+    writer = written(spool, uid, data)
+    os.close(writer._fd)
+    writer._fd = -1
+    return writer.path
+
+
+def test_a_dead_file_goes_at_once_and_is_never_taken_for_lost_again(tmp_path: Path) -> None:
+    """A receiver that is back at once must not leave first names that retention knows nothing of."""
+    spool = Spool(tmp_path / "spool")
+    spool.land()
+    path = abandoned(spool)
+    spool.sweep_tmp(datetime.now(UTC))
+    assert not path.exists()
+    (file,) = spool.walk()
+    spool.remove(file.path)
+    spool.sweep_tmp(soon())
+    assert list(spool.walk()) == [], "what retention removed stays removed"
+    spool.landed()
+
+
+def test_bytes_are_durable_before_a_name_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool, steps = Spool(tmp_path / "spool"), list[str]()
+    spool.land()
+    abandoned(spool)
+    sync, link = os.fsync, os.link
+
+    def synced(fd: int) -> None:
+        steps.append("folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file")
+        sync(fd)
+
+    def linked(*names: Any) -> None:
+        steps.append("name")
+        link(*names)
+
+    spool.landed()
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "link", linked)
+    spool.sweep_tmp(soon())
+    assert steps[:3] == ["file", "name", "folder"]
+
+
+@pytest.mark.parametrize("refused", ["read", "folder", "unlink"])
+def test_one_bad_file_keeps_nobody_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    spool = Spool(tmp_path / "spool")
+    spool.land()
+    bad, good = abandoned(spool), abandoned(spool, f"{UID}.2", b"another")
+    spool.landed()
+    number, sync, unlink = bad.stat().st_ino, spool.sync_dirs, Path.unlink
+
+    def whole(fd: int) -> bool:
+        if refused == "read" and os.fstat(fd).st_ino == number:
+            raise OSError(errno.EIO, "the medium is bad")
+        return landing.is_whole(fd)
+
+    def syncs(paths: Any) -> None:
+        if refused == "folder" and any(spool.path(p).stat().st_ino == number for p in paths):
+            raise StoreError("sync of a folder failed")
+        sync(paths)
+
+    def unlinks(path: Path, **more: Any) -> None:
+        if refused == "unlink" and path == bad:
+            raise OSError(errno.EIO, "the medium is bad")
+        unlink(path, **more)
+
+    monkeypatch.setattr("node.store.sweep.is_whole", whole)
+    monkeypatch.setattr(spool, "sync_dirs", syncs)
+    monkeypatch.setattr(Path, "unlink", unlinks)
+    assert spool.sweep_tmp(soon()) == 1
+    assert bad.exists()
+    assert not good.exists()
+    monkeypatch.undo()
+    assert spool.sweep_tmp(soon()) == 1
+    assert sum(1 for _ in spool.walk()) == 2
+
+
+def test_a_file_that_is_settled_while_it_is_looked_at_is_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(tmp_path / "spool")
+    spool.land()
+    path = abandoned(spool)
+    lock = fcntl.flock
+
+    def late(fd: int, how: int) -> None:
+        path.unlink(missing_ok=True)
+        lock(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    spool.sweep_tmp(soon())
+    assert list(spool.walk()) == []
+    monkeypatch.undo()
+    spool.landed()
+
+
 def test_what_cannot_get_its_name_back_stays_for_the_next_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spool = Spool(tmp_path / "spool")
     spool.land()
-    writer = written(spool)
-    os.close(writer._fd)  # as if its process had died
-    writer._fd = -1
+    path = abandoned(spool)
 
     def full(*_args: object) -> None:
         raise OSError(errno.ENOSPC, "full")
@@ -260,11 +367,30 @@ def test_what_cannot_get_its_name_back_stays_for_the_next_time(
     with monkeypatch.context() as patch:
         patch.setattr(os, "link", full)
         spool.sweep_tmp(soon())
-    assert writer.path.exists()
+    assert path.exists()
     spool.sweep_tmp(soon())
-    assert not writer.path.exists()
+    assert not path.exists()
     (file,) = spool.walk()
     assert spool.verify(file.path, OFFSET, hashlib.sha256(DATA).hexdigest())
+    spool.landed()
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EACCES, errno.EOPNOTSUPP])
+def test_names_made_ahead_that_are_of_no_use_are_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    spool = Spool(tmp_path / "spool")
+    spool.land()
+
+    def refuse(*_args: object) -> None:
+        raise OSError(code, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    writer = written(spool)
+    assert spool.exists(published(writer))
+    assert spool._landing is not None
+    spool._landing._wanted.set()
+    wait_until(lambda: not list((spool.root / "landing").iterdir()), 10, "they are let go")
     spool.landed()
 
 

@@ -73,7 +73,9 @@ def test_no_name_from_the_network_becomes_a_path(tmp_path: Path) -> None:
         paths = {
             path
             for path in new
-            if not re.fullmatch(r"spool/([0-9a-f]{2}(/[0-9a-f]{64}\.dcm)?|landing/[0-9a-f]{32}|health.*)", path)
+            if not re.fullmatch(
+                r"spool/([0-9a-f]{2}(/[0-9a-f]{64}\.dcm)?|landing/[0-9a-f]{32}|health.*)", path
+            )
         }
         record(
             "R26",
