@@ -112,7 +112,10 @@ def _case(case: dict[str, Any]) -> Iterator[str]:
 def _sender(section: dict[str, Any]) -> Iterator[str]:
     yield "## Sending\n"
     yield _run(section)
-    yield f"{section['n']} CT slices from Part 10 files, one association; storescu with TCP_NODELAY, less its start.\n"
+    yield (
+        f"{section['n']} CT slices from Part 10 files, one association; storescu with TCP_NODELAY; both less what one "
+        "file takes.\n"
+    )
     yield "| to | Luminode instances/s | storescu instances/s | ratio |"
     yield "|---|---|---|---|"
     for name, rates in section["to"].items():
