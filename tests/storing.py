@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from node.model import (
@@ -222,3 +225,18 @@ def delivered(store: Store, delivery: Delivery, owner: str, status: int = 0) -> 
         Outcome(sop_instance_uid=i.sop_instance_uid, status=status, done=True, retryable=False)
         for i in series.instances
     ]
+
+
+@contextmanager
+def writer_at(work: Callable[[str, Any], None], root: Path) -> Iterator[None]:
+    """A process that runs ``work(root, ready)`` until it says that it is ready; it is killed when the block ends."""
+    spawn = multiprocessing.get_context("spawn")
+    ready = spawn.Event()
+    process = spawn.Process(target=work, args=(str(root), ready))
+    process.start()
+    try:
+        assert ready.wait(30)
+        yield
+    finally:
+        process.kill()
+        process.join()

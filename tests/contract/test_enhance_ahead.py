@@ -336,15 +336,21 @@ def test_an_outlook_that_changes_begins_anew(fresh: Fresh, tv: Engine) -> None:
     ahead.close()
 
 
-@pytest.fixture
-def job_after(fresh: Fresh, tv: Engine) -> Iterator[tuple[Store, Shop, Ahead, Job]]:
-    """A series that was worked on ahead, and its job, claimed."""
+def worked_ahead(fresh: Fresh, tv: Engine) -> tuple[Store, Shop, Ahead, int]:
+    """A series that was worked on ahead as far as that goes, and its id."""
     store = fresh()
     shop = Shop(store, tv)
     ahead = Ahead(shop, OWNER)
     series_id = take_in(store, series("CT", 8))
     expect(store, series_id, tv.card)
     all_of_it(ahead)
+    return store, shop, ahead, series_id
+
+
+@pytest.fixture
+def job_after(fresh: Fresh, tv: Engine) -> Iterator[tuple[Store, Shop, Ahead, Job]]:
+    """A series that was worked on ahead, and its job, claimed."""
+    store, shop, ahead, series_id = worked_ahead(fresh, tv)
     queue(store, closed(store, series_id), tv.card)
     job = store.jobs.claim(OWNER, 30, datetime.now(UTC))
     assert job is not None
@@ -500,12 +506,7 @@ def test_a_job_that_needs_room_gets_what_was_done_ahead_of_others(fresh: Fresh, 
 
 
 def test_work_on_an_engine_that_was_replaced_is_begun_anew(fresh: Fresh, tv: Engine) -> None:
-    store = fresh()
-    shop = Shop(store, tv)
-    ahead = Ahead(shop, OWNER)
-    series_id = take_in(store, series("CT", 8))
-    expect(store, series_id, tv.card)
-    all_of_it(ahead)
+    store, shop, ahead, _ = worked_ahead(fresh, tv)
     watched = Watched(tv)
     shop.one = Proven(engine=watched, device="cpu", pace=Pace(0.01))
     assert not ahead.step(SILENT), "let go first"

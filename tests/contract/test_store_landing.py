@@ -7,7 +7,6 @@ import ctypes
 import errno
 import fcntl
 import hashlib
-import multiprocessing
 import os
 import resource
 import signal
@@ -24,6 +23,7 @@ from node.errors import StoreError
 from node.store import landing
 from node.store.spool import Spool, SpoolWriter
 from tests.peers import wait_until
+from tests.storing import writer_at
 
 DATA = b"the data set of an instance"
 OFFSET = 200
@@ -234,14 +234,9 @@ def _land_and_wait(root: str, ready: Any) -> None:
 
 
 def test_what_landed_whole_gets_its_name_back_and_the_rest_is_swept(tmp_path: Path) -> None:
-    spool, spawn = Spool(tmp_path / "spool"), multiprocessing.get_context("spawn")
-    ready = spawn.Event()
-    process = spawn.Process(target=_land_and_wait, args=(str(spool.root), ready))
-    process.start()
-    assert ready.wait(30)
-    assert spool.sweep_tmp(soon()) == 0, "it lives"
-    process.kill()
-    process.join()
+    spool = Spool(tmp_path / "spool")
+    with writer_at(_land_and_wait, spool.root):
+        assert spool.sweep_tmp(soon()) == 0, "it lives"
     named = {file.path: file for file in spool.walk()}
     assert len(named) == 2
     lost, kept = sorted(named)

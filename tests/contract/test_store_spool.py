@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import hashlib
-import multiprocessing
 import os
 import resource
 import signal
@@ -23,6 +22,7 @@ from hypothesis import strategies as st
 from node.errors import OutOfSpace, StoreError
 from node.store import Spool, spool_path
 from node.store.disk import free_bytes
+from tests.storing import writer_at
 
 SHA = hashlib.sha256(b"pixels").hexdigest()
 
@@ -294,14 +294,8 @@ def _write_and_wait(root: str, ready: Any) -> None:
 
 
 def test_what_a_killed_writer_left_is_swept(spool: Spool) -> None:
-    spawn = multiprocessing.get_context("spawn")
-    ready = spawn.Event()
-    process = spawn.Process(target=_write_and_wait, args=(str(spool.root), ready))
-    process.start()
-    assert ready.wait(30)
-    assert spool.sweep_tmp(soon()) == 0, "it lives"
-    process.kill()
-    process.join()
+    with writer_at(_write_and_wait, spool.root):
+        assert spool.sweep_tmp(soon()) == 0, "it lives"
     assert spool.sweep_tmp(soon()) == 2
     assert list((spool.root / "tmp").iterdir()) == []
     assert list((spool.root / "scratch").iterdir()) == []

@@ -46,18 +46,6 @@ def engine(catalog: Catalog) -> Engine:
     return catalog.load("ct-tv", threads=1)
 
 
-@pytest.fixture
-def scratch(tmp_path: Path) -> Path:
-    folder = tmp_path / "scratch"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture(scope="module")
-def slices(tmp_path_factory: pytest.TempPathFactory) -> list[Item]:
-    return files(tmp_path_factory.mktemp("ct"), series("CT", 6))
-
-
 def changed(result: Chained, items: list[Item]) -> set[str]:
     """Which sources came out with other pixels."""
     return {
