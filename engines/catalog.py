@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engines.base import Card
-from engines.card import CardFile, as_card, digest, read, seals
+from engines.card import SEAL, CardFile, as_card, digest, read, seals
 from engines.errors import CardInvalid, EngineError, RuntimeUnavailable, WeightsMismatch
 from engines.ladder import ACCELERATED, MOST_CALLS, RUNGS, Place, Rung, Wanted, climb
 
@@ -76,6 +76,8 @@ class Catalog:
             return
         try:
             seal = seals(folder)
+            if seal is None and folder == ZOO:  # a folder of a site needs none
+                raise CardInvalid(f"{folder.name}: {SEAL} is missing", hint="install the release again")
         except CardInvalid as e:
             self._faults[folder.name] = e
             return

@@ -53,9 +53,9 @@ class Peer(Section):
     """A calling AE title that may associate, optionally pinned to addresses."""
 
     ae_title: AETitle = Field(description="The AE title by which the peer calls.")
-    addresses: tuple[Network, ...] = Field(
-        default=(),
-        description="IP addresses or CIDR networks that this AE title may call from. Empty: from anywhere. "
+    addresses: Annotated[tuple[Network, ...], Field(min_length=1)] | None = Field(
+        default=None,
+        description="IP addresses or CIDR networks that this AE title may call from. Left out: from anywhere. "
         "AE titles are no authentication: pin every scanner whose address is fixed.",
     )
     max_associations: Annotated[Whole, Field(ge=1, le=4096)] | None = Field(
@@ -66,7 +66,7 @@ class Peer(Section):
 
     def admits(self, address: str) -> bool:
         """True if a peer at this IP address may use this AE title."""
-        if not self.addresses:
+        if self.addresses is None:
             return True
         try:
             ip = ipaddress.ip_address(address.partition("%")[0])
@@ -74,7 +74,9 @@ class Peer(Section):
             return False
         if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
             ip = ip.ipv4_mapped
-        return any(ip in ipaddress.ip_network(each) for each in self.addresses)
+        # Either of an IPv4 address's two ways of being written may stand in the list.
+        ways = (ip, ipaddress.IPv6Address(f"::ffff:{ip}")) if ip.version == 4 else (ip,)
+        return any(way in ipaddress.ip_network(each) for each in self.addresses for way in ways)
 
 
 def _peer(value: object) -> object:
@@ -105,7 +107,7 @@ _PEER_JSON = {
             "additionalProperties": False,
             "properties": {
                 "ae_title": {"type": "string"},
-                "addresses": {"type": "array", "items": {"type": "string"}},
+                "addresses": {"type": "array", "minItems": 1, "items": {"type": "string"}},
                 "max_associations": {"type": "integer", "minimum": 1, "maximum": 4096},
             },
         },
@@ -121,6 +123,11 @@ AcceptFrom: TypeAlias = Annotated[
 TransferSyntaxes: TypeAlias = Annotated[
     Annotated[_Any | _UIDs, Discriminator(_which)], BeforeValidator(_any_or_list)
 ]
+
+
+TLS_SUITES = "ECDHE+AESGCM:ECDHE+CHACHA20"
+"""Suites of TLS 1.2, in OpenSSL's words, at the door and towards a PACS: forward secrecy and authenticated encryption
+(PS3.15 B.12, RFC 9325 4.2). All of TLS 1.3 have both."""
 
 
 class ServerTLS(Section):

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from node.config.network import TLS_SUITES
 from node.config.schema import ClientTLS, DimseDestination
 from node.deliver.destination import DAMAGED, Echo, OnOutcome, Stop, no_answer, refused
 from node.deliver.parcel import Body, MemoryBody, Parcel, ParcelDamaged, ahead, open_parcel
@@ -73,10 +74,11 @@ def peer_of(settings: DimseDestination, calling_ae: str) -> Peer:
 def _tls(settings: ClientTLS) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(TLS_SUITES)
     try:
         context.load_verify_locations(cafile=settings.authorities)
         if settings.certificate is not None:
-            context.load_cert_chain(settings.certificate, settings.key)
+            context.load_cert_chain(settings.certificate, settings.key, password="")
     except (OSError, ssl.SSLError) as error:
         raise PeerUnreachable(
             f"this destination's TLS files cannot be read ({type(error).__name__})",

@@ -130,7 +130,7 @@ def connect(
         raise PeerUnreachable(
             f"{host} has no address", hint="Check the address of this destination and the name server."
         ) from None
-    reason = "nobody answers"
+    reason, hint = "nobody answers", ""
     for family, kind, protocol, _, address in addresses:
         left = deadline - time.monotonic()
         if left <= 0:
@@ -148,10 +148,17 @@ def connect(
             reason = "nobody answers"
         except ssl.SSLError as error:
             reason = f"the TLS handshake failed ({error.reason or 'closed'})"
+            hint = _TLS_HINT
         except OSError as error:
             reason = _words(error)
         sock.close()
-    raise PeerUnreachable(f"{host}:{port} cannot be reached: {reason}")
+    raise PeerUnreachable(f"{host}:{port} cannot be reached: {reason}", hint=hint)
+
+
+_TLS_HINT = (
+    "It must speak TLS 1.2 or later with an ECDHE suite of AES-GCM or ChaCha20 (BCP 195), and show a certificate for "
+    "this host name of one of `tls.authorities`; check both ends' certificates and their dates."
+)
 
 
 def _prepare(sock: socket.socket) -> None:

@@ -14,6 +14,9 @@ from typing import Final
 _FIXED: Final = 74
 """Bytes before the first item: PDU header, protocol version, the two AE titles, reserved (Table 9-11)."""
 
+_TITLES: Final = slice(10, 42)
+"""Called and calling AE title: no control characters (PS3.5 6.2, VR AE), padded with spaces."""
+
 _APPLICATION_CONTEXT, _PRESENTATION_CONTEXT, _USER_INFORMATION = 0x10, 0x20, 0x50
 _ABSTRACT_SYNTAX, _TRANSFER_SYNTAX = 0x30, 0x40
 _MAXIMUM_LENGTH, _IMPLEMENTATION_UID, _IMPLEMENTATION_VERSION = 0x51, 0x52, 0x55
@@ -38,10 +41,13 @@ def tidy(raw: bytes) -> bytes:
     Raises
     ------
     RequestError
-        Items do not fit into each other, or a presentation context lacks its syntaxes.
+        An AE title has control characters, items do not fit into each other, or a presentation context lacks
+        its syntaxes.
     """
     if len(raw) < _FIXED:
         raise RequestError("shorter than its fixed part")
+    if any(byte < 0x20 for byte in raw[_TITLES]):  # pynetdicom takes some at the ends for padding
+        raise RequestError("an AE title with a control character")
     items = bytearray()
     contexts: set[int] = set()
     for kind, value in _items(raw[_FIXED:]):

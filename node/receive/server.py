@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from pynetdicom import AE
 
+from node.config.network import TLS_SUITES
 from node.config.schema import Config
 from node.dicom.ours import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from node.errors import ReceiveError, StoreError
@@ -219,10 +220,10 @@ def _tls(config: Config) -> ssl.SSLContext | None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
+    context.set_ciphers(TLS_SUITES)
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
     try:
-        context.load_cert_chain(files.certificate, files.key)
+        context.load_cert_chain(files.certificate, files.key, password="")  # else OpenSSL asks the terminal
         if files.authorities is not None:
             context.load_verify_locations(files.authorities)
             context.verify_mode = ssl.CERT_REQUIRED
@@ -230,6 +231,7 @@ def _tls(config: Config) -> ssl.SSLContext | None:
         raise ReceiveError(
             0,
             f"the TLS files cannot be used ({type(error).__name__})",
-            hint="check that certificate, key and authorities are PEM files that this user may read",
+            hint="check that certificate, key and authorities are PEM files that this user may read, the key without "
+            "passphrase",
         ) from None
     return context

@@ -49,6 +49,8 @@ class Node:
         Empty; holds configuration, database, spool and log.
     node, store
         Keys of those sections of config.yaml beside the ones that every test needs.
+    host
+        Address to listen on, as config.yaml has it: ``[::]`` is IPv4 and IPv6.
     wrap
         Shell command to run first in a user and mount namespace of the process ("mount -t tmpfs ...").
     run
@@ -61,6 +63,7 @@ class Node:
         *,
         node: Mapping[str, Any] | None = None,
         store: Mapping[str, Any] | None = None,
+        host: str = "127.0.0.1",
         wrap: str = "",
         run: Sequence[str] = (),
     ) -> None:
@@ -70,11 +73,11 @@ class Node:
         for made in (self.spool, self.database.parent):
             made.mkdir(exist_ok=True)
         self._log = folder / "node.log"
-        self._config = folder / "config.yaml"
-        self._config.write_text(
+        self.config = folder / "config.yaml"
+        self.config.write_text(
             json.dumps(
                 {
-                    "node": {"accept_from": "any", "listen": f"127.0.0.1:{self.port}", **(node or {})},
+                    "node": {"accept_from": "any", "listen": f"{host}:{self.port}", **(node or {})},
                     "store": {
                         "spool": str(self.spool),
                         "database": f"sqlite:///{self.database}",
@@ -96,7 +99,7 @@ class Node:
             "-m",
             "node.app",
             "receive",
-            str(self._config),
+            str(self.config),
             str(self.folder / "good.yaml"),
         ]
         command = [*self._run, *command]

@@ -17,6 +17,7 @@ import pytest
 from ruamel.yaml import YAML
 
 import engines.card
+import engines.catalog
 import engines.runtime.onnx as runtime
 from engines.canary import prove
 from engines.card import SEAL, seals
@@ -109,6 +110,67 @@ def test_one_byte_is_enough(zoo: Path, parsed: list[str], file: str) -> None:
            result=f"{n - len(wrong)} refused before a parser saw them", lost=len(wrong))  # fmt: skip
     assert not wrong
     assert refused(zoo) is None, "whole again, it serves again"
+
+
+def loads_altered(zoo: Path, file: str) -> tuple[bool, EngineError | None]:
+    """Whether an engine of an altered folder is there as if it were whole, and what was raised or kept instead."""
+    catalog = Catalog([zoo])
+    fault: EngineError | None = next(iter(catalog.faults().values()), None)
+    if not file.startswith("model."):
+        return fault is None, fault
+    path, sha256 = catalog.models(NAME)[file.split(".")[1]]
+    try:
+        if file == "model.fp32.onnx":
+            catalog.load(NAME, threads=1)
+        else:  # the half is read by the runtimes of a GPU, by this very function
+            runtime.read_verified(path, sha256)
+    except EngineError as e:
+        return False, e
+    return True, None
+
+
+@pytest.mark.parametrize("file", ["card.yaml", SEAL, "model.fp32.onnx", "model.fp16.onnx"])
+def test_every_byte_flipped_is_refused(zoo: Path, file: str) -> None:
+    """Of cards and of their seal each byte, of the networks every so many; all its bits, or some of them."""
+    told = {name: digest for name, digest in (seals(zoo) or {}).items() if (zoo / name).is_dir()}
+    (zoo / SEAL).write_text(json.dumps(told, indent=1))
+    path = zoo / SEAL if file == SEAL else zoo / NAME / file
+    sound, rng = path.read_bytes(), np.random.default_rng(SEED)
+    assert not loads_altered(zoo, file)[1], "whole, it is loaded"
+    places = np.arange(0, len(sound), 1 if len(sound) < 10_000 else 997)
+    places = rng.permutation(places)[: count(10, len(places))]
+    wrong = []
+    with path.open("r+b") as spoiled:
+        for n, at in enumerate(map(int, places)):
+            flip = 0xFF if n % 2 else int(rng.integers(1, 256))
+            spoiled.seek(at)
+            spoiled.write(bytes([sound[at] ^ flip]))
+            spoiled.flush()
+            loaded, fault = loads_altered(zoo, file)
+            if loaded or not isinstance(fault, CardInvalid | WeightsMismatch) or not fault.hint:
+                wrong.append((at, flip, loaded, fault))
+            spoiled.seek(at)
+            spoiled.write(sound[at : at + 1])
+            spoiled.flush()
+    which = "each" if len(sound) < 10_000 else "every 997th"
+    record("S13", load=f"{file}: {which} of {len(sound):,} bytes altered, one at a time", count=len(places),
+           result=f"{len(wrong)} loaded or without advice; all others refused with a typed error that says what to do",
+           ok=not wrong, extra=sum(loaded for _, _, loaded, _ in wrong))  # fmt: skip
+    assert wrong == []
+
+
+def test_the_shipped_zoo_without_its_seal_is_refused(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or who can delete a file could put any card in place of a shipped one."""
+    monkeypatch.setattr(engines.catalog, "ZOO", zoo)
+    assert set(Catalog.default().names()) == {NAME, "mr-cnn"}
+    (zoo / SEAL).unlink()
+    bare = Catalog.default()
+    fault = bare.faults()["zoo"]
+    record("S13", load="the seal of the shipped zoo deleted", count=1, ok=not bare.names(),
+           result="no engine of it is loaded", extra=len(bare.names()))  # fmt: skip
+    assert bare.names() == ()
+    assert isinstance(fault, CardInvalid)
+    assert fault.hint == "install the release again"
 
 
 def test_files_that_are_none(zoo: Path, tmp_path: Path, parsed: list[str]) -> None:

@@ -74,7 +74,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         invariant="R17",
         what="every cipher is offered",
         file=_SERVER,
-        old='    context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")\n',
+        old="    context.set_ciphers(TLS_SUITES)\n",
         new='    context.set_ciphers("ALL")\n',
         test=_test("strangers", "only_today_s_tls_is_offered"),
     ),

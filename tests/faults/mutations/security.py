@@ -5,6 +5,9 @@ from __future__ import annotations
 from tests.faults.mutations import Mutation, Unexercised
 
 _CLOSED = "tests/faults/test_closed_by_default.py"
+_LISTED = "tests/faults/test_peers_listed.py"
+_TLS = "tests/faults/test_tls_offered.py"
+_MODELS = "tests/faults/test_engines_models.py"
 
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
@@ -14,6 +17,54 @@ MUTATIONS: tuple[Mutation, ...] = (
         old="                (listen.host, listen.port),\n",
         new='                ("0.0.0.0", listen.port),\n',
         test=f"{_CLOSED}::test_a_node_listens_and_connects_where_it_was_told_and_nowhere_else",
+    ),
+    Mutation(
+        invariant="S2",
+        what="the case of an AE title does not count",
+        file="node/config/schema.py",
+        old="each.ae_title == title and",
+        new="each.ae_title.casefold() == title.casefold() and",
+        test=f"{_LISTED}::test_only_who_is_listed_comes_in",
+    ),
+    Mutation(
+        invariant="S2",
+        what="a listed title may call from anywhere",
+        file="node/config/network.py",
+        old="        return any(way in ipaddress.ip_network(each) for each in self.addresses for way in ways)\n",
+        new="        return bool(ways)\n",
+        test=f"{_LISTED}::test_only_who_is_listed_comes_in",
+    ),
+    Mutation(
+        invariant="S2",
+        what="an empty list of addresses is everywhere",
+        file="node/config/network.py",
+        old="    addresses: Annotated[tuple[Network, ...], Field(min_length=1)] | None = Field(\n",
+        new="    addresses: tuple[Network, ...] | None = Field(\n",
+        test=f"{_LISTED}::test_an_empty_list_is_nobody",
+    ),
+    Mutation(
+        invariant="S3",
+        what="suites without authenticated encryption are offered",
+        file="node/config/network.py",
+        old='TLS_SUITES = "ECDHE+AESGCM:ECDHE+CHACHA20"\n',
+        new='TLS_SUITES = "ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AES"\n',
+        test=f"{_TLS}::test_the_door_takes_aead_suites_of_tls_1_2_and_1_3_alone",
+    ),
+    Mutation(
+        invariant="S3",
+        what="a peer without certificate may come in",
+        file="node/receive/server.py",
+        old="            context.verify_mode = ssl.CERT_REQUIRED\n",
+        new="            context.verify_mode = ssl.CERT_OPTIONAL\n",
+        test=f"{_TLS}::test_the_door_wants_a_certificate_that_is_good_for_a_client",
+    ),
+    Mutation(
+        invariant="S3",
+        what="the sender takes whatever suite OpenSSL takes",
+        file="node/deliver/dimse.py",
+        old="    context.set_ciphers(TLS_SUITES)\n",
+        new="",
+        test=f"{_TLS}::test_the_sender_gives_no_image_to_a_weak_or_false_pacs",
     ),
     Mutation(
         invariant="S8",
@@ -42,6 +93,22 @@ MUTATIONS: tuple[Mutation, ...] = (
         test=f"{_CLOSED}::test_the_receiver_loads_nothing_that_decodes",
     ),
     Mutation(
+        invariant="S13",
+        what="weights are loaded whatever their digest",
+        file="engines/runtime/onnx.py",
+        old="    if seen != sha256:\n",
+        new="    if len(seen) != len(sha256):\n",
+        test=f"{_MODELS}::test_every_byte_flipped_is_refused",
+    ),
+    Mutation(
+        invariant="S13",
+        what="the shipped zoo needs no seal",
+        file="engines/catalog.py",
+        old="            if seal is None and folder == ZOO:",
+        new="            if seal is None and folder != folder:",
+        test=f"{_MODELS}::test_the_shipped_zoo_without_its_seal_is_refused",
+    ),
+    Mutation(
         invariant="S16",
         what="who may send is everybody until somebody says otherwise",
         file="node/config/schema.py",
@@ -52,16 +119,9 @@ MUTATIONS: tuple[Mutation, ...] = (
 )
 
 UNEXERCISED: tuple[Unexercised, ...] = (
-    Unexercised(invariant="S2", why="attacked as R25, whose matrix of titles and addresses this is."),
-    Unexercised(
-        invariant="S3",
-        why="stalled handshakes and wrong certificates are attacked as R17 and R25; a scan of the offered suites by "
-        "another program is not part of make faults.",
-    ),
     Unexercised(
         invariant="S7",
         why="masking is tested case by case (tests/unit/test_config_load.py, tests/contract/test_store_faults.py); no "
         "canary was sought over all outputs of a running node.",
     ),
-    Unexercised(invariant="S13", why="attacked as R47, by the tests of the engines."),
 )
