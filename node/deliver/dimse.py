@@ -19,7 +19,7 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from node.config.network import TLS_SUITES
 from node.config.schema import ClientTLS, DimseDestination
 from node.deliver.destination import DAMAGED, Echo, OnOutcome, Stop, no_answer, refused
-from node.deliver.parcel import Body, MemoryBody, Parcel, ParcelDamaged, ahead, open_parcel
+from node.deliver.parcel import Ahead, Body, MemoryBody, Parcel, ParcelDamaged, open_parcel
 from node.deliver.pdu import VERIFICATION
 from node.deliver.sender import MOST_CONTEXTS, Context, Peer, Sender, associate
 from node.dicom.status import Status, describe, storage_outcome
@@ -32,6 +32,9 @@ FALLBACKS = (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
 _OFFERED = (*FALLBACKS, J2K_LOSSLESS)
 """What an instance is re-encoded to when its own syntax is refused, in order of preference; the last is for
 archives that take compressed images only."""
+
+_QUICK = 2 << 20
+"""Bytes of a data set that are read, and not hashed, in next to no time."""
 
 _IN_A_ROW = 3
 """So many transient refusals (A7xx) on end mean that the peer is full, not that an instance is odd."""
@@ -245,8 +248,19 @@ def send_over(
     stop: Stop = lambda: False,
 ) -> None:
     """Send parcels over an association, in order."""
+    accepted = sender.accepted
+
+    def is_quick(parcel: Parcel) -> bool:
+        small = parcel.size - parcel.offset <= _QUICK and not parcel.sha256
+        return small and (parcel.sop_class_uid, parcel.transfer_syntax_uid) in accepted
+
+    with Ahead(parcels, lambda parcel: prepare(parcel, accepted), is_quick) as coming:
+        _send_each(sender, coming, on_outcome, stop)
+
+
+def _send_each(sender: Sender, coming: Ahead[Parcel, Ready], on_outcome: OnOutcome, stop: Stop) -> None:
     in_a_row = 0
-    for parcel, ready in ahead(parcels, lambda p: prepare(p, sender.accepted)):
+    for parcel, ready in coming:
         uid = parcel.sop_instance_uid
         try:
             prepared = ready()
@@ -260,7 +274,9 @@ def send_over(
             prepared.close()
             return
         try:
-            answer = sender.store(prepared.context_id, parcel.sop_class_uid, uid, prepared.body)
+            answer = sender.store(
+                prepared.context_id, parcel.sop_class_uid, uid, prepared.body, meanwhile=coming.look
+            )
         except PeerUnreachable as error:
             on_outcome(no_answer(uid, error.message))
             raise

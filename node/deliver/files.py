@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,12 +17,14 @@ from node.deliver.destination import Echo, Stop
 from node.deliver.kinds import destination
 from node.deliver.parcel import Parcel
 from node.dicom.elements import tag_of
-from node.dicom.scan import scan_file
+from node.dicom.scan import Ids, NeedMore, scan_file, scan_uids
 from node.dicom.source import file_meta, text_of
 from node.dicom.status import describe
-from node.errors import DeliveryError, NodeError
+from node.errors import DeliveryError, NodeError, SeriesError
 from node.model import Outcome
 
+_HEAD = 16 * 1024
+"""Bytes in which the UIDs nearly always lie."""
 _META = 256 * 1024
 _SYNTAX, _CLASS = tag_of("TransferSyntaxUID"), tag_of("MediaStorageSOPClassUID")
 
@@ -59,8 +62,13 @@ class Sent:
         return self.n_done == self.n_files
 
 
-def read_parcel(path: Path) -> Parcel:
+def read_parcel(path: Path, folders: dict[str, str] | None = None) -> Parcel:
     """What is needed to send a Part 10 file: UIDs from its data set, syntax from its file meta information.
+
+    Parameters
+    ----------
+    folders
+        Where folders really lie, filled while files are read in a row; None: it is looked up.
 
     Raises
     ------
@@ -71,21 +79,41 @@ def read_parcel(path: Path) -> Parcel:
     OSError
         If it cannot be opened.
     """
-    with path.open("rb") as file:
-        head = file.read(_META)
-        size = file.seek(0, 2)
-    meta, offset = file_meta(head)
+    with path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        head = memoryview(file.read(_HEAD))
+        try:
+            meta, offset = file_meta(head)
+        except SeriesError:
+            if len(head) < _HEAD:
+                raise
+            file.seek(0)
+            meta, offset = file_meta(file.read(_META))
     syntax = text_of(meta.get(_SYNTAX))
-    ids = scan_file(path, offset, syntax)
+    ids: Ids | NeedMore = NeedMore(0)
+    if offset < len(head):
+        ids = scan_uids(head[offset:], syntax, final=size == len(head))
+    if isinstance(ids, NeedMore):
+        ids = scan_file(path, offset, syntax, at_least=ids.size)
     return Parcel(
         sop_class_uid=ids.sop_class_uid or text_of(meta.get(_CLASS)),
         sop_instance_uid=ids.sop_instance_uid,
         transfer_syntax_uid=syntax,
-        path=path.resolve(),
+        path=_real(path, folders if folders is not None else {}),
         offset=offset,
         size=size,
         series_uid=ids.series_uid,
     )
+
+
+def _real(path: Path, folders: dict[str, str]) -> Path:
+    """The path of a file without links, as :meth:`Path.resolve` tells it."""
+    folder, name = os.path.split(path)
+    if path.is_symlink():
+        return path.resolve()
+    if folder not in folders:
+        folders[folder] = os.path.realpath(folder)
+    return Path(folders[folder], name)
 
 
 def send_files(
@@ -126,9 +154,10 @@ def send_files(
                 progress(outcome)
 
     ready: list[Parcel] = []
+    folders: dict[str, str] = {}
     for path in paths:
         try:
-            ready.append(read_parcel(path))
+            ready.append(read_parcel(path, folders))
         except NodeError as error:
             tell(FileOutcome(path=path, text=error.message))
         except OSError as error:

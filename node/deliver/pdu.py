@@ -142,6 +142,21 @@ def command_pdus(context_id: int, command: bytes, fragment: int) -> bytes:
     return bytes(out)
 
 
+def data_pdus(context_id: int, data: memoryview, fragment: int) -> list[bytes | memoryview]:
+    """A whole data set as P-DATA-TF PDUs: headers, and views of ``data`` between them; none if it is empty."""
+    header = fragment_header(context_id, fragment, is_command=False, is_last=False)
+    out: list[bytes | memoryview] = []
+    last = (len(data) - 1) // fragment * fragment
+    for at in range(0, last, fragment):
+        out += (header, data[at : at + fragment])
+    if data:
+        out += (
+            fragment_header(context_id, len(data) - last, is_command=False, is_last=True),
+            data[last:],
+        )
+    return out
+
+
 def fragments(body: bytes) -> list[Fragment]:
     """The presentation data values of a P-DATA-TF, without its six-byte header.
 

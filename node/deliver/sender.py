@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import ssl
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from pydicom.uid import UID
@@ -27,7 +27,7 @@ from pynetdicom.presentation import build_context, negotiate_as_requestor
 from pynetdicom.transport import AddressInformation
 
 from node.deliver import pdu
-from node.deliver.parcel import Body
+from node.deliver.parcel import Body, MemoryBody
 from node.deliver.wire import Wire, connect
 from node.dicom.ours import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from node.errors import AssociationRejected, PeerUnreachable
@@ -42,6 +42,8 @@ SLOWEST_RATE = 32 * 1024
 """Bytes a second under which a peer is given up: an object's deadline is the time-out plus size / this."""
 
 _WINDOW = 256 * 1024
+_GATHERED = 4096
+"""Smaller fragments are copied together: there would be more pieces than is worth while."""
 _APPLICATION_CONTEXT = UID("1.2.840.10008.3.1.1.1")
 _BUFFERED = 2 << 20
 _RELEASE_S = 10.0
@@ -84,6 +86,7 @@ class Sender:
         self.accepted = accepted
         self.peer_maximum = peer_maximum
         self._fragment = pdu.fragment_size(peer_maximum)
+        self._gathers = wire.gathers and self._fragment >= _GATHERED
         self._message_id = 0
         self._is_open = True
         step = self._fragment + pdu.HEADER
@@ -123,6 +126,7 @@ class Sender:
         sop_instance_uid: str,
         body: Body,
         originator: tuple[str, int] | None = None,
+        meanwhile: Callable[[], object] = lambda: None,
     ) -> pdu.Response:
         """C-STORE one encoded data set, whose transfer syntax is that of the context.
 
@@ -134,6 +138,8 @@ class Sender:
             The data set without preamble and file meta information.
         originator
             AE title and message id of the C-MOVE that asked for this, if one did.
+        meanwhile
+            Called once all is written, while the peer is at work on it. The peer's time does not run meanwhile.
 
         Raises
         ------
@@ -147,11 +153,17 @@ class Sender:
         deadline = start + self._peer.timeout_s + body.size / SLOWEST_RATE
         command = pdu.store_request(message, sop_class_uid, sop_instance_uid, originator)
         with self._dropped_on_trouble():
-            self._wire.send(pdu.command_pdus(context_id, command, self._fragment), deadline)
-            self._send_body(context_id, body, deadline)
+            opening = pdu.command_pdus(context_id, command, self._fragment)
+            if isinstance(body, MemoryBody) and body.at_once and self._gathers:
+                self._wire.gather([opening, *pdu.data_pdus(context_id, body.view, self._fragment)], deadline)
+            else:
+                self._wire.send(opening, deadline)
+                self._send_body(context_id, body, deadline)
             # The last megabytes may still lie in buffers on the way when the last write returns.
             patience = self._peer.timeout_s + min(body.size, _BUFFERED) / SLOWEST_RATE
-            return self._answer(message, pdu.C_STORE_RSP, min(deadline, time.monotonic() + patience))
+            patience = min(patience, deadline - time.monotonic())
+            meanwhile()
+            return self._answer(message, pdu.C_STORE_RSP, time.monotonic() + patience)
 
     def release(self) -> None:
         """End the association in order (PS3.8 9.3.6); a peer that does not answer is left."""

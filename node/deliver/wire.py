@@ -13,11 +13,19 @@ import socket
 import ssl
 import struct
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from node.errors import PeerUnreachable
 
 LARGEST_PDU = 1 << 20
 """No answer to an SCU is longer than this; a longer one is cut before it is allocated."""
+
+_MOST_PIECES = 512
+"""Given to the kernel at once; it takes 1024 at the most (IOV_MAX)."""
+_AT_ONCE = 640 * 1024
+"""Bytes after which no further piece is given to it at once: of more it keeps more, and how much a peer that reads
+nothing has left unread would be seen later."""
 
 
 class Wire:
@@ -34,7 +42,15 @@ class Wire:
     def __init__(self, sock: socket.socket, timeout_s: float) -> None:
         self._sock = sock
         self._timeout_s = timeout_s
+        self._patience_s = -1.0
         self._is_open = True
+        self._came = bytearray()
+        """What came and was not asked for yet: an answer is read in one go."""
+
+    @property
+    def gathers(self) -> bool:
+        """Whether :meth:`gather` can be used; TLS has one piece after the other in records of its own."""
+        return not isinstance(self._sock, ssl.SSLSocket)
 
     def send(self, data: bytes | memoryview, deadline: float) -> None:
         """Write all of ``data``; ``deadline`` is on the monotonic clock.
@@ -46,16 +62,34 @@ class Wire:
         """
         view = memoryview(data)
         while view:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise PeerUnreachable("the peer took the data too slowly")
-            self._sock.settimeout(min(self._timeout_s, left))
-            try:
-                view = view[self._sock.send(view) :]
-            except TimeoutError:
-                raise PeerUnreachable("the peer stopped taking data") from None
-            except OSError as error:
-                raise _broken(error) from None
+            view = view[self._put(self._sock.send, view, deadline) :]
+
+    def gather(self, pieces: Sequence[bytes | memoryview], deadline: float) -> None:
+        """Write pieces one behind the other, without copying them together; as :meth:`send`."""
+        left, at = list(pieces), 0
+        while at < len(left):
+            end, n_bytes = at, 0
+            while end < len(left) and n_bytes < _AT_ONCE and end - at < _MOST_PIECES:
+                n_bytes += len(left[end])
+                end += 1
+            n = self._put(self._sock.sendmsg, left[at:end], deadline)
+            while at < len(left) and n >= len(left[at]):
+                n -= len(left[at])
+                at += 1
+            if n:
+                left[at] = memoryview(left[at])[n:]
+
+    def _put(self, put: Callable[[Any], int], what: object, deadline: float) -> int:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise PeerUnreachable("the peer took the data too slowly")
+        self._be_patient(left)
+        try:
+            return put(what)
+        except TimeoutError:
+            raise PeerUnreachable("the peer stopped taking data") from None
+        except OSError as error:
+            raise _broken(error) from None
 
     def receive(self, size: int, deadline: float) -> bytes:
         """Read exactly ``size`` bytes until ``deadline``.
@@ -65,23 +99,32 @@ class Wire:
         PeerUnreachable
             If they do not come, or the connection ends first.
         """
-        got = bytearray()
-        while len(got) < size:
+        came = self._came
+        while len(came) < size:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise PeerUnreachable("no answer")
-            self._sock.settimeout(left)
+            self._be_patient(left)
             try:
                 _acknowledge_at_once(self._sock)
-                piece = self._sock.recv(min(size - len(got), 65536))
+                piece = self._sock.recv(65536)
             except TimeoutError:
-                raise PeerUnreachable("no answer") from None
+                continue  # the deadline decides
             except OSError as error:
                 raise _broken(error) from None
             if not piece:
                 raise PeerUnreachable("the peer closed the connection")
-            got += piece
-        return bytes(got)
+            came += piece
+        got = bytes(came[:size])
+        del came[:size]
+        return got
+
+    def _be_patient(self, left: float) -> None:
+        """Let the next call wait for the timeout, and no longer than ``left``; said to the system where it changed."""
+        patience_s = min(self._timeout_s, left)
+        if patience_s != self._patience_s:
+            self._sock.settimeout(patience_s)
+            self._patience_s = patience_s
 
     def receive_pdu(self, deadline: float) -> tuple[int, bytes]:
         """The next PDU: its type and its body without the six-byte header (PS3.8 9.3.1)."""
@@ -92,6 +135,8 @@ class Wire:
 
     def is_quiet(self) -> bool:
         """Whether there is nothing to read: neither bytes nor the end of the connection."""
+        if self._came:
+            return False
         look = select.poll()
         look.register(self._sock, select.POLLIN)
         return not look.poll(0)

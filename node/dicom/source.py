@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from node.dicom.elements import LONG_VRS, PIXEL_DATA, Element, Elements, tag_of
+from node.dicom.elements import LONG_VRS, PIXEL_DATA, SHORT_VRS, Element, Elements, tag_of
 from node.dicom.parse import EXPLICIT_LE, MalformedError, parse
 from node.errors import SeriesError
 
@@ -196,6 +196,7 @@ def number_of(element: Element | None) -> float | None:
 
 
 _DECIMAL: Final = frozenset("0123456789+-.eE ")
+_VRS: Final = {vr.encode(): vr for vr in SHORT_VRS | LONG_VRS}
 
 
 def file_meta(data: bytes | memoryview) -> tuple[Elements, int]:
@@ -211,14 +212,19 @@ def file_meta(data: bytes | memoryview) -> tuple[Elements, int]:
     meta: Elements = {}
     at = 132
     # Always explicit little endian. Its end is where group 2 ends: the group length is often wrong.
-    while bytes(data[at : at + 2]) == b"\x02\x00":
-        long = bytes(data[at + 4 : at + 6]).decode("latin-1") in LONG_VRS
-        start = at + 12 if long else at + 8
-        length = int.from_bytes(data[start - 4 if long else start - 2 : start], "little")
-        if start + length > len(data):
+    while data[at : at + 2] == b"\x02\x00":
+        number, vr = int.from_bytes(data[at + 2 : at + 4], "little"), _VRS.get(bytes(data[at + 4 : at + 6]))
+        start = at + 12 if vr in LONG_VRS else at + 8
+        length = int.from_bytes(data[start - 4 if vr in LONG_VRS else start - 2 : start], "little")
+        stop = start + length
+        if stop > len(data):
             raise MalformedError("the file meta information is cut short")
-        meta |= parse(bytes(data[at : start + length]), EXPLICIT_LE)
-        at = start + length
+        if vr is None or vr == "SQ":
+            meta |= parse(bytes(data[at:stop]), EXPLICIT_LE)
+        else:
+            tag = 0x00020000 | number
+            meta[tag] = Element(tag, vr, bytes(data[start:stop]))
+        at = stop
     if not text_of(meta.get(_SYNTAX)):
         raise MalformedError("the file meta information names no transfer syntax")
     return meta, at

@@ -142,7 +142,7 @@ def test_a_peer_that_reads_nothing_and_a_black_hole_are_left_in_bounded_time(
     scripted: Callable[..., ScriptedScp], tmp_path: Path
 ) -> None:
     """R30: accept and never read, swallow everything, and a SYN that nobody answers."""
-    parcels = ct_parcels(tmp_path / "spool", 2, side=1200)  # more than the buffers on the way hold
+    parcels = ct_parcels(tmp_path / "spool", 2, side=2400)  # more than the buffers on the way hold
     took: dict[str, float] = {}
     deaf = scripted(reads_at_most=100_000)
     told, error, took["never read"] = attempt(destination(deaf.settings(timeout=TIMEOUT_S)), parcels)  # type: ignore[arg-type]
@@ -168,7 +168,7 @@ def test_a_peer_that_reads_nothing_and_a_black_hole_are_left_in_bounded_time(
     ok = max(took.values()) < BOUND_S
     record(
         "R30",
-        load="accepts and never reads (2.9 MB); half open after 50 kB; SYN black hole; time-out 0.5 s",
+        load="accepts and never reads (11.5 MB); half open after 50 kB; SYN black hole; time-out 0.5 s",
         count=3,
         result=", ".join(f"{name}: left after {s:.1f} s" for name, s in took.items()),
         ok=ok,

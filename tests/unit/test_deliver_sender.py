@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node.deliver import pdu
-from node.deliver.parcel import MemoryBody, ahead
+from node.deliver.parcel import Ahead, MemoryBody
 from node.deliver.sender import Peer, Sender, _negotiate
 from node.deliver.wire import Wire
 from node.errors import AssociationRejected, PeerUnreachable
@@ -112,15 +116,17 @@ def test_an_answer_is_the_peers_or_none(status: int, changes: list[tuple[int, in
         assert sent.endswith(b"\0" * 100)
 
 
-@given(st.integers(0, 5000), st.sampled_from([7, 8, 100, 1018, 16384]))
+@given(st.integers(0, 5000), st.sampled_from([7, 8, 100, 1018, 4102, 4104, 16384]), st.booleans())
 @settings(max_examples=100, deadline=None)
-def test_a_data_set_is_cut_into_even_fragments_of_which_the_last_is_marked(size: int, maximum: int) -> None:
+def test_a_data_set_is_cut_into_even_fragments_of_which_the_last_is_marked(
+    size: int, maximum: int, at_once: bool
+) -> None:
     data = bytes(n % 251 for n in range(2 * size + 2))
     with answered(response(1, 0)) as (wire, far):
         sender = Sender(wire, PEER, {(CT, EXPLICIT): 1}, maximum)
         if maximum < 100:
             data = data[:200]
-        sender.store(1, CT, "1.2.3", MemoryBody(data))
+        sender.store(1, CT, "1.2.3", MemoryBody(data, at_once=at_once))
         sender.abort()
         raw = b""
         while piece := far.recv(65536):
@@ -140,6 +146,56 @@ def test_a_data_set_is_cut_into_even_fragments_of_which_the_last_is_marked(size:
     assert raw[0] == pdu.ABORT
 
 
+def test_what_the_kernel_takes_in_part_goes_on_where_it_was() -> None:
+    data = bytes(range(256)) * 12_000
+    near, far = socket.socketpair()
+    with near, far, ThreadPoolExecutor(1) as pool:
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32_768)
+        sender = Sender(Wire(near, 20.0), PEER, {(CT, EXPLICIT): 1}, 4102)
+        reads = pool.submit(_read_until_the_last, far)
+        assert sender.store(1, CT, "1.2.3", MemoryBody(data, at_once=True)).status == 0
+    assert reads.result() == data
+
+
+def _read_until_the_last(sock: socket.socket) -> bytes:
+    got, raw = bytearray(), b""
+    while True:
+        while len(raw) < 6 or len(raw) < 6 + struct.unpack_from(">L", raw, 2)[0]:
+            raw += sock.recv(50_000)
+        (length,) = struct.unpack_from(">L", raw, 2)
+        for each in pdu.fragments(raw[6 : 6 + length]):
+            if not each.is_command:
+                got += each.data
+                if each.is_last:
+                    sock.sendall(response(1, 0))
+                    return bytes(got)
+        raw = raw[6 + length :]
+
+
+def test_the_peers_time_does_not_run_while_the_next_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, passed = time.monotonic, 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + passed)
+    with answered(response(1, 0)) as (wire, far):
+        sender = Sender(wire, replace(PEER, timeout_s=20.0), {(CT, EXPLICIT): 1}, 16384)
+        seen: list[bytes] = []
+
+        def meanwhile() -> None:
+            nonlocal passed
+            seen.append(far.recv(4096))
+            passed = 3600.0
+
+        assert sender.store(1, CT, "1.2.3", MemoryBody(b"\0" * 100), meanwhile=meanwhile).status == 0
+    assert seen[0].endswith(b"\0" * 100)
+
+
+def test_what_comes_behind_an_answer_is_kept_and_heard() -> None:
+    with answered(response(1, 0) + pdu.abort()) as (wire, _):
+        sender = Sender(wire, PEER, {(CT, EXPLICIT): 1}, 16384)
+        sender.store(1, CT, "1.2.3", MemoryBody(b"\0" * 100))
+        assert not sender.is_idle
+        assert wire.receive_pdu(time.monotonic() + 1)[0] == pdu.ABORT
+
+
 def test_preparing_is_one_ahead_in_order_and_keeps_each_fault_with_its_item() -> None:
     prepared: list[int] = []
 
@@ -150,16 +206,45 @@ def test_preparing_is_one_ahead_in_order_and_keeps_each_fault_with_its_item() ->
         return n * n
 
     got: list[int | None] = []
-    for n, ready in ahead(range(6), prepare):
-        assert len(prepared) <= n + 2
-        try:
-            got.append(ready())
-        except ValueError:
-            got.append(None)
+    with Ahead(range(6), prepare) as coming:
+        for n, ready in coming:
+            assert len(prepared) <= n + 2
+            try:
+                got.append(ready())
+            except ValueError:
+                got.append(None)
     assert got == [0, 1, 4, None, 16, 25]
 
 
-def test_what_was_prepared_in_vain_is_closed() -> None:
+def test_what_is_quick_is_prepared_by_whoever_waits_and_never_twice() -> None:
+    by: list[tuple[int, str]] = []
+
+    def prepare(n: int) -> int:
+        by.append((n, threading.current_thread().name.partition("_")[0]))
+        if n == 4:
+            raise ValueError
+        return n
+
+    got: list[int] = []
+    with Ahead(range(6), prepare, lambda n: n % 2 == 0) as coming:
+        for n, ready in coming:
+            if n != 4:
+                got.append(ready())
+            else:
+                with pytest.raises(ValueError):
+                    ready()
+            assert max(n for n, _ in by) <= n + 1
+            if n == 1:
+                coming.look()
+                coming.look()
+                assert by[-1] == (2, threading.current_thread().name.partition("_")[0])
+    me = threading.current_thread().name.partition("_")[0]
+    assert got == [0, 1, 2, 3, 5]
+    assert sorted(by) == [(n, "ahead" if n % 2 else me) for n in range(6)]
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_what_was_prepared_in_vain_is_closed(quick: bool) -> None:
     closed: list[int] = []
 
     class Thing:
@@ -169,8 +254,10 @@ def test_what_was_prepared_in_vain_is_closed() -> None:
         def close(self) -> None:
             closed.append(self.n)
 
-    for n, ready in ahead(range(6), Thing):
-        ready().close()
-        if n == 2:
-            break
+    with Ahead(range(6), Thing, lambda _: quick) as coming:
+        for n, ready in coming:
+            ready().close()
+            coming.look()
+            if n == 2:
+                break
     assert closed == [0, 1, 2, 3]
