@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 Scalar: TypeAlias = str | int | float
 Values: TypeAlias = tuple[Scalar, ...]
@@ -342,6 +342,48 @@ class Delivery:
     not_before: datetime
     created_at: datetime
     lease: Lease | None = None
+    failure: str = ""
+
+
+class CommitmentState(StrEnum):
+    """``ASKED > READY > TOLD | GIVEN_UP``; the same request again leads back to ASKED."""
+
+    ASKED = "ASKED"
+    READY = "READY"
+    TOLD = "TOLD"
+    GIVEN_UP = "GIVEN_UP"
+
+
+Promise: TypeAlias = Literal["kept", "held", "delivered"]
+"""What a commitment means: the node keeps it for ever; holds it and is to pass it on; every destination has it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commitment:
+    """A request for storage commitment (PS3.4 J), from its N-ACTION to the answer by N-EVENT-REPORT.
+
+    ``references`` are (SOP class, SOP instance); ``failed`` maps SOP Instance UIDs to Failure Reasons once it is
+    READY. ``report_to`` is where a requester is told (as a ``dimse`` destination's settings, our own AE title in
+    it); None: on an association of its own making. ``answer_by``: what is not safe by then is told as failed.
+    """
+
+    id: int
+    transaction_uid: str
+    calling_ae: str
+    called_ae: str
+    address: str
+    references: tuple[tuple[str, str], ...]
+    promise: Promise
+    report_to: Mapping[str, Any] | None
+    state: CommitmentState
+    asked_at: datetime
+    answer_by: datetime
+    failed: Mapping[str, int]
+    attempt: int
+    not_before: datetime
+    ready_at: datetime | None = None
+    told_at: datetime | None = None
+    give_up_at: datetime
     failure: str = ""
 
 

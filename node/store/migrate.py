@@ -13,8 +13,8 @@ from sqlalchemy import Connection, inspect, text
 from node.errors import SchemaTooNew, StoreError
 from node.store.db import Database
 
-HEAD = "0004"
-KNOWN = frozenset({"0001", "0002", "0003", "0004"})
+HEAD = "0005"
+KNOWN = frozenset({"0001", "0002", "0003", "0004", "0005"})
 _UPGRADE_LOCK = 0x4C554D00
 FOLDER = Path(__file__).parent / "migrations"
 

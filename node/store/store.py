@@ -7,6 +7,7 @@ from pathlib import Path
 from node.errors import StoreError
 from node.store.backup import backup_sqlite
 from node.store.changes import Changes
+from node.store.commitments import Commitments
 from node.store.configs import Configs
 from node.store.db import Database
 from node.store.deliveries import Deliveries
@@ -29,7 +30,7 @@ class Store:
     Attributes
     ----------
     spool, reception, series, jobs, deliveries, provenance, configs, retention, reconcile, events,
-    changes, turns, outlooks
+    changes, turns, outlooks, commitments
         See the modules of the same names.
     """
 
@@ -48,6 +49,7 @@ class Store:
         self.reconcile = Reconcile(database, spool, self.reception, self.retention)
         self.turns = Turns(database)
         self.outlooks = Outlooks(database)
+        self.commitments = Commitments(database)
 
     @classmethod
     def open(cls, database_url: str, spool_root: Path | str, *, create: bool = True) -> Store:

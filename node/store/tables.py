@@ -341,6 +341,38 @@ class OutcomeRow(Base):
     __table_args__ = {"sqlite_with_rowid": False}  # noqa: RUF012
 
 
+class CommitmentRow(Base):
+    """A request for storage commitment. ``digest`` tells the same request from another under one Transaction
+    UID; ``tellable`` is whether there is an address to tell its result to."""
+
+    __tablename__ = "commitment"
+    id: Mapped[int] = mapped_column(Big, primary_key=True, autoincrement=True)
+    transaction_uid: Mapped[str] = _uid(unique=True)
+    calling_ae: Mapped[str] = mapped_column(String(16))
+    called_ae: Mapped[str] = mapped_column(String(16))
+    address: Mapped[str] = mapped_column(String(64))
+    digest: Mapped[str] = mapped_column(String(64))
+    count: Mapped[int]
+    n_failed: Mapped[int] = mapped_column(server_default="0")
+    requested: Mapped[list[Any]]
+    failed: Mapped[dict[str, Any]]
+    promise: Mapped[str] = mapped_column(String(16))
+    report_to: Mapped[dict[str, Any] | None]
+    tellable: Mapped[bool]
+    state: Mapped[str] = mapped_column(String(16))
+    asked_at: Mapped[datetime]
+    answer_by: Mapped[datetime]
+    ready_at: Mapped[datetime | None]
+    told_at: Mapped[datetime | None]
+    give_up_at: Mapped[datetime]
+    attempt: Mapped[int] = mapped_column(server_default="0")
+    not_before: Mapped[datetime]
+    lease_owner: Mapped[str] = mapped_column(String(128), server_default="")
+    lease_until: Mapped[datetime | None]
+    failure: Mapped[str] = mapped_column(Text, server_default="")
+    __table_args__ = (Index("ix_commitment_due", "state", "not_before", "id"),)
+
+
 class ProvenanceRow(Base):
     """``document`` is the canonical JSON that ``hash`` covers, compressed; see provenance.py."""
 
