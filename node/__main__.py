@@ -9,7 +9,9 @@ def main() -> None:
     """Run the command line."""
     gc.disable()  # nothing that an import makes is garbage: looking for some takes a third of its time
     from node.cli import run
+    from node.log import tell_defects_without_values
 
+    tell_defects_without_values()
     gc.freeze()
     gc.enable()
     run()

@@ -19,6 +19,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from typing import Any, Final, TextIO, cast
 
 import structlog
@@ -74,15 +75,54 @@ def configure(
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.StackInfoRenderer(),
-            structlog.processors.format_exc_info if fmt == "json" else _plain,
+            structlog.processors.ExceptionRenderer(_formatted) if fmt == "json" else _plain,
             structlog.processors.JSONRenderer()
             if fmt == "json"
-            else structlog.dev.ConsoleRenderer(colors=colored),
+            else structlog.dev.ConsoleRenderer(colors=colored, exception_formatter=_written),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.PrintLoggerFactory(file=out),
         cache_logger_on_first_use=False,
     )
+
+
+def defect(error: BaseException | None) -> str:
+    """A traceback for people: files, lines, functions and types of exceptions, and no value.
+
+    What an exception says may quote a patient's name or a password, and so may the variables around it.
+    """
+    told = list[str]()
+    seen = set[int]()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        frames = "".join(
+            f'  File "{one.filename}", line {one.lineno}, in {one.name}\n'
+            for one in traceback.extract_tb(error.__traceback__)
+        )
+        told.append(f"Traceback (most recent call last):\n{frames}{type(error).__module__}.{type(error).__qualname__}")
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return "\nwhich came of this:\n".join(told)
+
+
+def tell_defects_without_values() -> None:
+    """From now on an exception that nobody catches, in any thread, is told as :func:`defect` tells it."""
+    sys.excepthook = lambda _kind, error, _where: _last_told(error)
+    threading.excepthook = lambda told: _last_told(told.exc_value)
+
+
+def _last_told(error: BaseException | None) -> None:
+    if not isinstance(error, SystemExit | KeyboardInterrupt):
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(f"{defect(error)}\n")
+            sys.stderr.flush()
+
+
+def _formatted(exc_info: structlog.typing.ExcInfo) -> str:
+    return defect(exc_info[1])
+
+
+def _written(stream: TextIO, exc_info: structlog.typing.ExcInfo) -> None:
+    stream.write(f"\n{defect(exc_info[1])}")
 
 
 def _plain(_logger: Any, _method: str, event: Any) -> Any:

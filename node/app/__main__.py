@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 
 from node.errors import ConfigError, NodeError
-from node.log import get_logger
+from node.log import get_logger, tell_defects_without_values
 
 
 def main() -> int:
     """Run the role that the arguments name."""
+    tell_defects_without_values()
     role, config, last_good = sys.argv[1:4]
     return live(role, Path(config), Path(last_good))
 

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -119,6 +118,6 @@ def fork(work: Callable[[], int], command: Sequence[str]) -> Forked:
         name_process(command)
         status = work()
     except Exception:
-        traceback.print_exc()
+        sys.excepthook(*sys.exc_info())
         status = 1
     sys.exit(status)

@@ -6,6 +6,8 @@ They are spawned, never forked: a driver does not survive a fork.
 from __future__ import annotations
 
 import gc
+import sys
+from collections.abc import Callable
 from typing import Any
 
 
@@ -16,7 +18,7 @@ def worker(*arguments: Any, **more: Any) -> None:
 
     gc.freeze()
     gc.enable()
-    worker_main(*arguments, **more)
+    _told(worker_main, *arguments, **more)
 
 
 def check(*arguments: Any) -> None:
@@ -26,4 +28,15 @@ def check(*arguments: Any) -> None:
 
     gc.freeze()
     gc.enable()
-    check_main(*arguments)
+    _told(check_main, *arguments)
+
+
+def _told(main: Callable[..., None], *arguments: Any, **more: Any) -> None:
+    """multiprocessing would print what an exception says, which may be a value."""
+    from node.log import defect
+
+    try:
+        main(*arguments, **more)
+    except Exception as error:
+        sys.stderr.write(f"{defect(error)}\n")
+        sys.exit(1)

@@ -11,8 +11,9 @@ from pydantic import ValidationError
 
 from node.config.checks import Finding, conditions, cross
 from node.config.faults import findings
+from node.config.masks import has_password, mask, mask_more
 from node.config.schema import Config, DimseDestination
-from node.config.secret import digest, has_password, mask, shown
+from node.config.secret import digest, shown
 from node.config.tree import MAX_CHARACTERS, Node, read_tree
 from node.config.values import legible
 from node.errors import ConfigError, ConfigFault
@@ -193,9 +194,9 @@ def _fault(finding: Finding, file: str) -> ConfigFault:
         file=file,
         line=finding.line,
         column=finding.column,
-        path=legible(finding.path),
-        message=legible(finding.message),
-        hint=legible(finding.hint),
+        path=legible(mask_more(finding.path)),
+        message=legible(mask_more(finding.message)),
+        hint=legible(mask_more(finding.hint)),
     )
 
 

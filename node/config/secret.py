@@ -7,24 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from node.config.masks import mask
 from node.config.schema import Config
 from node.config.tree import Node
-
-_PASSWORD = re.compile(r"(://[^\s:@/]*:)(?!\$\{[A-Za-z0-9_]+\}@)[^\s]+(@)")
-
-
-def has_password(text: str) -> bool:
-    """True if a password stands in a URL, in clear."""
-    return _PASSWORD.search(text) is not None
-
-
-def mask(text: str) -> str:
-    """Text with passwords in URLs masked; ``${NAME}`` stays."""
-    return _PASSWORD.sub(r"\g<1>***\g<2>", text)
 
 
 def _secrets(node: Node, keys: tuple[str | int, ...] = ()) -> list[tuple[tuple[str | int, ...], str]]:
@@ -55,10 +43,19 @@ def _always(value: str) -> Callable[[Any], Any]:
 def shown(config: Config, root: Node) -> Mapping[str, Any]:
     """The settings with their defaults, JSON-able; secrets as written or masked."""
     data: dict[str, Any] = config.model_dump(mode="json", by_alias=True)
-    data["store"]["database"] = mask(data["store"]["database"])
+    data = _masked(data)
     for keys, written in _secrets(root):
         data = _replace(data, keys, _always(mask(written)))
     return data
+
+
+def _masked(data: Any) -> Any:
+    """Every text without the passwords of URLs: one may stand where it does not belong."""
+    if isinstance(data, dict):
+        return {key: _masked(each) for key, each in data.items()}
+    if isinstance(data, list):
+        return [_masked(each) for each in data]
+    return mask(data) if isinstance(data, str) else data
 
 
 def digest(config: Config, root: Node) -> str:

@@ -25,6 +25,7 @@ from ruamel.yaml.events import (
 )
 from ruamel.yaml.reader import ReaderError
 
+from node.config.masks import mask_more
 from node.config.syntax import explain_syntax, tabs
 from node.config.values import legible, quote
 from node.errors import ConfigFault
@@ -129,9 +130,9 @@ class _Builder:
                 file=self.file,
                 line=line,
                 column=column,
-                path=legible(path),
-                message=legible(message),
-                hint=legible(hint),
+                path=legible(mask_more(path)),
+                message=legible(mask_more(message)),
+                hint=legible(mask_more(hint)),
             )
         )
 

@@ -16,6 +16,8 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import BeforeValidator, WithJsonSchema
 
+from node.config.masks import mask_more
+
 
 class Refused(ValueError):
     """A value does not fit.
@@ -38,10 +40,10 @@ class Refused(ValueError):
 
 
 def quote(value: object, limit: int = 60) -> str:
-    """A value as text for people: on one line, printable, shortened, in quotes."""
+    """A value as text for people: on one line, printable, shortened, in quotes, passwords masked."""
     if isinstance(value, (Mapping, list, tuple)):
         return "a mapping" if isinstance(value, Mapping) else "a list"
-    text = legible(str(value))
+    text = legible(mask_more(str(value)))
     return f'"{text[: limit - 3]}..."' if len(text) > limit else f'"{text}"'
 
 
@@ -87,6 +89,10 @@ _HOST = re.compile(
 _UID = re.compile(r"(?:0|[1-9][0-9]*)(?:\.(?:0|[1-9][0-9]*))+", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _GPU = re.compile(r"(?:[0-9]|[1-9][0-9])|GPU-[0-9a-fA-F-]{8,40}|MIG-[0-9a-zA-Z/-]{8,80}", re.ASCII)
+_POSTGRESQL = re.compile(
+    r"postgresql\+psycopg://(?:[^\s:@/?]*(?::[^\s@]*)?@)?"  # what follows an @ in a password would be the host
+    r"(?:\[[0-9a-fA-F:.]+\]|[^\s:@/?\[\]]*)(?::[0-9]{1,5})?(?:/[^\s@?]*)?(?:\?\S*)?"
+)
 _WHOLE = re.compile(r"[+-]?[0-9]{1,12}", re.ASCII)
 _NUMBER = re.compile(
     r"[+-]?(?:[0-9]{1,15}(?:\.[0-9]{0,12})?|\.[0-9]{1,12})(?:[eE][+-]?[0-9]{1,2})?", re.ASCII
@@ -273,7 +279,14 @@ def database(value: object) -> str:
     if value.startswith("sqlite:///") and len(value) > len("sqlite:///"):
         return value
     if value.startswith("postgresql+psycopg://"):
-        return value
+        if "sslpassword=" in value.lower():
+            raise Refused("the database URL holds a key's passphrase", "use a key without one, for the node alone")
+        if _POSTGRESQL.fullmatch(value):
+            return value
+        raise Refused(
+            "the database URL is not whole, or its password has characters that a URL reads",
+            "write postgresql+psycopg://user:${DB_PASSWORD}@host/luminode; in a password write @ as %40, % as %25",
+        )
     hint = "write sqlite:///var/luminode.db or postgresql+psycopg://user:${DB_PASSWORD}@host/luminode"
     if value.startswith(("postgresql:", "postgres:", "postgresql+")):
         raise Refused("the database URL does not name the driver psycopg", hint)

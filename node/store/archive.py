@@ -296,10 +296,15 @@ def _digest(path: Path) -> tuple[int, str]:
 
 def _run(program: str, *arguments: str, url: URL) -> None:
     """One of PostgreSQL's own tools; the password goes by the environment, not the command line."""
-    where = url.set(drivername="postgresql", password=None).render_as_string(hide_password=False)
+    # Everybody on this machine may read a process's arguments, and nobody its environment.
+    bare = URL.create(
+        "postgresql", username=url.username, host=url.host, port=url.port, database=url.database, query=url.query
+    ).difference_update_query(["password"])  # `URL.set(password=None)` leaves it
+    where = bare.render_as_string(hide_password=False)
     environment = dict(os.environ)
-    if url.password is not None:
-        environment["PGPASSWORD"] = str(url.password)
+    password = url.password if url.password is not None else url.query.get("password")
+    if password is not None:
+        environment["PGPASSWORD"] = str(password)
     try:
         subprocess.run(
             [program, *arguments, f"--dbname={where}"], env=environment, check=True, capture_output=True,

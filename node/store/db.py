@@ -284,9 +284,22 @@ def _store_error(error: DBAPIError) -> StoreError:
     told = getattr(getattr(orig, "diag", None), "message_primary", None) or (
         str(orig) if state is None and "sqlite" in type(orig).__module__ else ""
     )
+    if not told:
+        told, hint = next(((what, do) for said, what, do in _CANNOT_CONNECT if said in str(orig)), ("", ""))
+        if told:
+            return StoreError(f"the database {told}", hint=hint)
     raised = _KINDS.get(code, _OTHER)(f"the database refused: {type(orig).__name__} {code} {told}".strip())
     raised.code = code  # type: ignore[attr-defined]
     return raised
+
+
+_CANNOT_CONNECT = (
+    ("password authentication failed", "does not take the password", "check the user and password of store.database"),
+    ("no password supplied", "wants a password", "write ${DB_PASSWORD} in store.database, and set it for the node"),
+    ("Connection refused", "is not there: nobody listens", "start it, or check the host and port of store.database"),
+    ("No such file or directory", "is not there: nobody listens", "start it, or check the host of store.database"),
+)
+"""What libpq says where there is no connection yet, and what of that may be told: the whole quotes the address."""
 
 
 def _full(told: str) -> StoreError:

@@ -7,6 +7,7 @@ from tests.faults.mutations import Mutation, Unexercised
 _CLOSED = "tests/faults/test_closed_by_default.py"
 _LISTED = "tests/faults/test_peers_listed.py"
 _TLS = "tests/faults/test_tls_offered.py"
+_TOLD = "tests/faults/test_secrets_told.py"
 _MODELS = "tests/faults/test_engines_models.py"
 
 MUTATIONS: tuple[Mutation, ...] = (
@@ -67,6 +68,38 @@ MUTATIONS: tuple[Mutation, ...] = (
         test=f"{_TLS}::test_the_sender_gives_no_image_to_a_weak_or_false_pacs",
     ),
     Mutation(
+        invariant="S7",
+        what="a password in the query of a URL is shown",
+        file="node/config/masks.py",
+        old='    return _QUERY.sub(r"\\g<1>***", _PASSWORD.sub(r"\\g<1>***\\g<2>", text))\n',
+        new='    return _PASSWORD.sub(r"\\g<1>***\\g<2>", text)\n',
+        test=f"{_TOLD}::test_a_good_configuration_is_told_without_its_secret",
+    ),
+    Mutation(
+        invariant="S7",
+        what="a wrong value is told whatever the environment had in it",
+        file="node/config/faults.py",
+        old="    if any(each.secret for each in node.nodes()):\n",
+        new="    if any(each.secret for each in node.items):\n",
+        test=f"{_TOLD}::test_a_wrong_edit_is_told_without_the_secret_in_it",
+    ),
+    Mutation(
+        invariant="S7",
+        what="a defect is logged with the variables around it",
+        file="node/log.py",
+        old="ConsoleRenderer(colors=colored, exception_formatter=_written)",
+        new="ConsoleRenderer(colors=colored)",
+        test=f"{_TOLD}::test_a_defect_is_told_by_place_and_type_alone",
+    ),
+    Mutation(
+        invariant="S7",
+        what="pg_dump is given the password in its arguments",
+        file="node/store/archive.py",
+        old="    where = bare.render_as_string(hide_password=False)\n",
+        new='    where = url.set(drivername="postgresql").render_as_string(hide_password=False)\n',
+        test=f"{_TOLD}::test_a_dump_gets_the_password_where_nobody_else_can_read_it",
+    ),
+    Mutation(
         invariant="S8",
         what="the database is readable for others",
         file="node/store/db.py",
@@ -121,7 +154,7 @@ MUTATIONS: tuple[Mutation, ...] = (
 UNEXERCISED: tuple[Unexercised, ...] = (
     Unexercised(
         invariant="S7",
-        why="masking is tested case by case (tests/unit/test_config_load.py, tests/contract/test_store_faults.py); no "
-        "canary was sought over all outputs of a running node.",
+        why="core dumps and swap; a secret of which an edit has taken away what marks it as one (the colon before it, "
+        "the word password=).",
     ),
 )
