@@ -19,6 +19,9 @@ _ARG_START = 45
 
 CUDA_VISIBLE = "CUDA_VISIBLE_DEVICES"
 
+POST = "LUMINODE_RECEIVER"
+"""Environment of one of several receivers: its number, how many there are, and two descriptors (node/app/doors.py)."""
+
 
 def die_with_parent(parent: int | None = None) -> None:
     """Ask Linux for SIGTERM when the parent dies, however it dies (prctl(2), PR_SET_PDEATHSIG).

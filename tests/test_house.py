@@ -116,7 +116,6 @@ OWED: dict[str, str] = {
     "node/dicom/encoding.py": "Encoding",
     "node/dicom/policy.py": "Do Row Private",
     "node/model.py": "SeriesState JobState DeliveryState SeriesKey Series Action Lease DerivedSeries",
-    "node/receive/guard.py": "Guard.get_request",
     "node/store/arrivals.py": "key_of OpenSeries.write",
     "node/store/codec.py": "pack_series_header unpack_series_header",
     "node/store/outbox.py": "write_derived write_deliveries",

@@ -190,6 +190,22 @@ def health(spool: Path) -> list[Part]:
     return sorted(parts, key=lambda part: part.ok)
 
 
+def forget(spool: Path, but: Sequence[str]) -> None:
+    """Remove what receivers left that a node no longer has; an old file would tell of one that hangs.
+
+    Parameters
+    ----------
+    spool
+        Root of the spool.
+    but
+        Names of the processes that the node has.
+    """
+    for path in (spool / _FOLDER).glob("receive-*.json"):
+        if path.stem not in but:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
 def _parts(role: str, told: Mapping[str, Any]) -> list[Part]:
     age_s = time.monotonic() - float(told.get("steady_s", float("-inf")))
     if not 0 <= age_s <= OLD_S:

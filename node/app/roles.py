@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING
 from node.app.engines import cards, place, shown, threads
 from node.app.health import Loop, Pulse, late
 from node.app.settings import Settings
-from node.app.supervise import ROLES, STARTED
+from node.app.supervise import ROLES, STARTED, named
 from node.config.schema import Config
 from node.log import get_logger
-from node.process import die_with_parent, stop_on_signals
+from node.process import POST, die_with_parent, stop_on_signals
 from node.store import Store, owners
 
 if TYPE_CHECKING:
     from node.enhance.guardian import Guardian
     from node.gather.gatherer import InForce
+    from node.receive.crowd import Post
 
 log = get_logger()
 
@@ -58,19 +59,31 @@ def run_role(role: str, config: Path, *, last_good: Path | None = None) -> int:
 def _receive(settings: Settings, store: Store, stop: Loop) -> None:
     from node.receive.server import Receiver
 
-    receiver = Receiver(settings.started, store, _now)
+    post = _post()
+    receiver = Receiver(settings.started, store, _now, post=post)
     receiver.start()
     try:
         settings.on_change(receiver.apply)
         receiver.apply(settings.config)  # an edit may have come while this process started
         with Pulse(
-            store.spool.root, "receive",
+            store.spool.root, named("receive", post.number if post is not None else 1),
             vital={"door": lambda: late(receiver.quiet_s, "it has not looked for connections")},
             probes={"spool": lambda: _spool(store, settings)},
         ):  # fmt: skip
             stop.wait()
     finally:
         receiver.stop()
+
+
+def _post() -> Post | None:
+    """The place of this receiver, where its supervisor runs several of them."""
+    from node.receive.crowd import Post
+
+    told = os.environ.get(POST, "")
+    if not told:
+        return None
+    number, of, door, table = map(int, told.split())
+    return Post(number=number, of=of, door=door, table=table)
 
 
 def _gather(settings: Settings, store: Store, stop: Loop) -> None:

@@ -16,8 +16,10 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from node.app.doors import Doors
 from node.app.forked import FORKED, Forked, fork, load
-from node.app.health import EVERY_S, NODE, Pulse, health
+from node.app.health import EVERY_S, NODE, Pulse, forget, health
+from node.errors import ReceiveError
 from node.log import get_logger
 from node.process import stop_on_signals, tell_systemd
 
@@ -29,6 +31,8 @@ ROLES: tuple[str, ...] = ("deliver", "enhance", "gather", "receive")
 STARTED = "LUMINODE_STARTED"
 """Environment of the roles: when the supervisor began (seconds since the epoch). Nobody wrote before that."""
 
+_DOOR = "receive"
+
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 30.0
 _STEADY_S = 60.0
@@ -36,13 +40,27 @@ _FIRST_LOOK_S = 20.0
 """Roles need some time until they can tell of themselves."""
 
 
+def named(role: str, number: int) -> str:
+    """What one of several processes of a role is called; the first is called as if it were alone."""
+    return role if number == 1 else f"{role}-{number}"
+
+
 @dataclass(slots=True, kw_only=True)
 class _Child:
     role: str
+    number: int = 1
     process: subprocess.Popen[bytes] | Forked | None = None
     started_at: float = 0.0
     wait_s: float = _FIRST_WAIT_S
     start_at: float = field(default=0.0)
+
+    @property
+    def name(self) -> str:
+        return named(self.role, self.number)
+
+    @property
+    def lives(self) -> bool:
+        return self.process is not None and self.process.poll() is None
 
 
 class Supervisor:
@@ -60,6 +78,8 @@ class Supervisor:
     drain_s
         How long the children together may take to end after SIGTERM before they are killed; whatever they
         still held is in the database.
+    doors
+        What receivers share, where there are to be several.
     """
 
     def __init__(
@@ -69,10 +89,18 @@ class Supervisor:
         *,
         last_good: Path,
         drain_s: float = 15.0,
+        doors: Doors | None = None,
     ) -> None:
         self._config = config
         self._last_good = last_good
-        self._children = [_Child(role=r) for r in ROLES if r in roles]
+        self._doors = doors
+        n_receivers = doors.n if doors is not None else 1
+        self._children = [
+            _Child(role=r, number=n + 1)
+            for r in ROLES
+            if r in roles
+            for n in range(n_receivers if r == _DOOR else 1)
+        ]
         self._drain_s = drain_s
         self._environment = {**os.environ, STARTED: str(time.time())}
         self.stop = threading.Event()
@@ -81,15 +109,18 @@ class Supervisor:
 
     def run(self) -> int:
         """Supervise until SIGTERM or SIGINT. Returns the exit status."""
-        load()
-        for child in self._children:
-            if child.role in FORKED:
-                self._fork(child)
+        forked = [child for child in self._children if child.role in FORKED]
+        if forked:
+            load()
+        for child in forked:
+            self._fork(child)
         stop_on_signals(self.stop, self._reload.set)
-        log.info("node.started", roles=[c.role for c in self._children], pid=os.getpid())
+        names = [c.name for c in self._children]
+        forget(self._last_good.parent, [*names, NODE])
+        log.info("node.started", roles=names, pid=os.getpid())
         with Pulse(
             self._last_good.parent, NODE,
-            vital={"roles": self._dead}, body=lambda: {"roles": [c.role for c in self._children]},
+            vital={"roles": self._dead}, body=lambda: {"roles": names},
         ):  # fmt: skip
             self._supervise()
         self._end()
@@ -111,7 +142,7 @@ class Supervisor:
             self.stop.wait(0.1)
 
     def _dead(self) -> str:
-        dead = [c.role for c in self._children if c.process is None or c.process.poll() is not None]
+        dead = [c.name for c in self._children if not c.lives]
         return f"not running: {', '.join(dead)}" if dead else ""
 
     def _look_at_health(self) -> None:
@@ -134,16 +165,33 @@ class Supervisor:
                 if now - child.started_at > _STEADY_S:
                     child.wait_s = _FIRST_WAIT_S
                 return
-            log.error("role.died", role=child.role, status=status, again_in_s=child.wait_s)
-            child.process = None
-            child.start_at = now + child.wait_s
-            child.wait_s = min(child.wait_s * 2, _LONGEST_WAIT_S)
+            log.error("role.died", role=child.name, status=status, again_in_s=child.wait_s)
+            self._again_later(child, now)
+            if self._doors is not None and not any(c.lives for c in self._children if c.role == _DOOR):
+                self._doors.close()
         if now >= child.start_at:
-            # Anew, not forked: this process has threads by now.
-            child.process = subprocess.Popen(
-                self._command(child.role), env=self._environment, stdin=subprocess.DEVNULL
-            )
-            child.started_at = now
+            self._start(child, now)
+
+    def _again_later(self, child: _Child, now: float) -> None:
+        child.process = None
+        child.start_at = now + child.wait_s
+        child.wait_s = min(child.wait_s * 2, _LONGEST_WAIT_S)
+
+    def _start(self, child: _Child, now: float) -> None:
+        environment, left_open = self._environment, tuple[int, ...]()
+        if child.role == _DOOR and self._doors is not None:
+            try:
+                more, left_open = self._doors.post(child.number)
+            except ReceiveError as error:
+                log.error("role.failed", role=child.name, told=error.message, hint=error.hint)
+                self._again_later(child, now)
+                return
+            environment = {**environment, **more}
+        # Anew, not forked: this process has threads by now.
+        child.process = subprocess.Popen(
+            self._command(child.role), env=environment, stdin=subprocess.DEVNULL, pass_fds=left_open
+        )
+        child.started_at = now
 
     def _command(self, role: str) -> list[str]:
         return [sys.executable, "-m", "node.app", role, str(self._config), str(self._last_good)]
@@ -168,6 +216,8 @@ class Supervisor:
     def _end(self) -> None:
         # The receiver first: no new association while the others put down what they hold.
         deadline = time.monotonic() + self._drain_s
+        if self._doors is not None:
+            self._doors.close()
         for child in reversed(self._children):
             if child.process is not None and child.process.poll() is None:
                 child.process.terminate()
@@ -177,6 +227,6 @@ class Supervisor:
             try:
                 child.process.wait(max(0.1, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                log.error("role.killed", role=child.role, after_s=self._drain_s)
+                log.error("role.killed", role=child.name, after_s=self._drain_s)
                 child.process.kill()
                 child.process.wait()

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from node.app.doors import Doors, how_many
 from node.app.supervise import ROLES, Supervisor
 from node.cli.common import ConfigOption, config_file, err, out
 from node.log import configure
@@ -45,7 +46,9 @@ def serve(
     settings = Settings(path, "supervisor")
     with settings.open_store() as store:  # the schema is brought up to date once, before anybody works
         store.spool.sweep_tmp(datetime.now(UTC))  # so are names given back that a power cut took
-    raise typer.Exit(Supervisor(path, last_good=settings.keep_last_good()).run())
+    listen = settings.started.node.listen
+    doors = Doors(listen.host, listen.port, how_many(settings.started))
+    raise typer.Exit(Supervisor(path, last_good=settings.keep_last_good(), doors=doors).run())
 
 
 def demo(

@@ -44,6 +44,7 @@ from node.config.values import (
     Name,
     Number,
     Options,
+    Receivers,
     Refused,
     Size,
     Text,
@@ -104,6 +105,13 @@ class NodeSettings(Section):
         default=64,
         description="Of these, how many from one IP address. Connections that never become an association are "
         "not counted: they are cut off in time, and sooner where a newcomer needs the room.",
+    )
+    receivers: Receivers = Field(
+        default=1,
+        description="Processes that receive on the port: 1 to 16, or `auto`, which is one for every four cores, four "
+        "at most. More than one helps where many associations send at once and cores are free. Limits hold for all "
+        "of them together.",
+        json_schema_extra=RESTART,
     )
     max_pdu: Annotated[Size, Field(ge=4096, le=4 * 1024 * 1024)] = Field(
         default=131072,

@@ -12,7 +12,7 @@ import ipaddress
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, WithJsonSchema
 
@@ -144,6 +144,20 @@ def whole(value: object) -> int:
     if isinstance(value, str) and _WHOLE.fullmatch(value.strip()):
         return int(value)
     raise Refused(f"{quote(value)} is no whole number", "write decimal digits, for example 128")
+
+
+def receivers(value: object) -> int | Literal["auto"]:
+    """1 to 16, or ``auto``."""
+    if isinstance(value, str) and value.strip().lower() == "auto":
+        return "auto"
+    hint = "write auto, or a whole number from 1 to 16"
+    try:
+        n = whole(value)
+    except Refused as refused:
+        raise Refused(refused.message, hint) from None
+    if not 1 <= n <= 16:
+        raise Refused(f"{n} is no number of receivers", hint)
+    return n
 
 
 def number(value: object) -> float:
@@ -329,6 +343,11 @@ Duration: TypeAlias = Annotated[float, BeforeValidator(duration), WithJsonSchema
 KeptFor: TypeAlias = Annotated[float | None, BeforeValidator(kept_for), WithJsonSchema(_KEPT_JSON)]
 Size: TypeAlias = Annotated[int, BeforeValidator(size), WithJsonSchema(_SIZE_JSON)]
 Whole: TypeAlias = Annotated[int, BeforeValidator(whole)]
+Receivers: TypeAlias = Annotated[
+    int | Literal["auto"],
+    BeforeValidator(receivers),
+    WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1, "maximum": 16}]}),
+]
 Number: TypeAlias = Annotated[float, BeforeValidator(number)]
 Truth: TypeAlias = Annotated[bool, BeforeValidator(truth)]
 Text: TypeAlias = Annotated[str, BeforeValidator(text)]

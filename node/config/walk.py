@@ -126,6 +126,7 @@ _WORDING: Mapping[str, str] = {
     "kept_for": "duration or `forever`",
     "size": "size",
     "whole": "whole number",
+    "receivers": "whole number or `auto`",
     "number": "number",
     "truth": "true or false",
     "text": "text",

@@ -18,6 +18,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -136,6 +137,10 @@ class GroupCommit:
         Returns the policy that holds now.
     forward
         Returns the destinations that get originals now: name -> settings.
+    others
+        Whether somebody is connected to another receiver of this port: then no instance goes alone.
+    turn
+        Gives what keeps other receivers from writing to the database meanwhile.
     """
 
     def __init__(
@@ -146,12 +151,16 @@ class GroupCommit:
         receiver: str,
         duplicates: Callable[[], Duplicates],
         forward: Callable[[], Forward] = dict,
+        others: Callable[[], bool] = lambda: False,
+        turn: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
     ) -> None:
         self._reception = reception
         self._spool = spool
         self._receiver = receiver
         self._duplicates = duplicates
         self._forward = forward
+        self._others = others
+        self._turn = turn
         self._lock = threading.Lock()
         self._waiting: list[_Ticket] = []
         self._led = False
@@ -181,7 +190,7 @@ class GroupCommit:
         ticket = _Ticket(arrived)
         with self._lock:
             quiet = not self._led and time.monotonic() - self._met_at > _QUIET_S
-            alone = quiet and arrived.writer.size <= _SHORT and self._sync_s < _FAST_S
+            alone = quiet and arrived.writer.size <= _SHORT and self._sync_s < _FAST_S and not self._others()
             self._led = self._led or alone
         if alone:
             self._store_alone(ticket)
@@ -201,7 +210,7 @@ class GroupCommit:
 
     def _store_alone(self, ticket: _Ticket) -> None:
         try:
-            with self._writing:
+            with self._writing, self._turn():
                 self._record_all([ticket], self._durably(ticket))
             failpoint("receive.recorded")
         except BaseException as error:
@@ -267,7 +276,7 @@ class GroupCommit:
         named = self._publish(tickets)
         if not named:
             return
-        with self._writing:
+        with self._writing, self._turn():
             self._record_all(named)
         failpoint("receive.recorded")
 
@@ -364,7 +373,7 @@ class GroupCommit:
         StoreError
             The database did not take it; it is kept for the next time.
         """
-        with self._writing:
+        with self._writing, self._turn():
             opened, ended = self._take_notes()
             if not opened and not ended:
                 return

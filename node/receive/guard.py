@@ -9,13 +9,14 @@ newcomer, one of them makes room. Whoever idles or drips thus never keeps out a 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, Protocol
 
 from pynetdicom.transport import AssociationServer
@@ -23,6 +24,7 @@ from pynetdicom.transport import AssociationServer
 from node.log import get_logger
 from node.receive import sockets
 from node.receive.alarm import Alarm
+from node.receive.crowd import Crowd, Elsewhere, key_of
 
 log = get_logger()
 
@@ -38,6 +40,10 @@ PATIENCE_S: Final = 1.0
 _OUT_OF_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _PAUSE_S: Final = 0.1
 
+_STEP_S: Final = 0.002
+_STEPS: Final = 5
+"""How long a receiver that has more connections than another leaves it the next one, and how often it looks."""
+
 
 def plain(address: str) -> str:
     """An IP address as people know it: IPv4 also where it came in through an IPv6 socket."""
@@ -47,7 +53,9 @@ def plain(address: str) -> str:
 class Visitor(Protocol):
     """A connection that the gate has counted."""
 
-    address: str
+    @property
+    def address(self) -> str:
+        """The peer's IP address."""
 
     def cut(self) -> None:
         """Break the connection."""
@@ -60,19 +68,40 @@ class Gate:
     ----------
     seconds
         Monotonic seconds.
+    crowd
+        Where several receivers serve one port: limits hold for all of them together, to the association. Of
+        connections that are none yet there may be one too many for each receiver that accepts at the same moment.
     """
 
-    def __init__(self, seconds: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, seconds: Callable[[], float] = time.monotonic, crowd: Crowd | None = None) -> None:
         self._seconds = seconds
+        self._crowd = crowd
         self._lock = threading.Lock()
         self._inside: dict[Visitor, float] = {}
         self._by_address: Counter[str] = Counter()
         self._established: dict[Visitor, tuple[str, str]] = {}
+        self._places: dict[Visitor, int] = {}
+        self._called_out: list[Visitor] = []
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[Sequence[Elsewhere]]:
+        """Nobody else counts inside this block; gives what other receivers have."""
+        with self._lock:
+            if self._crowd is None:
+                yield ()
+                return
+            with self._crowd.turn() as others:
+                called = self._crowd.called_out()
+                for visitor in [v for v, place in self._places.items() if place in called]:
+                    self._forget(visitor)
+                    self._called_out.append(visitor)
+                yield others
 
     def may_enter(self, address: str, *, per_address: int, in_all: int) -> bool:
         """Whether one more connection from here is worth a thread."""
-        with self._lock:
-            return self._by_address[address] < per_address + COURTESY and len(self._inside) < in_all
+        with self._turn() as others:
+            from_here = self._by_address[address] + sum(one.address == address for one in others)
+            return from_here < per_address + COURTESY and len(self._inside) + len(others) < in_all
 
     def idler(self, address: str, *, per_address: int) -> Visitor | None:
         """Who has to make room for one more connection from here, None if nobody has to.
@@ -81,13 +110,17 @@ class Gate:
         be an association by now. Else the oldest of the address that has most of them, if that has more than
         this one would have; else the oldest of all that should be an association by now.
         """
-        with self._lock:
+        with self._turn() as others:
             idle = {
                 v: since for v, since in self._inside.items() if v not in self._established
             }  # oldest first
+            if others:
+                idle |= {one: one.since for one in others if not one.established}
+                idle = dict(sorted(idle.items(), key=lambda item: item[1]))
             latest = self._seconds() - PATIENCE_S
             late = (v for v, since in idle.items() if since <= latest)
-            if self._by_address[address] >= per_address + COURTESY:
+            from_here = self._by_address[address] + sum(one.address == address for one in others)
+            if from_here >= per_address + COURTESY:
                 return next((v for v in late if v.address == address), None)
             shares = Counter(v.address for v in idle)
             greedy, share = shares.most_common(1)[0] if shares else ("", 0)
@@ -96,19 +129,37 @@ class Gate:
             return next(late, None)
 
     def enter(self, visitor: Visitor) -> None:
-        with self._lock:
-            self._inside[visitor] = self._seconds()
+        with self._turn():
+            self._inside[visitor] = now = self._seconds()
             self._by_address[visitor.address] += 1
+            if self._crowd is not None:
+                self._places[visitor] = self._crowd.enter(visitor.address, now)
 
     def leave(self, visitor: Visitor) -> None:
         """Harmless when called twice."""
-        with self._lock:
-            self._established.pop(visitor, None)
-            if visitor in self._inside:
-                del self._inside[visitor]
-                self._by_address[visitor.address] -= 1
-                if self._by_address[visitor.address] <= 0:
-                    del self._by_address[visitor.address]
+        with self._turn():
+            if self._crowd is not None and isinstance(visitor, Elsewhere):
+                self._crowd.call_out(visitor)
+            else:
+                self._forget(visitor)
+
+    def _forget(self, visitor: Visitor) -> None:
+        self._established.pop(visitor, None)
+        if visitor in self._inside:
+            del self._inside[visitor]
+            self._by_address[visitor.address] -= 1
+            if self._by_address[visitor.address] <= 0:
+                del self._by_address[visitor.address]
+            if self._crowd is not None:
+                self._crowd.leave(self._places.pop(visitor))
+
+    def called_out(self) -> list[Visitor]:
+        """Those that have to make room for a newcomer at another receiver: each is told once, to be cut."""
+        if self._crowd is None or not (self._crowd.n_called_out or self._called_out):
+            return []
+        with self._turn():
+            out, self._called_out = self._called_out, []
+            return out
 
     def establish(
         self, visitor: Visitor, title: str, *, per_title: int | None, per_address: int, in_all: int
@@ -120,16 +171,25 @@ class Gate:
         str
             ``"address"``, ``"title"``, ``"all"`` or ``""``.
         """
-        with self._lock:
+        with self._turn() as others:
+            elsewhere = [one for one in others if one.established]
             there = list(self._established.values())
-            if sum(address == visitor.address for address, _ in there) >= per_address:
+            from_here = sum(address == visitor.address for address, _ in there)
+            if from_here + sum(one.address == visitor.address for one in elsewhere) >= per_address:
                 return "address"
-            if per_title is not None and sum(each == title for _, each in there) >= per_title:
+            if (
+                per_title is not None
+                and sum(each == title for _, each in there)
+                + sum(one.title == key_of(title) for one in elsewhere)
+                >= per_title
+            ):
                 return "title"
-            if len(self._established) >= in_all:
+            if len(there) + len(elsewhere) >= in_all:
                 return "all"
             if visitor in self._inside:  # it may just have had to make room
                 self._established[visitor] = visitor.address, title
+                if self._crowd is not None:
+                    self._crowd.establish(self._places[visitor], title)
             return ""
 
     @property
@@ -139,6 +199,11 @@ class Gate:
     @property
     def n_established(self) -> int:
         return len(self._established)
+
+    @property
+    def n_elsewhere(self) -> int:
+        """Connections of other receivers of this port."""
+        return self._crowd.n_elsewhere if self._crowd is not None else 0
 
     def visitors(self) -> list[Any]:
         with self._lock:
@@ -156,6 +221,9 @@ class Guard(AssociationServer):  # type: ignore[misc]
         Host and port; port 0 takes a free one.
     gate, alarm
         Where connections are counted, and refused ones are told.
+    shared
+        A bound socket that several receivers listen on, in place of one of its own at ``address``; and what they know
+        of each other.
     limits
         Returns (connections per address, connections in all) that hold now.
     welcome
@@ -173,8 +241,11 @@ class Guard(AssociationServer):  # type: ignore[misc]
         alarm: Alarm,
         limits: Callable[[], tuple[int, int]],
         welcome: Callable[[socket.socket, tuple[Any, ...]], None],
+        shared: tuple[socket.socket, Crowd] | None = None,
     ) -> None:
         self._gate = gate
+        self._shared = shared
+        self.socket: Any
         self._alarm = alarm
         self._limits = limits
         self._welcome = welcome
@@ -189,6 +260,8 @@ class Guard(AssociationServer):  # type: ignore[misc]
 
     def start(self) -> None:
         """Accept connections in a thread of its own until :meth:`close`."""
+        if self._shared is not None:
+            self._shared[1].opened(True)
         self._thread = threading.Thread(
             target=self.serve_forever, kwargs={"poll_interval": 0.2}, name="door:accept", daemon=True
         )
@@ -197,14 +270,37 @@ class Guard(AssociationServer):  # type: ignore[misc]
     def close(self) -> None:
         """Stop accepting and close the listening socket; connections go on."""
         self._tired.set()
-        sockets.cut(self.socket)  # wakes the thread, and whoever connects from here on is refused
+        if self._shared is None:
+            sockets.cut(self.socket)  # wakes the thread, and whoever connects from here on is refused
+        else:
+            self._shared[1].opened(False)  # the others listen on
         if self._thread is not None:
             super(AssociationServer, self).shutdown()  # pynetdicom's own wants to be in the AE's list
             self._thread.join()
             self._thread = None
         self.server_close()
 
+    def server_bind(self) -> None:
+        """As pynetdicom does, or take the socket that is bound already."""
+        if self._shared is None:
+            super().server_bind()
+            return
+        self.socket.close()
+        self.socket = self._shared[0]
+        self.socket.setblocking(False)  # another receiver may be the first to accept
+        self.server_address = self.socket.getsockname()
+
+    def server_close(self) -> None:
+        """Close the listening socket; for the other receivers it stays open."""
+        if self._shared is None:
+            super().server_close()
+        else:
+            self.socket.close()
+
     def get_request(self) -> tuple[socket.socket, tuple[Any, ...]]:
+        """The next connection; where another receiver has fewer, that may take it first."""
+        if self._shared is not None:
+            self._step_back(self._shared[1])
         try:
             request, address = self.socket.accept()
         except OSError as error:
@@ -214,6 +310,13 @@ class Guard(AssociationServer):  # type: ignore[misc]
                 self._tired.wait(_PAUSE_S)
             raise
         return request, address
+
+    def _step_back(self, crowd: Crowd) -> None:
+        for _ in range(_STEPS):
+            if not crowd.busiest or self._tired.wait(_STEP_S):
+                break
+        if self._tired.is_set():
+            raise BlockingIOError  # the others go on, and nobody is to be turned away by the one that does not
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Whether a connection is worth a thread, or worth more than one that idles."""
@@ -240,6 +343,8 @@ class Guard(AssociationServer):  # type: ignore[misc]
     def service_actions(self) -> None:
         """A sign of life; pynetdicom collects garbage here, every minute or so, while everybody waits."""
         self.seen_at = time.monotonic()
+        for visitor in self._gate.called_out():
+            visitor.cut()
 
     def _bind_defaults(self) -> None:
         """No handlers: pynetdicom's write messages, with what is in them, to the log."""

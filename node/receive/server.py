@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import resource
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -20,6 +22,7 @@ from node.errors import ReceiveError, StoreError
 from node.log import get_logger
 from node.receive.alarm import Alarm
 from node.receive.commit import GroupCommit
+from node.receive.crowd import MOST, Crowd, Post
 from node.receive.door import Door
 from node.receive.guard import Gate, Guard
 from node.receive.house import House
@@ -57,9 +60,18 @@ class Receiver:
         Where instances go. The receiver does not close it.
     clock
         Gives the time of day, timezone-aware UTC.
+    post
+        Its place, where several receivers serve the port.
+
+    Raises
+    ------
+    ReceiveError
+        The place is taken, or this system lets no receivers share a port.
     """
 
-    def __init__(self, config: Config, store: Store, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self, config: Config, store: Store, clock: Callable[[], datetime], *, post: Post | None = None
+    ) -> None:
         self._store = store
         self._clock = clock
         self._config = config
@@ -67,19 +79,26 @@ class Receiver:
         self._ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
         self._ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
         self._ae.maximum_associations = 2**31  # the gate counts, and not the half-open ones
-        self.name = f"{socket.gethostname()}:{config.node.listen.port}"[:128]
+        self._post = post
+        self._crowd = crowd = Crowd(post.table, post.number) if post is not None else None
+        names = _names(config)
+        self.name = names[post.number - 1 if post is not None else 0]
+        gate = Gate(crowd=crowd)
+        queues = crowd is not None and store.database.kind == "sqlite"
         commit = GroupCommit(
             store.reception,
             store.spool,
             receiver=self.name,
             duplicates=lambda: self._house.terms.duplicates,
             forward=lambda: self._house.terms.forward,
+            others=lambda: gate.n_elsewhere > 0,
+            turn=crowd.writing if crowd is not None and queues else contextlib.nullcontext,
         )
         self._house = House(
             terms=terms(config),
             spool=store.spool,
             commit=commit,
-            gate=Gate(),
+            gate=gate,
             alarm=Alarm(store.events, clock),
             clock=clock,
         )
@@ -111,7 +130,7 @@ class Receiver:
             The address cannot be listened on, or the TLS files cannot be used.
         """
         now = self._clock()
-        lost = self._store.reception.lose_open_associations(now, receiver=self.name)
+        lost = self._store.reception.lose_open_associations(now, receiver=self.name, also=self._gone())
         swept = self._store.spool.sweep_tmp(now)
         self._house.tls = _tls(self._config)
         self._house.stop_at = None
@@ -172,9 +191,18 @@ class Receiver:
         self._store.spool.landed()
         log.info("receiver.stopped", cut_off=len(cut))
 
+    def _gone(self) -> Sequence[str]:
+        """Names of receivers that the port had when there were more of them; the first one looks after those."""
+        post = self._post
+        if post is not None and post.number > 1:
+            return ()
+        return _names(self._config)[post.of if post is not None else 1 :]
+
     def _listen(self, config: Config) -> Guard:
-        listen = config.node.listen
+        listen, shared = config.node.listen, None
         try:
+            if self._post is not None and self._crowd is not None:
+                shared = socket.socket(fileno=os.dup(self._post.door)), self._crowd
             return Guard(
                 self._ae,
                 (listen.host, listen.port),
@@ -182,6 +210,7 @@ class Receiver:
                 alarm=self._house.alarm,
                 limits=self._limits,
                 welcome=self._welcome,
+                shared=shared,
             )
         except OSError as error:
             raise ReceiveError(
@@ -195,7 +224,8 @@ class Receiver:
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         in_all = 2 * node.max_associations + 64
         if files != resource.RLIM_INFINITY:  # each has a socket, and a file while it stores
-            in_all = min(in_all, max((files - FILES - landing.most_files()) // 2, 1))
+            own = max((files - FILES - landing.most_files()) // 2, 1)
+            in_all = min(in_all, own + self._house.gate.n_elsewhere)
         return node.max_associations_per_address, in_all
 
     def _welcome(self, sock: socket.socket, client: tuple[Any, ...]) -> None:
@@ -211,6 +241,12 @@ class Receiver:
             self._house.gate.leave(door)
             sock.close()
             self._house.alarm.tell("door.exhausted", error="threads")
+
+
+def _names(config: Config) -> list[str]:
+    """What the receivers of a port are called in the table of associations, the first one as if it were alone."""
+    name = f"{socket.gethostname()}:{config.node.listen.port}"[:128]
+    return [name, *(f"{name[:124]}/{number}" for number in range(2, MOST + 1))]
 
 
 def _tls(config: Config) -> ssl.SSLContext | None:

@@ -80,12 +80,12 @@ class Reception:
         with self._db.write() as connection:
             _note(connection, opened, ended, receiver)
 
-    def lose_open_associations(self, at: datetime, *, receiver: str = "") -> int:
-        """Mark as LOST whatever this receiver had open when it died; returns how many."""
+    def lose_open_associations(self, at: datetime, *, receiver: str = "", also: Sequence[str] = ()) -> int:
+        """Mark as LOST whatever this receiver had open when it died, and others that are no more; returns how many."""
         with self._db.write() as connection:
             return connection.execute(
                 update(AssociationRow)
-                .where(AssociationRow.ended_at.is_(None), AssociationRow.receiver == receiver)
+                .where(AssociationRow.ended_at.is_(None), AssociationRow.receiver.in_([receiver, *also]))
                 .values(ended_at=at, ending=AssociationEnd.LOST.value)
             ).rowcount
 

@@ -53,6 +53,8 @@ def landing(
     for entry in list(os.scandir(folder)):
         path = Path(entry.path)
         try:
+            if _young(path, before_s, empty=True):
+                continue
             with _dead(path) as fd:
                 if fd is not None and _has_landed(path, fd, before_s, restore, sync_names):
                     path.unlink(missing_ok=True)
@@ -83,7 +85,18 @@ def _has_landed(
     return True
 
 
+def _young(path: Path, before_s: float, *, empty: bool = False) -> bool:
+    """Whether a file may not be locked yet by who has just made it; to try it might keep its maker from doing so."""
+    told = path.lstat()
+    return told.st_mtime > before_s and not (empty and told.st_size)
+
+
 def _remove_if_dead(path: Path, before_s: float) -> bool:
+    try:
+        if _young(path, before_s):
+            return False
+    except FileNotFoundError:
+        return False
     with _dead(path) as fd:
         if fd is None or os.fstat(fd).st_mtime > before_s:
             return False

@@ -121,12 +121,21 @@ def cpu_s(pid: int) -> float:
 
 def luminode(folder: Path) -> Receiver:
     """The receiver role as the supervisor starts it, durability on as always, SQLite."""
+    return _luminode(folder, ["node.app", "receive"], "last-good.yaml")
+
+
+def two(folder: Path) -> Receiver:
+    """Two receivers on one port, with the supervisor that gave it to them."""
+    return _luminode(folder, ["tests.together"], "2")
+
+
+def _luminode(folder: Path, module: Sequence[str], last: str) -> Receiver:
     port = free_port()
     config = folder / "config.yaml"
     config.write_text(CONFIG.format(host=HOST, port=port, folder=folder))
     Store.open(f"sqlite:///{folder}/luminode.db", folder / "spool").close()
     return Receiver(
-        [sys.executable, "-m", "node.app", "receive", str(config), str(folder / "last-good.yaml")],
+        [sys.executable, "-m", *module, str(config), last],
         port,
         folder,
         clean=lambda: list((folder / "spool").glob("??/*.dcm")),
@@ -218,6 +227,7 @@ def is_there(name: str) -> bool:
 
 MAKERS: dict[str, Callable[[Path], Receiver]] = {
     "luminode": luminode,
+    "two": two,
     "storescp": storescp,
     "forking": forking,
     "as_shipped": as_shipped,

@@ -42,8 +42,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         invariant="R16",
         what="no limit for the connections of an address",
         file=_GUARD,
-        old="            return self._by_address[address] < per_address + COURTESY and len(self._inside) < in_all\n",
-        new="            return len(self._inside) < in_all\n",
+        old="            return from_here < per_address + COURTESY and len(",
+        new="            return len(",
         test=_test("connections", "an_idle_flood_stops_nobody[another address]"),
     ),
     Mutation(

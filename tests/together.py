@@ -1,0 +1,24 @@
+"""``python -m tests.together CONFIG N``: the supervisor of a node, with N receivers and no other role."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from node.app.doors import Doors
+from node.app.supervise import Supervisor
+from node.config.load import load
+
+
+def main() -> int:
+    """Supervise until SIGTERM; the spool must be there."""
+    path, n = Path(sys.argv[1]), int(sys.argv[2])
+    config = load(path, os.environ, files=False).config
+    listen = config.node.listen
+    kept = Path(config.store.spool) / "last-good.yaml"
+    return Supervisor(path, ["receive"], last_good=kept, doors=Doors(listen.host, listen.port, n)).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
