@@ -140,6 +140,7 @@ def cross(
     yield from _order(root, whens)
     yield from _engines(engines, catalogue)
     yield from _timing(root)
+    yield from _commitment(root, destinations)
     for names, used, section in (
         (engines, used_engines, "engines"),
         (destinations, used_destinations, "destinations"),
@@ -237,3 +238,27 @@ def _timing(root: Node) -> Iterator[Finding]:
     if node is not None and give_up_s < quiet_s:
         message = "give_up_after is shorter than quiet_after"
         yield at(node, "series", message, "give_up_after is the last resort: make it the longer one")
+
+
+def _commitment(root: Node, destinations: Mapping[str, Node]) -> Iterator[Finding]:
+    """A promise that nothing stands behind: nobody gets the originals, and retention removes them."""
+    node = root.get("node")
+    section = node.get("commitment") if node is not None and node.kind == "mapping" else None
+    promise = section.get("promise") if section is not None and section.kind == "mapping" else None
+    if promise is None or promise.value not in ("held", "delivered"):
+        return
+    if any(
+        _is_true(each.get("forward_originals")) for each in destinations.values() if each.kind == "mapping"
+    ):
+        return
+    store = root.get("store")
+    keep = store.get("keep") if store is not None and store.kind == "mapping" else None
+    received = keep.get("received") if keep is not None and keep.kind == "mapping" else None
+    if promise.value == "held" and received is not None and received.value == "forever":
+        return
+    yield at(
+        promise,
+        "node.commitment.promise",
+        "no destination gets the originals: a scanner that deletes its own would delete the last ones",
+        "set forward_originals: true on a destination, or write off",
+    )

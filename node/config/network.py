@@ -49,6 +49,34 @@ Address: TypeAlias = Annotated[
 ]
 
 
+class ClientTLS(Section):
+    """TLS for associations that the node opens."""
+
+    authorities: Filled = Field(description="PEM file with the authorities that sign the peer's certificate.")
+    certificate: Filled | None = Field(default=None, description="PEM file with the node's own certificate.")
+    key: Filled | None = Field(default=None, description="PEM file with the private key of `certificate`.")
+
+    @model_validator(mode="after")
+    def _pair(self) -> ClientTLS:
+        if (self.certificate is None) != (self.key is None):
+            raise Refused("certificate and key go together", "give both or neither")
+        return self
+
+
+class ReportTo(Section):
+    """Where a peer listens for the results of its requests for storage commitment."""
+
+    address: Address = Field(description="host:port.")
+    ae_title: AETitle | None = Field(
+        default=None, description="The AE title that is called there. Left out: the peer's."
+    )
+    tls: ClientTLS | None = Field(default=None, description="Use TLS with these files. Left out: plain TCP.")
+
+
+def _report_to(value: object) -> object:
+    return {"address": value} if isinstance(value, str) else value
+
+
 class Peer(Section):
     """A calling AE title that may associate, optionally pinned to addresses."""
 
@@ -62,6 +90,11 @@ class Peer(Section):
         default=None,
         description="How many associations may call by this AE title at once, from wherever; more are rejected as "
         "transient: peers retry. Left out: as many as their addresses may have.",
+    )
+    report_to: Annotated[ReportTo, BeforeValidator(_report_to)] | None = Field(
+        default=None,
+        description="Where this peer listens for results of storage commitment: host:port, or {address, ae_title, "
+        "tls}. Left out: it is told on an association of its own making.",
     )
 
     def admits(self, address: str) -> bool:
@@ -109,6 +142,21 @@ _PEER_JSON = {
                 "ae_title": {"type": "string"},
                 "addresses": {"type": "array", "minItems": 1, "items": {"type": "string"}},
                 "max_associations": {"type": "integer", "minimum": 1, "maximum": 4096},
+                "report_to": {
+                    "anyOf": [
+                        {"type": "string", "pattern": "^.+:[0-9]{1,5}$"},
+                        {
+                            "type": "object",
+                            "required": ["address"],
+                            "additionalProperties": False,
+                            "properties": {
+                                "address": {"type": "string", "pattern": "^.+:[0-9]{1,5}$"},
+                                "ae_title": {"type": "string"},
+                                "tls": {"type": "object"},
+                            },
+                        },
+                    ]
+                },
             },
         },
     ]
@@ -140,17 +188,3 @@ class ServerTLS(Section):
         description="PEM file with the authorities that sign the peers' certificates. When given, a peer "
         "without a certificate of one of them is turned away.",
     )
-
-
-class ClientTLS(Section):
-    """TLS for associations that the node opens."""
-
-    authorities: Filled = Field(description="PEM file with the authorities that sign the peer's certificate.")
-    certificate: Filled | None = Field(default=None, description="PEM file with the node's own certificate.")
-    key: Filled | None = Field(default=None, description="PEM file with the private key of `certificate`.")
-
-    @model_validator(mode="after")
-    def _pair(self) -> ClientTLS:
-        if (self.certificate is None) != (self.key is None):
-            raise Refused("certificate and key go together", "give both or neither")
-        return self

@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from node.config.commitment import CommitmentSettings
 from node.config.conditions import Condition
 from node.config.grammar import WHEN_JSON, parse_when, write_when
 from node.config.network import (
@@ -56,7 +57,7 @@ from node.config.values import (
 )
 
 __all__ = [
-    "ClientTLS", "CloseOn", "Config", "Destination", "DimseDestination", "EngineSettings",
+    "ClientTLS", "CloseOn", "CommitmentSettings", "Config", "Destination", "DimseDestination", "EngineSettings",
     "FolderDestination", "GpuSettings", "HostPort", "Keep", "LogSettings", "NodeSettings", "Peer", "Retry", "Rule",
     "Section", "SeriesSettings", "ServerTLS", "StoreSettings", "Timeouts",
 ]  # fmt: skip
@@ -91,8 +92,8 @@ class NodeSettings(Section):
     )
     accept_from: AcceptFrom = Field(
         description="Calling AE titles that may send, as a list. An entry is an AE title, or "
-        "{ae_title: CT1, addresses: [10.1.2.3, 10.1.3.0/24]} to pin it to addresses. The word `any` lets "
-        "everybody in: for a trial only.",
+        "{ae_title: CT1, addresses: [10.1.2.3, 10.1.3.0/24]} to pin it to addresses; with `report_to: host:port` "
+        "where it listens for results of storage commitment. The word `any` lets everybody in: for a trial only.",
     )
     require_called_ae: Truth = Field(
         default=True, description="Turn away associations that call another AE title than `node.ae_title`."
@@ -126,6 +127,10 @@ class NodeSettings(Section):
         default=None,
         description="Take TLS associations only, with these files. Left out: plain TCP.",
         json_schema_extra=RESTART,
+    )
+    commitment: CommitmentSettings = Field(
+        default=CommitmentSettings(),
+        description="Storage commitment: whether, and when, scanners are told that they may delete what they sent.",
     )
     private_classes: tuple[UID, ...] = Field(
         default=(), description="SOP class UIDs to store besides the standard ones, for vendors' own objects."

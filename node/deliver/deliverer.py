@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 
+from node.deliver.commitments import Commitments
 from node.deliver.health import Clock, Watchers
 from node.deliver.lane import Lane
 from node.errors import StoreError
@@ -59,6 +60,8 @@ class Deliverer:
         """Deliver until ``stop`` is set; then end what is under way within ``drain_s`` seconds."""
         ticker = self._store.changes.ticker()
         look_for_orphans = 0.0
+        commitments = Commitments(self._store)
+        commitments.start()
         try:
             while not stop.is_set():
                 if time.monotonic() >= look_for_orphans:
@@ -70,6 +73,7 @@ class Deliverer:
         finally:
             ticker.close()
             self.drain(drain_s)
+            commitments.stop(2.0)
 
     def drain(self, within_s: float) -> None:
         """Stop claiming; let each lane end its current instance, and put back what does not end in time."""

@@ -18,6 +18,7 @@ RELEASE_REQUEST = b"\x05\x00\x00\x00\x00\x04\x00\x00\x00\x00"
 RELEASE_RESPONSE = b"\x06\x00\x00\x00\x00\x04\x00\x00\x00\x00"
 
 C_STORE_RQ, C_STORE_RSP, C_ECHO_RQ, C_ECHO_RSP = 0x0001, 0x8001, 0x0030, 0x8030
+N_EVENT_REPORT_RQ, N_EVENT_REPORT_RSP = 0x0100, 0x8100
 VERIFICATION = "1.2.840.10008.1.1"
 
 HEADER = 12
@@ -111,6 +112,18 @@ def echo_request(message_id: int) -> bytes:
         _element(0x0100, struct.pack("<H", C_ECHO_RQ)),
         _element(0x0110, struct.pack("<H", message_id)),
         _element(0x0800, struct.pack("<H", _NO_DATA_SET)),
+    )
+
+
+def event_report_request(message_id: int, sop_class_uid: str, sop_instance_uid: str, event: int) -> bytes:
+    """The command set of an N-EVENT-REPORT-RQ with Event Information (PS3.7 10.3.1.1)."""
+    return _command(
+        _element(0x0002, _uid(sop_class_uid)),
+        _element(0x0100, struct.pack("<H", N_EVENT_REPORT_RQ)),
+        _element(0x0110, struct.pack("<H", message_id)),
+        _element(0x0800, struct.pack("<H", _DATA_SET)),
+        _element(0x1000, _uid(sop_instance_uid)),
+        _element(0x1002, struct.pack("<H", event)),
     )
 
 

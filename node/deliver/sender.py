@@ -22,6 +22,7 @@ from pynetdicom.pdu_primitives import (
     ImplementationClassUIDNotification,
     ImplementationVersionNameNotification,
     MaximumLengthNotification,
+    SCP_SCU_RoleSelectionNegotiation,
 )
 from pynetdicom.presentation import build_context, negotiate_as_requestor
 from pynetdicom.transport import AddressInformation
@@ -63,7 +64,10 @@ _REJECTED: Mapping[tuple[int, int], str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """Whom to call and how: AE titles, address, what we take at most in one PDU, patience in seconds."""
+    """Whom to call and how: AE titles, address, what we take at most in one PDU, patience in seconds.
+
+    ``as_provider``: SOP classes for which we propose to be the SCP, though we call (PS3.7 D.3.3.4).
+    """
 
     host: str
     port: int
@@ -72,6 +76,7 @@ class Peer:
     max_pdu: int = 131072
     timeout_s: float = 30.0
     tls: ssl.SSLContext | None = None
+    as_provider: tuple[str, ...] = ()
 
 
 class Sender:
@@ -164,6 +169,18 @@ class Sender:
             patience = min(patience, deadline - time.monotonic())
             meanwhile()
             return self._answer(message, pdu.C_STORE_RSP, time.monotonic() + patience)
+
+    def report(
+        self, context_id: int, sop_class_uid: str, sop_instance_uid: str, event: int, data: bytes
+    ) -> pdu.Response:
+        """N-EVENT-REPORT with encoded Event Information. Raises PeerUnreachable as :meth:`store`."""
+        message = self._next_message()
+        deadline = time.monotonic() + self._peer.timeout_s + len(data) / SLOWEST_RATE
+        command = pdu.event_report_request(message, sop_class_uid, sop_instance_uid, event)
+        with self._dropped_on_trouble():
+            self._wire.send(pdu.command_pdus(context_id, command, self._fragment), deadline)
+            self._send_body(context_id, MemoryBody(data), deadline)
+            return self._answer(message, pdu.N_EVENT_REPORT_RSP, deadline)
 
     def release(self) -> None:
         """End the association in order (PS3.8 9.3.6); a peer that does not answer is left."""
@@ -332,10 +349,17 @@ def _request(peer: Peer, requested: list[object]) -> bytes:
     implementation.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
     version = ImplementationVersionNameNotification()
     version.implementation_version_name = IMPLEMENTATION_VERSION_NAME
-    primitive.user_information = [length, implementation, version]
+    primitive.user_information = [length, implementation, version, *map(_provider, peer.as_provider)]
     request = A_ASSOCIATE_RQ()
     request.from_primitive(primitive)
     return bytes(request.encode())
+
+
+def _provider(sop_class_uid: str) -> SCP_SCU_RoleSelectionNegotiation:
+    role = SCP_SCU_RoleSelectionNegotiation()
+    role.sop_class_uid = UID(sop_class_uid)
+    role.scu_role, role.scp_role = False, True
+    return role
 
 
 def _rejected(raw: bytes) -> AssociationRejected:

@@ -14,6 +14,8 @@ from typing import Final
 C_STORE_RQ: Final = 0x0001
 C_CANCEL_RQ: Final = 0x0FFF
 C_ECHO_RQ: Final = 0x0030
+N_EVENT_REPORT_RQ: Final = 0x0100
+N_ACTION_RQ: Final = 0x0130
 _RESPONSE: Final = 0x8000
 
 LARGEST_COMMAND_SET: Final = 16 * 1024
@@ -31,6 +33,7 @@ _UID = re.compile(rb"[0-9.]{1,64}\Z")
 
 _CLASS, _REQUESTED_CLASS, _FIELD, _MESSAGE, _ANSWERED, _DATA_TYPE = 0x02, 0x03, 0x100, 0x110, 0x120, 0x800
 _STATUS, _COMMENT, _INSTANCE = 0x900, 0x902, 0x1000
+_REQUESTED_INSTANCE, _EVENT, _ACTION = 0x1001, 0x1002, 0x1008
 
 
 class CommandSetError(ValueError):
@@ -39,11 +42,11 @@ class CommandSetError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """One DIMSE command set, as far as a receiver of C-STORE needs it.
+    """One DIMSE command set, as far as a receiver needs it.
 
-    ``sop_class_uid`` and ``sop_instance_uid`` are the Affected ones, padding removed, "" if absent or if they
-    hold anything but digits and dots, or more than 64 of them. ``message_id`` is -1 if absent. ``raw`` is the
-    whole command set as it came.
+    ``sop_class_uid`` and ``sop_instance_uid`` are the Affected or the Requested ones, padding removed, "" if absent or
+    if they hold anything but digits and dots, or more than 64 of them. ``message_id``, ``action`` (Action Type ID) and,
+    of responses, ``answers`` (the message) and ``status`` are -1 if absent. ``raw`` is the whole command set.
     """
 
     field: int
@@ -52,6 +55,9 @@ class Command:
     sop_class_uid: str
     sop_instance_uid: str
     raw: bytes
+    action: int = -1
+    answers: int = -1
+    status: int = -1
 
     @property
     def is_store(self) -> bool:
@@ -106,13 +112,19 @@ def parse(raw: bytes) -> Command:
     if field is None or data_type is None:
         raise CommandSetError("no Command Field or no Command Data Set Type")
     message_id = _number(found, _MESSAGE)
+    more: dict[str, int | None] = {}
+    if field == N_ACTION_RQ:
+        more = {"action": _number(found, _ACTION)}
+    elif field & _RESPONSE:
+        more = {"answers": _number(found, _ANSWERED), "status": _number(found, _STATUS)}
     return Command(
         field=field,
         message_id=-1 if message_id is None else message_id,
         has_data=data_type != NO_DATA_SET,
         sop_class_uid=uid_text(found.get(_CLASS, b"")) or uid_text(found.get(_REQUESTED_CLASS, b"")),
-        sop_instance_uid=uid_text(found.get(_INSTANCE, b"")),
+        sop_instance_uid=uid_text(found.get(_INSTANCE, b"")) or uid_text(found.get(_REQUESTED_INSTANCE, b"")),
         raw=raw,
+        **{name: number for name, number in more.items() if number is not None},
     )
 
 
@@ -154,6 +166,20 @@ def answer(command: Command, status: int, comment: str = "") -> bytes:
     return _element(0, struct.pack("<L", len(body))) + body
 
 
+def event_report(message_id: int, sop_class_uid: str, sop_instance_uid: str, event: int) -> bytes:
+    """The command set of an N-EVENT-REPORT-RQ with a data set (PS3.7 10.3.1.1)."""
+    elements = (
+        _element(_CLASS, _padded(sop_class_uid, b"\0")),
+        _element(_FIELD, _US.pack(N_EVENT_REPORT_RQ)),
+        _element(_MESSAGE, _US.pack(message_id)),
+        _element(_DATA_TYPE, _US.pack(1)),
+        _element(_INSTANCE, _padded(sop_instance_uid, b"\0")),
+        _element(_EVENT, _US.pack(event)),
+    )
+    body = b"".join(elements)
+    return _element(0, struct.pack("<L", len(body))) + body
+
+
 def _element(element: int, value: bytes) -> bytes:
     return _ELEMENT.pack(0, element, len(value)) + value
 
@@ -163,24 +189,31 @@ def _padded(text: str, padding: bytes) -> bytes:
     return value + padding if len(value) % 2 else value
 
 
-def as_pdus(context_id: int, command_set: bytes, largest_pdu: int) -> bytes:
-    """A command set as P-DATA-TF PDUs (PS3.8 9.3.5, Annex E), none longer than the peer takes.
+def as_pdus(context_id: int, command_set: bytes, largest_pdu: int, *, is_command: bool = True) -> bytes:
+    """A command set, or a small data set, as P-DATA-TF PDUs (PS3.8 9.3.5, Annex E), none longer than the peer takes.
 
     Parameters
     ----------
     context_id
         Presentation context of the message.
     command_set
-        Encoded command set.
+        Encoded command set, or data set.
     largest_pdu
         The peer's Maximum Length (bytes after the six of the PDU header); 0 is without limit.
     """
     room = max(largest_pdu - 6, 2) if largest_pdu else len(command_set)
+    kind = 1 if is_command else 0
     pieces = [command_set[at : at + room] for at in range(0, len(command_set), room)]
     out = bytearray()
     for number, piece in enumerate(pieces, 1):
         out += struct.pack(
-            ">BBLLBB", 4, 0, len(piece) + 6, len(piece) + 2, context_id, 3 if number == len(pieces) else 1
+            ">BBLLBB",
+            4,
+            0,
+            len(piece) + 6,
+            len(piece) + 2,
+            context_id,
+            kind | 2 if number == len(pieces) else kind,
         )
         out += piece
     return bytes(out)

@@ -13,7 +13,10 @@ from pydicom import uid
 from pydicom.uid import UID, AllTransferSyntaxes
 from pynetdicom.presentation import PresentationContext
 
+from node.dicom.commitment import PUSH_MODEL
+
 VERIFICATION: Final = "1.2.840.10008.1.1"
+COMMITMENT: Final = PUSH_MODEL
 
 _CLASSES: Final[Mapping[str, str]] = {
     # What this node enhances
@@ -111,14 +114,25 @@ class Contexts:
         Further abstract syntaxes to store.
     allowed
         Transfer syntaxes for storage; None is all that are known.
+    commitment
+        Whether storage commitment is offered.
     """
 
-    def __init__(self, private_classes: Iterable[str] = (), allowed: Iterable[str] | None = None) -> None:
+    def __init__(
+        self,
+        private_classes: Iterable[str] = (),
+        allowed: Iterable[str] | None = None,
+        *,
+        commitment: bool = False,
+    ) -> None:
+        self.commitment = commitment
         self.storage = STORAGE_CLASSES | frozenset(private_classes)
         syntaxes = transfer_syntaxes(allowed)
         self._by_class = {each: _context(each, syntaxes) for each in sorted(self.storage)}
         plain = (uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian, uid.ExplicitVRBigEndian)
         self._by_class[VERIFICATION] = _context(VERIFICATION, plain)
+        if commitment:
+            self._by_class[COMMITMENT] = _context(COMMITMENT, plain[:2])
 
     def for_storage(self, proposed: Iterable[PresentationContext]) -> bool:
         """Whether a peer proposes to store anything that we take."""

@@ -157,6 +157,8 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
                 self._ended(AssociationEnd.LOST, "the peer closed the connection")
                 self._event("Evt17")  # AA-4, AA-5
             else:
+                if self._messages is not None and not self._wire.in_message and not self._wire.partial:
+                    self._messages.idle()
                 self.dul.socket.wait(min(TICK_S, self._pace.wait_s(time.monotonic())))
         self._linger()
 

@@ -12,6 +12,7 @@ from node.receive.commit import GroupCommit
 from node.receive.guard import Gate
 from node.receive.known import Known
 from node.receive.terms import Terms
+from node.store.commitments import Commitments
 from node.store.spool import Spool
 
 
@@ -26,6 +27,7 @@ class House:
     terms: Terms
     spool: Spool
     commit: GroupCommit
+    commitments: Commitments
     gate: Gate
     alarm: Alarm
     clock: Callable[[], datetime]

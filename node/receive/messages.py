@@ -1,4 +1,5 @@
-"""The DIMSE messages of one association: C-STORE to the spool, C-ECHO answered, everything else refused."""
+"""The DIMSE messages of one association: C-STORE to the spool, C-ECHO answered, requests for storage commitment
+written down, everything else refused."""
 
 from __future__ import annotations
 
@@ -6,13 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from node.dicom.commitment import LARGEST_REQUEST
 from node.dicom.status import Status
 from node.errors import StoreError
 from node.failpoints import failpoint
 from node.log import get_logger
 from node.model import Association
-from node.receive.commands import C_ECHO_RQ, Command, answer, as_pdus
-from node.receive.contexts import VERIFICATION
+from node.receive.commands import C_ECHO_RQ, N_ACTION_RQ, Command, answer, as_pdus
+from node.receive.commitment import Desk, Request
+from node.receive.contexts import COMMITMENT, VERIFICATION
 from node.receive.house import House
 from node.receive.intake import CONFLICT, DRAIN, Intake, Refusal, as_refusal, refuse_command
 from node.receive.terms import Terms
@@ -32,7 +35,7 @@ class _Drain:
     size: int = 0
 
 
-_Message: TypeAlias = Intake | _Drain
+_Message: TypeAlias = Intake | Request | _Drain
 
 
 class TooMuch(Exception):
@@ -78,6 +81,14 @@ class Messages:
         self._open: dict[int, _Message] = {}
         self._asked: Terms | None = None
         self._may = False
+        self._desk = next(
+            (
+                Desk(house, association, context_id=at, syntax=told[1], largest_pdu=largest_pdu, send=send)
+                for at, told in syntaxes.items()
+                if told[0] == COMMITMENT
+            ),
+            None,
+        )
         self.owed: set[str] = set()
         self.n_stored = self.n_refused = self.n_bytes = 0
 
@@ -101,7 +112,7 @@ class Messages:
                 wrong = refuse_command(
                     command,
                     abstract_syntax=abstract_syntax,
-                    is_storage=abstract_syntax != VERIFICATION,
+                    is_storage=abstract_syntax not in (VERIFICATION, COMMITMENT),
                     authorized=self._authorized(terms),
                     free=house.spool.free_bytes(),
                     refuse_below=terms.refuse_below,
@@ -111,8 +122,12 @@ class Messages:
             if wrong is not None:
                 return _Drain(command, wrong)
             return Intake(house.spool, command, transfer_syntax, self._association, terms)
-        if not command.is_request:
-            return _Drain(command, None)  # C-CANCEL of nothing, or the response to nothing
+        if command.field == N_ACTION_RQ and self._desk is not None and abstract_syntax == COMMITMENT:
+            return Request(command, transfer_syntax)
+        if not command.is_request:  # C-CANCEL of nothing, or a response
+            if self._desk is not None:
+                self._desk.answered(command)
+            return _Drain(command, None)
         return _Drain(command, Refusal(Status.UNRECOGNIZED_OPERATION, "operation is not supported"))
 
     def _authorized(self, terms: Terms) -> bool:
@@ -130,6 +145,11 @@ class Messages:
             if message.refused is not None and message.hopeless:
                 raise TooMuch
             return
+        if type(message) is Request:
+            message.take(pieces)
+            if message.size > DRAIN * LARGEST_REQUEST:
+                raise TooMuch
+            return
         message.size += sum(map(len, pieces))
         if message.size > DRAIN * self._house.terms.max_instance:
             raise TooMuch
@@ -145,11 +165,21 @@ class Messages:
             if isinstance(message, Intake):
                 message.discard()
         self._open.clear()
+        if self._desk is not None:
+            self._desk.leave()
         return was_open
+
+    def idle(self) -> None:
+        """The peer is silent between two messages: it may be told something. Raises OSError."""
+        if self._desk is not None and not self._open:
+            self._desk.look()
 
     def _complete(self, context_id: int, message: _Message) -> None:
         if isinstance(message, Intake):
             self._answer(context_id, message.command, self._store(message))
+        elif isinstance(message, Request):
+            if self._desk is not None:
+                self._desk.answer(context_id, message, authorized=self._authorized(self._house.terms))
         elif message.refused is not None:
             self._answer(context_id, message.command, message.refused)
 

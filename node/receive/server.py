@@ -98,6 +98,7 @@ class Receiver:
             terms=terms(config),
             spool=store.spool,
             commit=commit,
+            commitments=store.commitments,
             gate=gate,
             alarm=Alarm(store.events, clock),
             clock=clock,

@@ -6,11 +6,13 @@ moment.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from node.config.schema import Config, NodeSettings
+from node.config.schema import Config, DimseDestination, NodeSettings
 from node.config.snapshot import forwarding
+from node.model import Promise
 from node.receive.contexts import Contexts
 from node.store.originals import Forward
 
@@ -22,7 +24,8 @@ class Terms:
     """In force at one moment.
 
     ``refuse_below``, ``reject_below`` and ``max_instance`` are bytes; ``forward`` names the destinations that get
-    originals.
+    originals. ``promise`` is what a storage commitment means, None where it is not offered; ``listeners`` are the
+    settings of destinations by AE title.
     """
 
     node: NodeSettings
@@ -32,6 +35,8 @@ class Terms:
     max_instance: int
     duplicates: Literal["keep_first", "replace"]
     forward: Forward
+    promise: Promise | None
+    listeners: Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,15 +64,53 @@ def terms(config: Config, contexts: Contexts | None = None) -> Terms:
     node = config.node
     soft = config.store.reject_below
     allowed = None if node.transfer_syntaxes == "any" else node.transfer_syntaxes
+    promise = _promise(config)
+    if contexts is None or contexts.commitment != (promise is not None):
+        contexts = Contexts(node.private_classes, allowed, commitment=promise is not None)
     return Terms(
         node=node,
-        contexts=contexts or Contexts(node.private_classes, allowed),
+        contexts=contexts,
         refuse_below=config.store.refuse_below,
         reject_below=config.store.refuse_below * 5 // 4 if soft is None else soft,
         max_instance=node.max_instance,
         duplicates=config.store.duplicates,
         forward=forwarding(config),
+        promise=promise,
+        listeners={
+            each.ae_title.strip(" "): each.model_dump(mode="json", by_alias=True)
+            for each in config.destinations.values()
+            if each.kind == "dimse"
+        },
     )
+
+
+def _promise(config: Config) -> Promise | None:
+    asked = config.node.commitment.promise
+    if asked == "off":
+        return None
+    return "kept" if asked == "held" and config.store.keep.received is None else asked
+
+
+def report_to(terms: Terms, *, calling_ae: str, called_ae: str, address: str) -> dict[str, Any] | None:
+    """Where a peer that asks for storage commitment listens for the result, as a destination's settings.
+
+    Its own entry says so, or there is a destination with its AE title; else None. We call there by the title that it
+    called us by: that is how a modality knows whose answer it is (dcm4chee-arc-light #3592).
+    """
+    node = terms.node
+    if node.accept_from != "any":
+        for entry in node.accept_from:
+            if entry.ae_title == calling_ae and entry.admits(address) and entry.report_to is not None:
+                there = entry.report_to
+                told = DimseDestination(
+                    ae_title=there.ae_title or calling_ae,
+                    address=there.address,
+                    calling_ae=called_ae,
+                    tls=there.tls,
+                )
+                return told.model_dump(mode="json", by_alias=True)
+    found = terms.listeners.get(calling_ae)
+    return {**found, "calling_ae": called_ae} if found is not None else None
 
 
 def admit(

@@ -164,6 +164,14 @@ class Commitments:
                 found |= _held(connection, wanted[at : at + _AT_ONCE], promise)
         return found
 
+    def extend(self, commitment_id: int, owner: str, until: datetime) -> bool:
+        """Extend the lease; False if it is no longer this owner's."""
+        mine = and_(CommitmentRow.id == commitment_id, CommitmentRow.lease_owner == owner)
+        with self._db.write() as connection:
+            return bool(
+                connection.execute(update(CommitmentRow).where(mine).values(lease_until=until)).rowcount
+            )
+
     def ready(self, commitment_id: int, owner: str, failed: Mapping[str, int], at: datetime) -> bool:
         """ASKED -> READY with its result; False if it is no longer this owner's."""
         values = {"failed": dict(failed), "n_failed": len(failed), "ready_at": at, "not_before": at}
@@ -175,15 +183,21 @@ class Commitments:
             commitment_id, owner, "READY", state=CommitmentState.TOLD.value, told_at=at, failure=""
         )
 
-    def give_up(self, commitment_id: int, owner: str, failure: str) -> bool:
-        """READY -> GIVEN_UP: the requester could not be told in all that time."""
-        return self._move(
-            commitment_id,
-            owner,
-            "READY",
-            state=CommitmentState.GIVEN_UP.value,
-            failure=rows.clean(failure),
+    def give_up(self, now: datetime) -> builtins.list[Commitment]:
+        """READY -> GIVEN_UP for all whose requester could not be told in all that time; returns them."""
+        row = CommitmentRow
+        late = and_(
+            row.state == CommitmentState.READY.value, row.give_up_at <= now, row.lease_until.is_(None)
         )
+        with self._db.read() as connection:
+            if connection.execute(select(row.id).where(late).limit(1)).first() is None:
+                return []
+        with self._db.write() as connection:
+            moved = update(row).where(late).values(state=CommitmentState.GIVEN_UP.value)
+            found = connection.execute(
+                moved.returning(*row.__table__.columns).execution_options(synchronize_session=False)
+            )
+            return [_read(each) for each in found]
 
     def later(self, one: Commitment, owner: str, until: datetime, failure: str = "", *, tried: bool) -> bool:
         """Put back until then; ``tried`` counts, and puts off all that waits for the same place."""

@@ -1,0 +1,278 @@
+"""Storage commitment over real sockets: what is promised, what is not, and how a scanner gets to know (PS3.4 J)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from node.config.commitment import CommitmentSettings
+from node.config.network import HostPort, ReportTo
+from node.config.network import Peer as Allowed
+from node.model import DeliveryState
+from node.store import Store
+from tests.committing import INSTANCE, MODEL, Scanner, listening, request
+from tests.forwarding import Scanner as Sender
+from tests.forwarding import close_all, delivering, forwarding
+from tests.peers import free_port, wait_until
+from tests.receiving import House, config, house
+from tests.scripted import ScriptedScp
+from tests.senders import CT, MR, VERIFICATION, Peer, data_set
+
+pytestmark = pytest.mark.timeout(120)
+
+NOWHERE: dict[str, Any] = {"kind": "dimse", "ae_title": "PACS"}
+Scripted = Callable[..., ScriptedScp]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.deliver.commitments._LOOK_S", 0.03)
+    monkeypatch.setattr("node.deliver.commitments._WAIT_S", (0.1, 0.3))
+    monkeypatch.setattr("node.receive.commitment._LOOK_S", 0.03)
+    monkeypatch.setattr("node.receive.door.TICK_S", 0.05)
+
+
+def peers(*scanners: Scanner) -> Any:
+    """The scanners as the configuration lists them; those that listen, with their address."""
+    return tuple(
+        Allowed(
+            ae_title=each.ae_title,
+            report_to=ReportTo(address=HostPort(host="127.0.0.1", port=each.port)) if each._server else None,
+        )
+        for each in scanners
+    )
+
+
+@contextmanager
+def node(
+    store: Store, *scanners: Scanner, pacs: dict[str, Any] | None = None, promise: Any = "held", **more: Any
+) -> Iterator[House]:
+    """A node whose PACS is away unless one is given."""
+    settings = pacs or {**NOWHERE, "address": f"127.0.0.1:{free_port()}"}
+    commitment = CommitmentSettings(promise=promise, **more)
+    told = forwarding({"pacs": settings}, accept_from=peers(*scanners), commitment=commitment)
+    with house(store, told) as there, delivering(store):
+        yield there
+
+
+def sent(port: int, n: int = 3, calling: str = "CT1") -> list[str]:
+    scanner = Sender(port, calling=calling)
+    uids = scanner.slices(*range(1, n + 1))
+    scanner.release()
+    return uids
+
+
+def test_a_scanner_that_listens_is_told_on_an_association_of_ours(sqlite_store: Store) -> None:
+    with listening() as scanner, node(sqlite_store, scanner) as there:
+        uids = sent(there.port)
+        assert scanner.ask(there.port, "1.2.9.1", uids) == 0
+        told = scanner.result()
+        assert (told.event, told.transaction, told.committed) == (1, "1.2.9.1", frozenset(uids))
+        assert told.calling == "LUMINODE"
+        assert scanner.roles == [(True, False)]
+        wait_until(lambda: states(sqlite_store) == ["TOLD"], 10, "the scanner's answer is on record")
+
+
+def test_a_scanner_that_waits_is_told_on_its_association(sqlite_store: Store) -> None:
+    scanner = Scanner()
+    with node(sqlite_store, scanner) as there:
+        uids = sent(there.port)
+        assert scanner.ask(there.port, "1.2.9.1", uids, wait_s=20) == 0
+        assert scanner.results[0].committed == frozenset(uids)
+        wait_until(lambda: states(sqlite_store) == ["TOLD"], 10, "the scanner's answer is on record")
+
+
+def test_a_scanner_that_did_not_wait_is_told_when_it_comes_again(sqlite_store: Store) -> None:
+    scanner, other = Scanner(), Scanner("CT2")
+    with node(sqlite_store, scanner, other) as there:
+        assert scanner.ask(there.port, "1.2.9.1", sent(there.port)) == 0
+        wait_until(lambda: states(sqlite_store) == ["READY"], 20, "the result is there")
+        assert other.ask(there.port, "1.2.9.2", ["1.2.3"], wait_s=20) == 0
+        assert [r.transaction for r in other.results] == ["1.2.9.2"]
+        with scanner.associated(there.port):
+            assert scanner.result().event == 1
+
+
+def test_every_reason_not_to_commit_is_told(sqlite_store: Store) -> None:
+    with listening() as scanner, node(sqlite_store, scanner) as there:
+        good, rotten, gone, known = sent(there.port, 4)
+        paths = {
+            i.sop_instance_uid: sqlite_store.spool.path(i.path)
+            for s in sqlite_store.series.list()
+            for i in sqlite_store.series.instances(s.id)
+        }
+        data = bytearray(paths[rotten].read_bytes())
+        data[-1] ^= 1
+        paths[rotten].write_bytes(data)
+        paths[gone].unlink()
+        with Peer(
+            there.port
+        ) as peer:  # other bytes of a UID that is there: refused, and nobody knows which is meant
+            peer.associate(CT, calling="CT1")
+            series, _, _ = known.rpartition(".")
+            other = data_set(known, series=series, study="1.2.826.0.1.3680043.2.1125.1")
+            assert peer.store(known, other).status == 0xA900
+            assert peer.release() == 6
+        unknown = "1.2.3.4.5"
+        scanner.ask(there.port, "1.2.9.1", [good, rotten, gone, known, unknown])
+        told = scanner.result()
+        assert told.event == 2
+        assert told.committed == frozenset({good})
+        assert told.failed == {rotten: 0x110, gone: 0x110, known: 0x110, unknown: 0x112}
+        scanner.ask(there.port, "1.2.9.2", [good], sop_class=MR)
+        assert scanner.result(2).failed == {good: 0x119}
+        assert scanner.result(2).committed == frozenset()
+        events = [e.body["failed"] for e in sqlite_store.events.list(name="commitment.refused")]
+        assert events == [1, 4]
+
+
+def test_what_is_delivered_is_committed_when_pacs_has_it(sqlite_store: Store, scripted: Scripted) -> None:
+    pacs = scripted()
+    pacs.default = 0xA700
+    settings = pacs.settings(retry={"first": 0.05, "at_most": 0.2})
+    with listening() as scanner, node(sqlite_store, scanner, pacs=settings, promise="delivered") as there:
+        uids = sent(there.port)
+        assert scanner.ask(there.port, "1.2.9.1", uids) == 0
+        wait_until(lambda: len(pacs.uids()) >= 3, 20, "PACS was asked")
+        assert states(sqlite_store) == ["ASKED"]
+        assert scanner.results == []
+        pacs.default = 0
+        assert scanner.result().committed == frozenset(uids)
+
+
+def test_what_pacs_does_not_get_in_time_is_not_committed(sqlite_store: Store) -> None:
+    with listening() as scanner, node(sqlite_store, scanner, promise="delivered", answer_within=1.0) as there:
+        uids = sent(there.port)
+        scanner.ask(there.port, "1.2.9.1", uids)
+        assert scanner.result().failed == dict.fromkeys(uids, 0x110)
+
+
+def test_what_nobody_gets_is_not_committed(sqlite_store: Store) -> None:
+    """The sender is the only destination, or a person cancelled the delivery: retention would remove the last copy."""
+    with (
+        listening() as scanner,
+        listening(ae_title="PACS") as pacs,
+        node(sqlite_store, scanner, pacs) as there,
+    ):
+        own = sent(there.port, calling="PACS")
+        pacs.ask(there.port, "1.2.9.1", own)
+        assert pacs.result().failed == dict.fromkeys(own, 0x110)
+        sender = Sender(there.port)
+        uids = sender.slices(1, 2, series=2)
+        sender.release()
+        close_all(sqlite_store)
+        for one in sqlite_store.deliveries.list():
+            wait_until(lambda i=one.id: cancelled(sqlite_store, i), 20, "it is cancelled")  # type: ignore[misc]
+        scanner.ask(there.port, "1.2.9.2", uids)
+        assert scanner.result().failed == dict.fromkeys(uids, 0x110)
+
+
+def cancelled(store: Store, number: int) -> bool:
+    one = store.deliveries.get(number)
+    assert one is not None
+    if one.state is DeliveryState.PENDING:
+        store.deliveries.cancel(number, datetime.now(UTC))
+    return one.state is DeliveryState.CANCELLED
+
+
+def test_a_node_that_keeps_everything_needs_no_destination(sqlite_store: Store) -> None:
+    with listening() as scanner:
+        told = config(
+            accept_from=peers(scanner), commitment=CommitmentSettings(promise="held"),
+            store={"keep": {"received": None}},
+        )  # fmt: skip
+        with house(sqlite_store, told) as there, delivering(sqlite_store):
+            uids = sent(there.port)
+            scanner.ask(there.port, "1.2.9.1", uids)
+            assert scanner.result().committed == frozenset(uids)
+
+
+def test_it_is_offered_only_where_it_is_configured(sqlite_store: Store) -> None:
+    scanner = Scanner()
+    with house(sqlite_store, config(accept_from=peers(scanner))) as there:
+        with scanner.associated(there.port) as assoc:
+            assert assoc.accepted_contexts == []
+        on = forwarding({"pacs": {**NOWHERE, "address": "127.0.0.1:1"}}, accept_from=peers(scanner),
+                        commitment=CommitmentSettings(promise="held"))  # fmt: skip
+        there.receiver.apply(on)
+        with scanner.associated(there.port) as assoc:
+            assert len(assoc.accepted_contexts) == 1
+            there.receiver.apply(config(accept_from=peers(scanner)))
+            status, _ = assoc.send_n_action(request("1.2.9.1", ["1.2.3"]), 1, MODEL, INSTANCE)
+            assert status.Status == 0x124
+    assert sqlite_store.commitments.list() == []
+
+
+def test_the_same_request_again_is_told_again_and_another_is_refused(sqlite_store: Store) -> None:
+    with (
+        listening() as scanner,
+        listening(ae_title="CT2") as other,
+        node(sqlite_store, scanner, other) as there,
+    ):
+        uids = sent(there.port)
+        for n in (1, 2):
+            assert scanner.ask(there.port, "1.2.9.1", uids if n == 1 else uids[::-1]) == 0
+            assert scanner.result(n).committed == frozenset(uids)
+            wait_until(lambda: states(sqlite_store) == ["TOLD"], 10, "told")
+        assert scanner.ask(there.port, "1.2.9.1", uids[:2]) == 0x131
+        assert other.ask(there.port, "1.2.9.1", uids) == 0x131
+        assert states(sqlite_store) == ["TOLD"]
+        (one,) = sqlite_store.commitments.list()
+        assert one.calling_ae == "CT1"
+
+
+def test_a_scanner_that_is_away_or_refuses_is_told_later(
+    sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node.deliver.commitments._FIRST_S", 0.1)
+    scanner = Scanner(refuse=1)
+    scanner.listen()
+    allowed = peers(scanner)
+    scanner.stop()
+    with node(sqlite_store, scanner) as there:
+        there.receiver.apply(there.config.model_copy(
+            update={"node": there.config.node.model_copy(update={"accept_from": allowed})}))  # fmt: skip
+        uids = sent(there.port)
+        scanner.ask(there.port, "1.2.9.1", uids)
+        wait_until(
+            lambda: any(c.attempt for c in sqlite_store.commitments.list()), 20, "it was tried in vain"
+        )
+        scanner.listen()
+        try:
+            assert scanner.result().committed == frozenset(uids)
+        finally:
+            scanner.stop()
+        assert scanner.refuse == 0
+
+
+def test_who_never_listens_is_given_up_with_an_event(sqlite_store: Store) -> None:
+    scanner = Scanner()
+    with node(sqlite_store, scanner, tell_for=0.5) as there:
+        scanner.ask(there.port, "1.2.9.1", sent(there.port))
+        wait_until(lambda: states(sqlite_store) == ["READY"], 20, "the result is there")
+    from node.deliver.commitments import Commitments
+
+    later = Commitments(sqlite_store, lambda: datetime.now(UTC) + timedelta(seconds=60))
+    later.tidy()
+    assert states(sqlite_store) == ["GIVEN_UP"]
+    (event,) = sqlite_store.events.list(name="commitment.given_up")
+    assert event.body["calling_ae"] == "CT1"
+    later = Commitments(sqlite_store, lambda: datetime.now(UTC) + timedelta(days=100))
+    later.tidy()
+    assert sqlite_store.commitments.list() == []
+
+
+def test_nothing_is_stored_on_the_context_of_the_service(sqlite_store: Store) -> None:
+    with node(sqlite_store, Scanner()) as there, Peer(there.port) as peer:
+        peer.associate(MODEL, VERIFICATION, calling="CT1")
+        assert peer.store("1.2.3.1", data_set("1.2.3.1"), sop_class=MODEL).status == 0x122
+        assert peer.release() == 6
+    assert sqlite_store.series.list() == []
+
+
+def states(store: Store) -> list[str]:
+    return [str(each.state) for each in store.commitments.list()]
