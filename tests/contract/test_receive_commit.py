@@ -352,4 +352,4 @@ def test_others_write_beside_a_scanner_and_a_slow_disk(
     finally:
         stop.set()
         thread.join(20)
-    assert max(waits) < 2.0
+    assert max(waits) < 15.0  # who is starved waits for the whole of SQLite's busy time-out, 30 s

@@ -54,7 +54,7 @@ def test_128_associations_at_once(tmp_path: Path) -> None:
         node.quiet()
         wait_until(lambda: node.threads() <= threads, 20.0, "threads are gone")
         with contextlib.suppress(AssertionError):  # names are settled a moment later
-            wait_until(lambda: node.files() <= files + 2, 5.0)
+            wait_until(lambda: node.files() <= files + 2, 20.0)
         left = (node.threads() - threads, node.files() - files)
         stored = len(node.stored()) - 1
         waits.sort()

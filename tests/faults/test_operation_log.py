@@ -191,7 +191,7 @@ def test_a_spout_keeps_what_fits_and_tells_what_did_not() -> None:
     began = time.monotonic()
     for k in range(1000):
         spout.write(f"line {k}\n")
-    assert time.monotonic() - began < 1, "nobody waits"
+    assert time.monotonic() - began < 20, "nobody waits"  # who does waits for ever
     assert not spout.drain(0.05)
     pipe.unblock()
     wait_until(lambda: b"line 999" in pipe.heard, 10, "the newest are written")

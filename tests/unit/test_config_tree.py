@@ -165,7 +165,7 @@ def test_a_bomb_of_aliases_is_refused_at_once() -> None:
     started = time.monotonic()
     faults = faults_of("\n".join(lines))
     assert "values" in faults[0].message
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60  # written out, it would have 10^12 values
 
 
 def test_a_chain_of_aliases_cannot_get_deep() -> None:
