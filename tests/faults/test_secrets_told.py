@@ -112,12 +112,13 @@ def misplaced() -> Iterator[tuple[str, str]]:
 def torn(rng: np.random.Generator) -> str:
     """A file in the middle of being edited: cut off anywhere, lines moved, characters lost or put in.
 
-    None is lost out of the URL: what marks a password as one must still stand before it.
+    None is lost out of the URL, or put into it: what marks a password as one must still stand before it. One with an
+    @ in it that is cut off may be a whole URL of another host, and is left out.
     """
-    url = str(rng.choice(list(URLS.values())))
+    url = str(rng.choice([each for how, each in URLS.items() if how != "password not quoted"]))
     text = WHOLE.format(url=str(rng.choice([url, json.dumps(url), f"'{url}'"])))
     for _ in range(int(rng.integers(1, 4))):
-        at, begin = int(rng.integers(1, len(text) + 1)), text.find(url)
+        at, begin = int(rng.integers(1, len(text) + 1)), text.find(url[:14])
         lines = text.splitlines(keepends=True)
         match int(rng.integers(5)):
             case 0 if begin < 0 or not begin - 30 < at < begin + len(url):
@@ -140,7 +141,7 @@ def test_a_wrong_edit_is_told_without_the_secret_in_it() -> None:
     rng = np.random.default_rng(SEED)
     named = list(misplaced())
     order = rng.permutation(len(named))[: count(150, len(named))]
-    cases = [*(named[at] for at in order), *((f"torn {n}", torn(rng)) for n in range(count(150, 20_000)))]
+    cases = [*(named[at] for at in order), *((f"torn {n}", torn(rng)) for n in range(count(150, 5_000)))]
     hits, n_good = dict[str, list[str]](), 0
     for what, text in cases:
         told, loaded = told_of(text)
