@@ -173,18 +173,17 @@ class Gate:
         """
         with self._turn() as others:
             elsewhere = [one for one in others if one.established]
-            there = list(self._established.values())
-            from_here = sum(address == visitor.address for address, _ in there)
-            if from_here + sum(one.address == visitor.address for one in elsewhere) >= per_address:
+            here = list(self._established.values())
+            from_here = sum(address == visitor.address for address, _ in here)
+            by_title = sum(each == title for _, each in here)
+            if elsewhere:
+                from_here += sum(one.address == visitor.address for one in elsewhere)
+                by_title += sum(one.title == key_of(title) for one in elsewhere)
+            if from_here >= per_address:
                 return "address"
-            if (
-                per_title is not None
-                and sum(each == title for _, each in there)
-                + sum(one.title == key_of(title) for one in elsewhere)
-                >= per_title
-            ):
+            if per_title is not None and by_title >= per_title:
                 return "title"
-            if len(there) + len(elsewhere) >= in_all:
+            if len(here) + len(elsewhere) >= in_all:
                 return "all"
             if visitor in self._inside:  # it may just have had to make room
                 self._established[visitor] = visitor.address, title

@@ -87,15 +87,15 @@ def _has_landed(
 
 def _young(path: Path, before_s: float, *, empty: bool = False) -> bool:
     """Whether a file may not be locked yet by who has just made it; to try it might keep its maker from doing so."""
-    told = path.lstat()
+    try:
+        told = path.lstat()
+    except OSError:  # it is gone, then nobody needs to look at it
+        return True
     return told.st_mtime > before_s and not (empty and told.st_size)
 
 
 def _remove_if_dead(path: Path, before_s: float) -> bool:
-    try:
-        if _young(path, before_s):
-            return False
-    except FileNotFoundError:
+    if _young(path, before_s):
         return False
     with _dead(path) as fd:
         if fd is None or os.fstat(fd).st_mtime > before_s:

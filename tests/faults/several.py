@@ -16,6 +16,9 @@ from node.store import Store
 from tests.faults.hostile import ROOT, Node
 from tests.peers import wait_until
 
+STARTED_S = 240.0
+"""How long a start may take beside others that have the processors; it takes a second."""
+
 
 class Several(Node):
     """A supervisor with ``n`` receivers; ``process`` is the supervisor's."""
@@ -36,7 +39,7 @@ class Several(Node):
                 cwd=ROOT, stdout=out, stderr=out, stdin=subprocess.DEVNULL,
             )  # fmt: skip
         self.ps = psutil.Process(self.process.pid)
-        wait_until(self.complete, 60.0, "all receivers accept")
+        wait_until(self.complete, STARTED_S, "all receivers accept")
 
     def complete(self) -> bool:
         """Whether every receiver lives and tells of itself."""

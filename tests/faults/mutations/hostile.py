@@ -7,6 +7,7 @@ from tests.faults.mutations import Mutation
 _DOOR, _GUARD, _WIRE = "node/receive/door.py", "node/receive/guard.py", "node/receive/wire.py"
 _INTAKE, _PACE, _SERVER = "node/receive/intake.py", "node/receive/pace.py", "node/receive/server.py"
 _SCAN, _ENCODING = "node/dicom/scan.py", "node/dicom/encoding.py"
+_LIMITS = "tests/faults/test_several_receivers.py::test_limits_hold_for_all_of_them_together"
 
 
 def _test(part: str, name: str) -> str:
@@ -58,9 +59,25 @@ MUTATIONS: tuple[Mutation, ...] = (
         invariant="R16",
         what="an AE title may have every seat",
         file=_GUARD,
-        old="            if per_title is not None and sum(",
-        new="            if False and sum(",
+        old="            if per_title is not None and by_title >= per_title:\n",
+        new="            if False:\n",
         test=_test("connections", "a_title_takes_no_more_than_its_seats"),
+    ),
+    Mutation(
+        invariant="R16",
+        what="what other receivers of the port have is not counted",
+        file=_GUARD,
+        old="            elsewhere = [one for one in others if one.established]\n",
+        new="            elsewhere = [one for one in others if False]\n",
+        test=_LIMITS,
+    ),
+    Mutation(
+        invariant="R16",
+        what="what a dead receiver of the port had counts for ever",
+        file="node/receive/crowd.py",
+        old="            if self._try(_LIVES + region):  # it is dead\n",
+        new="            if False:\n",
+        test=_LIMITS,
     ),
     Mutation(
         invariant="R17",
@@ -238,7 +255,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         invariant="R28",
         what="idle connections may take every file that the process may open",
         file=_SERVER,
-        old="            in_all = min(in_all, max((files - FILES - landing.most_files()) // 2, 1))\n",
+        old="            in_all = min(in_all, own + self._house.gate.n_elsewhere)\n",
         new="            in_all = max(in_all, 1)\n",
         test=_test("full", "no_files_left_is_refused_and_heals"),
     ),

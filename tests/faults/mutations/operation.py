@@ -152,8 +152,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         invariant="R60",
         what="a role that died is not started again",
         file="node/app/supervise.py",
-        old="            child.start_at = now + child.wait_s\n",
-        new='            child.start_at = float("inf")\n',
+        old="        child.start_at = now + child.wait_s\n",
+        new='        child.start_at = float("inf")\n',
         test="tests/faults/test_operation_soak.py::test_a_soak_loses_nothing_and_grows_nowhere",
     ),
 )
