@@ -115,8 +115,8 @@ def box_sum(values: Floats, radius: int) -> Floats:
     return values.copy() if radius == 0 else _box(values, radius).copy()
 
 
-def _box(values: Floats, radius: int) -> Floats:
-    """See :func:`box_sum`; a view of rows that lie apart."""
+def _box(values: Floats, radius: int, ones: Floats | None = None) -> Floats:
+    """See :func:`box_sum`, of ``values`` times ``ones``; a view of rows that lie apart."""
     n_rows, n_columns = values.shape
     wide, count = n_columns + 2 * radius, 2 * radius + 1
     above, n = radius * wide, n_rows * wide
@@ -124,7 +124,11 @@ def _box(values: Floats, radius: int) -> Floats:
     line = pool.take()
     rows = line[above : above + n].reshape(n_rows, wide)
     rows[:, :radius] = rows[:, n_columns + radius :] = 0
-    rows[:, radius : n_columns + radius] = values
+    own = rows[:, radius : n_columns + radius]
+    if ones is None:
+        own[:] = values
+    else:
+        np.multiply(values, ones, out=own)
     sums, n_sums = span_sum(line, n, count, 1, pool, above)
     # The end of the last row stays behind: those windows go over the end of a row and are cut off.
     sums[:above] = sums[above + n_sums :] = 0
@@ -245,4 +249,4 @@ def box_mean(values: Floats, radius: int, mask: Mask) -> Floats:
     weights = weights_of(mask)
     if weights.whole:
         return _box(values, radius) / _all_weights(values.shape, radius)
-    return _box(values * weights.ones, radius) * weights.shares(radius)
+    return _box(values, radius, weights.ones) * weights.shares(radius)

@@ -43,9 +43,7 @@ def fill(values: Floats, valid: Mask, unit: Unit) -> Floats:
     """Replace what is not valid, so that the padding value cannot matter (G4)."""
     if valid.all():
         return values
-    filled = values.copy()
-    np.copyto(filled, np.float32(FILL[unit]), where=~valid)
-    return filled
+    return np.where(valid, values, np.float32(FILL[unit]))
 
 
 def finite(residual: Floats) -> Floats:
@@ -96,7 +94,8 @@ def lock_mean(residual: Floats, valid: Mask, radius: int) -> Floats:
     """
     if radius == 0:
         return residual
-    return residual - box_mean(residual, radius, valid)
+    mean = box_mean(residual, radius, valid)
+    return np.subtract(residual, mean, out=mean)
 
 
 def keep_invalid(residual: Floats, valid: Mask) -> Floats:
@@ -155,12 +154,9 @@ class Regions:
 
         None where no value is larger.
         """
-        at = np.flatnonzero(values > above)
-        if not at.size:
+        hit = np.flatnonzero((values > above).any(axis=1))
+        if not hit.size:
             return None
-        told = np.zeros(len(values), np.bool_)
-        told[at // values.shape[1]] = True
-        hit = np.flatnonzero(told)
         # Few regions are in excess, in few rows: those alone are widened to the right, then down.
         (rows, columns), (high, wide) = self._shape, self._side
         padded = np.zeros((hit.size, columns + wide - 1), np.float32)
@@ -263,8 +259,15 @@ def guarded(
     tolerance: float,
 ) -> Floats:
     """Apply G8, G2, G3, G4 in this order; G2 once more, because the lock may push past the bound."""
-    safe = lock_mean(keep_invalid(bound(finite(residual), largest), valid), valid, radius)
-    return hold_regions(keep_invalid(bound(safe, largest), valid), valid, side, tolerance, largest)
+    weights = weights_of(valid)
+    safe = lock_mean(_kept(bound(finite(residual), largest), weights), valid, radius)
+    np.clip(safe, -largest, largest, out=safe)
+    return hold_regions(_kept(safe, weights), valid, side, tolerance, largest)
+
+
+def _kept(numbers: Floats, weights: Weights) -> Floats:
+    """:func:`keep_invalid` of what holds neither NaN nor infinity, in place."""
+    return numbers if weights.whole else np.multiply(numbers, weights.ones, out=numbers)
 
 
 def guarded_detail(
@@ -353,12 +356,12 @@ def check(
     """
     if after.shape != before.shape or after.dtype != np.float32:
         raise OutputImplausible("the result has another shape or kind than the image")
-    n, change, seen = _changed(before, after, valid)
+    n, change, (least, most), (low, high) = _changed(before, after, valid)
     if n == 0:
         return 0.0, 0.0
     # The subtraction rounds in float32: half a unit in the last place of the largest value.
-    slack = max(float(seen.max()), -float(seen.min())) * 2.0**-22
-    moved = max(float(change.max()), -float(change.min()))
+    slack = max(high, -low) * 2.0**-22
+    moved = max(most, -least)
     if moved > strength * float(largest) * (1 + 1e-5) + slack:
         raise OutputImplausible(f"a voxel moved by {moved:g}, more than this engine may")
     mean = float(change.sum()) / n
@@ -368,26 +371,37 @@ def check(
     return moved, mean
 
 
-def _changed(before: Floats, after: Floats, valid: Mask) -> tuple[int, Floats, Floats]:
-    """How many voxels are valid, the change of these and their values before; others, if there, are 0 in both."""
+_Ends = tuple[float, float]
+
+
+def _ends(values: Floats) -> _Ends:
+    """The least and the largest value; both NaN if one is NaN."""
+    return float(values.min()), float(values.max())
+
+
+def _changed(before: Floats, after: Floats, valid: Mask) -> tuple[int, Floats, _Ends, _Ends]:
+    """How many voxels are valid, the change of these, its ends, and those of their values before; of others, if there,
+    are 0 in both."""
     weights = weights_of(valid)
     with np.errstate(invalid="ignore", over="ignore"):
         change = after - before
-        seen = before if weights.whole else before * weights.ones
+        moved, seen = _ends(change), _ends(before if weights.whole else before * weights.ones)
     if weights.whole:
-        if not all_finite(change):
+        if not np.isfinite(moved).all():
             raise _no_numbers()
-        return change.size, change, seen
+        return change.size, change, moved, seen
     n = int(np.count_nonzero(valid))
-    if not (all_finite(change) and all_finite(seen)):  # what is not valid may be anything
-        change, seen = change[valid], before[valid]
+    if not np.isfinite((moved, seen)).all():  # what is not valid may be anything
+        change = change[valid]
         if not np.isfinite(change).all():
             raise _no_numbers()
         if not np.array_equal(after[~valid], before[~valid], equal_nan=True):
             raise _padding()
-    elif (change != 0)[~valid].any():
+        if n:
+            moved, seen = _ends(change), _ends(before[valid])
+    elif ((change != 0) & ~valid).any():
         raise _padding()
-    return n, change, seen
+    return n, change, moved, seen
 
 
 def _no_numbers() -> OutputImplausible:

@@ -111,7 +111,10 @@ def _quantile(values: npt.NDArray[np.floating], q: float) -> float:
 
 def high(values: Floats, valid: Mask) -> float:
     """Return the 99th percentile of the valid voxels above zero (of all valid ones if there is none)."""
-    seen = values.ravel() if valid.all() else values[valid]
+    return _high(values.ravel() if valid.all() else values[valid])
+
+
+def _high(seen: Floats) -> float:
     if not seen.size:
         return float("nan")
     n = int(np.count_nonzero(seen > 0)) or seen.size
@@ -235,7 +238,13 @@ def _plateau(level: npt.NDArray[np.float64], frequency: npt.NDArray[np.float64],
 
 
 def estimate(
-    values: Floats, valid: Mask, *, unit: Unit, step: float = 1.0, top: float | None = None
+    values: Floats,
+    valid: Mask,
+    *,
+    unit: Unit,
+    step: float = 1.0,
+    top: float | None = None,
+    seen: Floats | None = None,
 ) -> Noise:
     """Measure the noise of one slice.
 
@@ -249,6 +258,8 @@ def estimate(
         Width of one stored unit: what lies below rounding is not called signal.
     top
         :func:`high` of the slice, where it is known already.
+    seen
+        The valid values, where they were taken out already.
 
     Returns
     -------
@@ -262,7 +273,8 @@ def estimate(
     whole = None
     if not every:
         whole = cells.over_blocks((~_Cells(valid, stride).pixels).sum(axis=(0, 1), dtype=np.int32)) == 0
-    seen = values if every else values[valid]
+    if seen is None:
+        seen = values if every else values[valid]
     if unit == "arbitrary" and top is None:
         top = high(values, valid)
     fit = _admitted(cells, whole, (float(seen.min()), float(seen.max())), unit, top or 0.0)
@@ -291,12 +303,11 @@ def estimate(
 
 def survey(volume: Volume) -> Survey:
     """Measure every slice of a slab, each by itself (so any cut into slabs gives the same figures)."""
-    slices = list(zip(volume.values, volume.valid, volume.step, strict=True))
-    tops = [high(values, valid) for values, valid, _ in slices]
-    found = [
-        estimate(values, valid, unit=volume.unit, step=float(step), top=top)
-        for (values, valid, step), top in zip(slices, tops, strict=True)
-    ]
+    tops, found = [], []
+    for values, valid, step in zip(volume.values, volume.valid, volume.step, strict=True):
+        seen = values.ravel() if valid.all() else values[valid]
+        tops.append(_high(seen))
+        found.append(estimate(values, valid, unit=volume.unit, step=float(step), top=tops[-1], seen=seen))
     return Survey(
         sigma=np.array([n.sigma for n in found], np.float32),
         high=np.array(tops, np.float32),

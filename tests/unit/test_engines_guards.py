@@ -12,6 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from engines import guards
 from engines.base import Card, Floats
+from engines.box import box_sum, weights_of
 from engines.errors import OutputImplausible
 
 FINITE = st.floats(-3000, 3000, width=32)
@@ -222,6 +223,42 @@ def test_what_follows_from_a_mask_is_that_masks() -> None:
     again = [guards.guarded(residual, m, **how) for m in reversed(masks)]  # type: ignore[arg-type]
     assert all(np.array_equal(a, b) for a, b in zip(first, reversed(again), strict=True))
     assert not any(np.array_equal(a, b) for a, b in pairwise(first))
+
+
+@settings(max_examples=60, deadline=None)
+@given(residual=RESIDUALS, masked=st.booleans(), radius=st.integers(0, 4), seed=st.integers(0, 99))
+def test_guarding_in_place_gives_the_bits_of_each_guard_after_the_other(
+    residual: Floats, masked: bool, radius: int, seed: int
+) -> None:
+    valid = np.random.default_rng(seed).random(residual.shape) < (0.7 if masked else 2.0)
+    given, largest = residual.copy(), np.float32(40)
+    safe = guards.keep_invalid(guards.bound(guards.finite(residual), largest), valid)
+    if radius:
+        weights = weights_of(valid)
+        counts = box_sum(weights.ones, radius)
+        share = np.divide(np.float32(1), counts, out=np.zeros_like(counts), where=counts > 0)
+        sums = box_sum(safe * weights.ones, radius)
+        safe = safe - (sums / counts if weights.whole else sums * share)
+    safe = guards.keep_invalid(guards.bound(safe, largest), valid)
+    wanted = guards.hold_regions(safe, valid, (6, 5), 0.98, largest)
+    found = guards.guarded(residual, valid, largest=largest, radius=radius, side=(6, 5), tolerance=0.98)
+    assert found.tobytes() == wanted.tobytes()
+    assert residual.tobytes() == given.tobytes()
+
+
+@settings(max_examples=40, deadline=None)
+@given(values=RESIDUALS, masked=st.booleans(), seed=st.integers(0, 99))
+def test_a_check_tells_the_largest_and_the_mean_change_of_what_is_valid(
+    values: Floats, masked: bool, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    valid = rng.random(values.shape) < (0.7 if masked else 2.0)
+    after = np.where(valid, values + rng.uniform(-1, 1, values.shape).astype(np.float32), values)
+    how = {"largest": np.float32(2), "strength": 1.0, "unit": "arbitrary", "scale": 1e4}
+    moved, mean = guards.check(values, after, valid, **how)  # type: ignore[arg-type]
+    change = (after - values)[valid]
+    assert moved == (float(np.abs(change).max()) if change.size else 0.0)
+    assert mean == pytest.approx(float(change.mean()) if change.size else 0.0, abs=1e-5)
 
 
 def test_infinity_in_padding_is_nobodys_business() -> None:
