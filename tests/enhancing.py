@@ -30,7 +30,7 @@ from node.gather.plan import plan
 from node.model import Association, Decision, Instance, InstanceHeader
 from node.store import Store
 from node.store.jobs import NewJob
-from tests.dicom_samples import CT_CLASS, MR_CLASS, how, image, part10
+from tests.dicom_samples import CT_CLASS, EXPLICIT, MR_CLASS, how, image, part10
 
 SIZE = 64
 NOW = datetime(2026, 5, 6, 7, tzinfo=UTC)
@@ -74,13 +74,13 @@ def series(
     ]  # fmt: skip
 
 
-def files(folder: Path, datasets: Sequence[Dataset]) -> list[Item]:
+def files(folder: Path, datasets: Sequence[Dataset], syntax: str = EXPLICIT) -> list[Item]:
     """The data sets as files, with their digests."""
     folder.mkdir(exist_ok=True)
     items = []
     for ds in datasets:
         path = folder / f"{ds.SOPInstanceUID}.dcm"
-        data = part10(ds)
+        data = part10(ds, syntax)
         path.write_bytes(data)
         _, offset = file_meta(data)
         digest = hashlib.sha256(data[offset:]).hexdigest()

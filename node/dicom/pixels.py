@@ -226,32 +226,61 @@ def to_stored(values: Floats, stored: Integers, valid: Mask, fmt: PixelFormat, *
     if values.shape != stored.shape or valid.shape != stored.shape or stored.dtype != fmt.dtype:
         raise DeriveError("an engine's result does not have the shape of what it was given")
     out = np.empty_like(stored)
-    before = np.empty(stored.shape[1:], np.float32)
-    exact = np.empty(stored.shape[1:], np.float64)
+    near = np.empty(stored.shape[1:], np.float32)
     for i, frame in enumerate(stored):
-        slope, intercept = fmt.slope[first + i], fmt.intercept[first + i]
-        # stored + change / slope, and not (value - intercept) / slope: no change is then no change
-        # whatever float32 makes of the slope, and elsewhere it is the same number.
-        _forward(frame, slope, intercept, before)
-        np.subtract(values[i], before, out=exact, dtype=np.float64, casting="unsafe")
-        if slope != 1.0:
-            exact /= slope
-        exact += frame
-        good = valid[i]
-        with np.errstate(invalid="ignore"):
-            all_finite = np.isfinite(exact.sum())  # one pass: a sum is finite only if every part is
-        if not all_finite:
-            if not np.isfinite(exact[good]).all():
-                raise DeriveError("an engine returned values that are not finite")
-            exact[~good] = 0.0
-        np.rint(exact, out=exact)
-        np.clip(exact, fmt.minimum, fmt.maximum, out=exact)
-        out[i] = exact  # whole numbers within range: the cast is exact
+        slope, intercept, good = fmt.slope[first + i], fmt.intercept[first + i], valid[i]
+        if slope != 1.0 or not _shifted(values[i], intercept, fmt, near, out[i]):
+            _backward(values[i], frame, good, slope, intercept, fmt, near, out[i])
         if fmt.padding is not None:
             _leave_padding(out[i], frame, good, fmt.padding)
         if not good.all():
             np.copyto(out[i], frame, where=~good)
     return out
+
+
+def _shifted(values: Floats, intercept: float, fmt: PixelFormat, near: Floats, out: Integers) -> bool:
+    """What :func:`_backward` makes of a slope of 1 and an even intercept, in float32; False where it cannot be.
+
+    An even number moves halves to the side to which they are rounded anyway, and nothing else is rounded.
+    """
+    low, high = fmt.minimum + intercept, fmt.maximum + intercept
+    if intercept % 2 or max(abs(low), abs(high)) > 1 << 22:
+        return False
+    with np.errstate(invalid="ignore", over="ignore"):
+        if not np.isfinite(values.sum()):
+            return False
+    np.clip(values, np.float32(low), np.float32(high), out=near)
+    np.rint(near, out=near)
+    np.subtract(near, np.float32(intercept), out=out, casting="unsafe")
+    return True
+
+
+def _backward(
+    values: Floats,
+    frame: Integers,
+    good: Mask,
+    slope: float,
+    intercept: float,
+    fmt: PixelFormat,
+    before: Floats,
+    out: Integers,
+) -> None:
+    # stored + change / slope, and not (value - intercept) / slope: no change is then no change
+    # whatever float32 makes of the slope, and elsewhere it is the same number.
+    _forward(frame, slope, intercept, before)
+    exact = np.subtract(values, before, dtype=np.float64, casting="unsafe")
+    if slope != 1.0:
+        exact /= slope
+    exact += frame
+    with np.errstate(invalid="ignore"):
+        all_finite = np.isfinite(exact.sum())  # one pass: a sum is finite only if every part is
+    if not all_finite:
+        if not np.isfinite(exact[good]).all():
+            raise DeriveError("an engine returned values that are not finite")
+        exact[~good] = 0.0
+    np.rint(exact, out=exact)
+    np.clip(exact, fmt.minimum, fmt.maximum, out=exact)
+    out[:] = exact  # whole numbers within range: the cast is exact
 
 
 def _forward(frame: Integers, slope: float, intercept: float, out: Floats) -> None:

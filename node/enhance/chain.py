@@ -23,7 +23,7 @@ from node.dicom.source import Source
 from node.dicom.stacks import Stack, StackFrame
 from node.enhance.lanes import in_order
 from node.enhance.memo import Key, Memo, Name, keys, name
-from node.enhance.scratch import Item, Scratch, Stored
+from node.enhance.scratch import Item, Place, Scratch, Stored
 from node.enhance.tally import Clock, Made, Report, Tally
 from node.errors import SeriesError
 
@@ -81,7 +81,8 @@ def run(
         A folder on a disk with room for the decoded pixels; nothing stays in it.
     emit
         Called once per wanted instance, from one other thread, with its new stored pixels
-        (frames, rows, columns), ``engine.card.scale`` times those of the source.
+        (frames, rows, columns), ``engine.card.scale`` times those of the source. The Pixel Data of the source that
+        it is given may be empty.
     wanted
         SOP Instance UIDs to emit; None means all. The others still serve as neighbours.
     tell
@@ -450,11 +451,11 @@ class _Emitter:
                 return
             stored = self._kept.whole(place)
         self._catch_up(_BEHIND_BYTES // stored.nbytes)
-        self._behind.append(self._pool.submit(self._one, place.item, stored, ran))
+        self._behind.append(self._pool.submit(self._one, place, stored, ran))
 
-    def _one(self, item: Item, stored: Stored, ran: Ran) -> None:
+    def _one(self, place: Place, stored: Stored, ran: Ran) -> None:
         with self._clock.step("derive"):
-            self._emit(item, item.open(), stored, ran)
+            self._emit(place.item, self._kept.source(place), stored, ran)
 
     def _catch_up(self, at_most: int) -> None:
         while len(self._behind) > at_most:

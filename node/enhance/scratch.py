@@ -38,6 +38,9 @@ _DECODE_BYTES = 8 << 20
 """Frames of one instance that are decoded at once, at most, by number and by what they take."""
 _READ_WHOLE = 32 << 20
 """Files up to this size are read in one go; larger ones are mapped, and digested in pieces."""
+_HEAD_BYTES = 64 << 10
+_HEADS_BYTES = 32 << 20
+"""What is kept of files without their pixels, at most: of each, and of all in a series."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,16 +62,24 @@ class Item:
         OSError
             It cannot be read.
         """
+        return self.opened()[0]
+
+    def opened(self) -> tuple[Source, bytes]:
+        """As :meth:`open`, with the same bytes but for the pixels: an instance whose Pixel Data is empty.
+
+        These are empty where they cannot be had by leaving out one part of the file.
+        """
         with self.path.open("rb") as file:
             if file.seek(0, os.SEEK_END) > _READ_WHOLE:
                 file.seek(self.offset)
                 digest = hashlib.file_digest(file, "sha256").hexdigest() if self.sha256 else ""
                 self._must_be(digest)
-                return Source.open(self.path)
+                return Source.open(self.path), b""
             file.seek(0)
             data = file.read()
         self._must_be(hashlib.sha256(memoryview(data)[self.offset :]).hexdigest() if self.sha256 else "")
-        return Source.open(data)
+        source = Source.open(data)
+        return source, _without_pixels(data, source)
 
     def _must_be(self, digest: str) -> None:
         if digest != self.sha256:
@@ -78,13 +89,32 @@ class Item:
             )
 
 
+def _without_pixels(data: bytes, source: Source) -> bytes:
+    """A file with an empty Pixel Data element, or nothing."""
+    value = source.pixel_data.value if source.pixel_data is not None else None
+    if (
+        not isinstance(value, memoryview) or value.obj is not data
+    ):  # encapsulated, inflated, swapped or very small
+        return b""
+    where = (np.frombuffer(v, np.uint8).__array_interface__["data"][0] for v in (value, data))
+    at = next(where) - next(where)
+    if len(data) - len(value) > _HEAD_BYTES:
+        return b""
+    # The four bytes before a native value are its length, in every encoding (PS3.5 7.1).
+    return data[: at - 4] + bytes(4) + data[at + len(value) :]
+
+
 @dataclass(slots=True)
 class Place:
-    """Where an instance lies in the scratch files, and how it is stored."""
+    """Where an instance lies in the scratch files, and how it is stored.
+
+    ``head`` is the file as it was verified, without its pixels; empty where it is to be read again.
+    """
 
     item: Item
     fmt: PixelFormat
     at: int
+    head: bytes = b""
 
     @property
     def frame_bytes(self) -> int:
@@ -98,6 +128,7 @@ class Opened(NamedTuple):
     source: Source
     fmt: PixelFormat
     stored: Stored
+    head: bytes
 
 
 class Slab(NamedTuple):
@@ -121,6 +152,7 @@ class Scratch:
     def __init__(self, folder: Path, scale: int = 1) -> None:
         self._folder, self._scale = folder, scale
         self._end = 0
+        self._heads_left = _HEADS_BYTES
         self.places: dict[str, Place] = {}
 
     def __enter__(self) -> Scratch:
@@ -139,18 +171,21 @@ class Scratch:
         SeriesError, OSError
             See :meth:`Item.open` and :func:`node.dicom.pixels.decode`.
         """
-        source = item.open()
+        source, head = item.opened()
         fmt = pixel_format(source)
         if max(fmt.rows, fmt.columns) * self._scale > MOST:
             raise SeriesError(f"{fmt.rows} x {fmt.columns} pixels cannot be doubled")
-        return Opened(item, source, fmt, decode(source, range(min(_frames_at_once(fmt), fmt.n_frames))))
+        stored = decode(source, range(min(_frames_at_once(fmt), fmt.n_frames)))
+        return Opened(item, source, fmt, stored, b"" if fmt.overlay_bits else head)
 
     def take(self, opened: Opened, threads: int = 1) -> Iterator[float]:
         """Put an instance away, its other frames too; yields the share that is done after every few of them."""
         item, fmt = opened.item, opened.fmt
         if item.sop_instance_uid in self.places:
             raise SeriesError("an instance is there twice")
-        place = Place(item=item, fmt=fmt, at=self._end)
+        head = opened.head if len(opened.head) <= self._heads_left else b""
+        self._heads_left -= len(head)
+        place = Place(item=item, fmt=fmt, at=self._end, head=head)
         step = _frames_at_once(fmt)
         left = [range(n, min(n + step, fmt.n_frames)) for n in range(step, fmt.n_frames, step)]
         others = in_order(partial(decode, opened.source), left, min(threads, len(left)), name="decode")
@@ -164,6 +199,16 @@ class Scratch:
                     # Whole pages: a mapping begins at one.
                     self._end += -(-place.frame_bytes * fmt.n_frames // _PAGE) * _PAGE
                 yield done / fmt.n_frames
+
+    def source(self, place: Place) -> Source:
+        """The instance that lies there, for all but its pixels: as it was verified, or verified anew.
+
+        Raises
+        ------
+        SeriesError, OSError
+            See :meth:`Item.open`.
+        """
+        return Source.open(place.head) if place.head else place.item.open()
 
     def slab(self, stack: Stack, first: int, last: int) -> Slab:
         """Slices [first, last) of a stack."""

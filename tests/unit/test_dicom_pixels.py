@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as hnp
 from pydicom.dataset import Dataset
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
+from node.dicom import pixels
 from node.dicom.decode import announced_size, can_decode, frame_cells
 from node.dicom.elements import PIXEL_DATA, Element, Fragments
 from node.dicom.modality import PROFILES
@@ -90,6 +91,37 @@ def test_halves_are_rounded_to_even_and_make_no_bias() -> None:
     stored = np.array([[[10, 11, 12, 13]]], np.uint16)
     values = to_values(stored, f).values + np.float32(0.5)
     assert to_stored(values, stored, np.ones(stored.shape, bool), f).tolist() == [[[10, 12, 12, 14]]]
+
+
+def _around_halves() -> Any:
+    """Whole numbers, halves and what lies beside halves, far beyond what 16 bits hold; and any other float32."""
+    halves = np.arange(-80_000, 80_000, dtype=np.float32) + np.float32(0.5)
+    beside = [np.nextafter(halves, np.float32(side)) for side in (-1e9, 1e9)]
+    others = np.random.default_rng(6).integers(0, 1 << 32, 1 << 17, np.uint32).view(np.float32)
+    others = others[np.abs(others) < 1e30]  # also without NaN
+    return np.concatenate([halves, halves - np.float32(0.5), *beside, others])[None]
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("intercept", [0.0, -1024.0, -1000.0, -8192.0, 32768.0])
+def test_the_short_way_back_gives_the_bits_of_the_long_one(intercept: float, signed: bool) -> None:
+    values = _around_halves()
+    near, good = np.empty_like(values), np.ones(values.shape, np.bool_)
+    for bits in (8, 12, 16):
+        how = fmt(bits_stored=bits, signed=signed, intercept=(intercept,))
+        frame = np.random.default_rng(bits).integers(0, 1 << 16, values.shape, np.uint16).view(how.dtype)
+        long, short = np.zeros_like(frame), np.zeros_like(frame)
+        pixels._backward(values, frame, good, 1.0, intercept, how, near, long)
+        assert pixels._shifted(values, intercept, how, near, short)
+        assert np.array_equal(short, long)
+
+
+@pytest.mark.parametrize("intercept", [-1023.0, 0.5, 1e7])
+def test_the_short_way_back_is_not_taken_where_it_would_round_otherwise(intercept: float) -> None:
+    values, out = np.zeros((1, 2), np.float32), np.zeros((1, 2), np.uint16)
+    assert not pixels._shifted(values, intercept, fmt(), values.copy(), out)
+    values[0, 0] = np.nan
+    assert not pixels._shifted(values, 0.0, fmt(), values.copy(), out)
 
 
 def test_each_frame_has_its_own_slope() -> None:

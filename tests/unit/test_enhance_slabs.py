@@ -11,16 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydicom.dataset import Dataset
 
 from engines.base import Engine, Params, Volume
 from engines.catalog import Catalog
 from node.dicom import pixels
+from node.dicom.elements import PIXEL_DATA, Element
 from node.dicom.stacks import stacks
 from node.enhance.chain import Work
 from node.enhance.memo import Memo, keys
 from node.enhance.scratch import Item, Scratch
-from tests.dicom_samples import enhanced
-from tests.enhancing import SIZE, Watched, chained, files, headers_of, series
+from node.errors import SeriesError
+from tests.dicom_samples import BIG, DEFLATED, EXPLICIT, IMPLICIT, enhanced, image
+from tests.enhancing import SIZE, Watched, chained, files, flip, headers_of, series
 
 
 @pytest.fixture(scope="module")
@@ -228,3 +231,47 @@ def test_large_frames_are_decoded_a_few_at_a_time(
     assert sorted((r.start, r.stop) for r in asked) == [(0, 4), (4, 8), (8, 11)]
     assert shares == [4 / 11, 8 / 11, 1]
     assert np.array_equal(np.stack([stored[i] for i in range(11)]), values)
+
+
+def _large(**attributes: Any) -> Dataset:
+    cells = np.random.default_rng(1).integers(0, 4096, (200, 200), np.uint16)
+    return image(cells, SOPInstanceUID="1.2.3", **attributes)
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])
+def test_an_instance_is_derived_from_the_bytes_that_were_verified(
+    tmp_path: Path, scratch: Path, syntax: str
+) -> None:
+    """What the disk makes of the file afterwards is nobody's business."""
+    (item,) = files(tmp_path / "in", [_large()], syntax)
+    whole = item.open()
+    with Scratch(scratch) as kept:
+        list(kept.take(kept.read(item)))
+        item.path.unlink()
+        found = kept.source(kept.places["1.2.3"])
+    assert (found.transfer_syntax_uid, found.meta_uids) == (whole.transfer_syntax_uid, whole.meta_uids)
+    assert found.pixel_data == Element(PIXEL_DATA, "OW", b"")
+    assert {t: e for t, e in found.elements.items() if t != PIXEL_DATA} == {
+        t: e for t, e in whole.elements.items() if t != PIXEL_DATA
+    }
+
+
+@pytest.mark.parametrize("why", ["deflated", "big endian", "small", "an overlay in its pixels", "no room"])
+def test_an_instance_that_cannot_be_had_without_its_pixels_is_verified_again(
+    tmp_path: Path, scratch: Path, why: str
+) -> None:
+    ds = image(SOPInstanceUID="1.2.3") if why == "small" else _large()
+    if why == "an overlay in its pixels":
+        ds.add_new(0x60000100, "US", 16)
+        ds.add_new(0x60000102, "US", 14)
+    syntax = {"deflated": DEFLATED, "big endian": BIG}.get(why, EXPLICIT)
+    (item,) = files(tmp_path / "in", [ds], syntax)
+    with Scratch(scratch) as kept:
+        if why == "no room":
+            kept._heads_left = 100
+        list(kept.take(kept.read(item)))
+        place = kept.places["1.2.3"]
+        assert kept.source(place).elements == item.open().elements
+        flip(item.path, item.path.stat().st_size // 2)
+        with pytest.raises(SeriesError, match="not those that were received"):
+            kept.source(place)
