@@ -104,7 +104,7 @@ class Scanner:
                 wait_until(lambda: len(self.results) > n, wait_s, "a result on the association")
         return int(status.Status)
 
-    def result(self, n: int = 1, within_s: float = 20.0) -> Result:
+    def result(self, n: int = 1, within_s: float = 60.0) -> Result:
         """The ``n``-th result, waited for."""
         wait_until(lambda: len(self.results) >= n, within_s, f"{n} results")
         return self.results[n - 1]

@@ -8,7 +8,7 @@ import sys
 import typer
 
 from engines.errors import EngineError
-from node.cli import admin, backup, gpu, health, records, server, tools
+from node.cli import admin, backup, commitments, gpu, health, records, server, tools
 from node.cli.common import tell_error
 from node.errors import ConfigError, NodeError
 from node.log import configure
@@ -25,6 +25,7 @@ server.register(app)
 tools.register(app)
 gpu.register(app)
 records.register(app)
+commitments.register(app)
 admin.register(app)
 health.register(app)
 backup.register(app)

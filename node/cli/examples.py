@@ -200,6 +200,26 @@ delivery 1 is pending
 $ luminode deliveries cancel 2
 delivery 2 is cancelled
 """,
+    "commitments list": r"""
+$ luminode commitments list
+id  state  from  instances  failed  asked                told                 why not
+2   READY  CT1   210        1       2026-03-02 08:22:30                       10.1.2.3:105 cannot be reached: no answer
+1   TOLD   CT1   24         0       2026-03-02 08:15:30  2026-03-02 08:15:31
+""",
+    "commitments show": r"""
+$ luminode commitments show 2
+transaction UID  1.2.840.99.2
+from             CT1 at 10.1.2.3 to LUMINODE
+state            READY
+promise          held
+instances        210, not committed: 1
+asked            2026-03-02 08:22:30
+looked at        2026-03-02 08:22:31
+told             not yet: 10.1.2.3:105 cannot be reached: no answer
+listens at       10.1.2.3:105
+SOP instance UID  reason  meaning
+1.2.840.99.2.17   0112H   not here
+""",
     "config show": r"""
 $ luminode config show
 {
@@ -306,6 +326,7 @@ STATUS_1: Mapping[str, str] = {
     "deliveries show": "there is no such delivery",
     "deliveries retry": "there is no such delivery, or it has not ended",
     "deliveries cancel": "there is no such delivery, or it has ended",
+    "commitments show": "there is no such commitment",
 }
 """When a verb ends with 1 besides where its store cannot be used."""
 

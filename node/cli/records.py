@@ -51,7 +51,8 @@ def register(app: typer.Typer) -> None:
     app.command("provenance")(provenance)
 
 
-def _states(given: Sequence[str] | None, kind: type[S]) -> list[S]:
+def states_of(given: Sequence[str] | None, kind: type[S]) -> list[S]:
+    """States as an admin writes them."""
     try:
         return [kind(s.upper()) for s in given or ()]
     except ValueError:
@@ -86,7 +87,7 @@ def series_list(
 ) -> None:
     """The newest series, with their state and why they were closed."""
     with opened(config) as store:
-        found = store.series.list(states=_states(state, SeriesState), limit=limit)
+        found = store.series.list(states=states_of(state, SeriesState), limit=limit)
         decisions = {i: _short(d) for i, d in store.series.decisions([s.id for s in found]).items()}
     if json:
         print_json(found)
@@ -213,7 +214,7 @@ def jobs_list(
 ) -> None:
     """The newest jobs."""
     with opened(config) as store:
-        found = store.jobs.list(_states(state, JobState), limit=limit)
+        found = store.jobs.list(states_of(state, JobState), limit=limit)
     if json:
         print_json(found)
         return
@@ -316,7 +317,7 @@ def deliveries_list(
 ) -> None:
     """The newest deliveries."""
     with opened(config) as store:
-        found = store.deliveries.list(_states(state, DeliveryState), limit=limit)
+        found = store.deliveries.list(states_of(state, DeliveryState), limit=limit)
         details = store.deliveries.details([f.id for f in found])
     if json:
         print_json(details)

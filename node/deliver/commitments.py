@@ -30,12 +30,12 @@ from node.store import Store, owners
 log = get_logger()
 
 LEASE_S: Final = 120.0
-_LOOK_S: Final = 1.0
+_LOOK_S: Final = 0.5
 _WAIT_S: Final = (2.0, 60.0)
 """Between two looks at what is on its way to PACS: a tenth of the time that it has taken, within these."""
 
 _BEAT_S: Final = 20.0
-_FIRST_S: Final = 5.0
+_FIRST_S: Final = 2.0
 _AT_MOST_S: Final = 900.0
 _PATIENCE_S: Final = 15.0
 """For each step of telling: whoever is there answers in a moment, and others wait for their results."""

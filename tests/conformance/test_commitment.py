@@ -74,24 +74,24 @@ def test_a_scanner_that_listens_is_told_on_an_association_of_ours(sqlite_store: 
         assert (told.event, told.transaction, told.committed) == (1, "1.2.9.1", frozenset(uids))
         assert told.calling == "LUMINODE"
         assert scanner.roles == [(True, False)]
-        wait_until(lambda: states(sqlite_store) == ["TOLD"], 10, "the scanner's answer is on record")
+        wait_until(lambda: states(sqlite_store) == ["TOLD"], 60, "the scanner's answer is on record")
 
 
 def test_a_scanner_that_waits_is_told_on_its_association(sqlite_store: Store) -> None:
     scanner = Scanner()
     with node(sqlite_store, scanner) as there:
         uids = sent(there.port)
-        assert scanner.ask(there.port, "1.2.9.1", uids, wait_s=20) == 0
+        assert scanner.ask(there.port, "1.2.9.1", uids, wait_s=60) == 0
         assert scanner.results[0].committed == frozenset(uids)
-        wait_until(lambda: states(sqlite_store) == ["TOLD"], 10, "the scanner's answer is on record")
+        wait_until(lambda: states(sqlite_store) == ["TOLD"], 60, "the scanner's answer is on record")
 
 
 def test_a_scanner_that_did_not_wait_is_told_when_it_comes_again(sqlite_store: Store) -> None:
     scanner, other = Scanner(), Scanner("CT2")
     with node(sqlite_store, scanner, other) as there:
         assert scanner.ask(there.port, "1.2.9.1", sent(there.port)) == 0
-        wait_until(lambda: states(sqlite_store) == ["READY"], 20, "the result is there")
-        assert other.ask(there.port, "1.2.9.2", ["1.2.3"], wait_s=20) == 0
+        wait_until(lambda: states(sqlite_store) == ["READY"], 60, "the result is there")
+        assert other.ask(there.port, "1.2.9.2", ["1.2.3"], wait_s=60) == 0
         assert [r.transaction for r in other.results] == ["1.2.9.2"]
         with scanner.associated(there.port):
             assert scanner.result().event == 1
@@ -137,7 +137,7 @@ def test_what_is_delivered_is_committed_when_pacs_has_it(sqlite_store: Store, sc
     with listening() as scanner, node(sqlite_store, scanner, pacs=settings, promise="delivered") as there:
         uids = sent(there.port)
         assert scanner.ask(there.port, "1.2.9.1", uids) == 0
-        wait_until(lambda: len(pacs.uids()) >= 3, 20, "PACS was asked")
+        wait_until(lambda: len(pacs.uids()) >= 3, 60, "PACS was asked")
         assert states(sqlite_store) == ["ASKED"]
         assert scanner.results == []
         pacs.default = 0
@@ -166,7 +166,7 @@ def test_what_nobody_gets_is_not_committed(sqlite_store: Store) -> None:
         sender.release()
         close_all(sqlite_store)
         for one in sqlite_store.deliveries.list():
-            wait_until(lambda i=one.id: cancelled(sqlite_store, i), 20, "it is cancelled")  # type: ignore[misc]
+            wait_until(lambda i=one.id: cancelled(sqlite_store, i), 60, "it is cancelled")  # type: ignore[misc]
         scanner.ask(there.port, "1.2.9.2", uids)
         assert scanner.result().failed == dict.fromkeys(uids, 0x110)
 
@@ -217,7 +217,7 @@ def test_the_same_request_again_is_told_again_and_another_is_refused(sqlite_stor
         for n in (1, 2):
             assert scanner.ask(there.port, "1.2.9.1", uids if n == 1 else uids[::-1]) == 0
             assert scanner.result(n).committed == frozenset(uids)
-            wait_until(lambda: states(sqlite_store) == ["TOLD"], 10, "told")
+            wait_until(lambda: states(sqlite_store) == ["TOLD"], 60, "told")
         assert scanner.ask(there.port, "1.2.9.1", uids[:2]) == 0x131
         assert other.ask(there.port, "1.2.9.1", uids) == 0x131
         assert states(sqlite_store) == ["TOLD"]
@@ -239,7 +239,7 @@ def test_a_scanner_that_is_away_or_refuses_is_told_later(
         uids = sent(there.port)
         scanner.ask(there.port, "1.2.9.1", uids)
         wait_until(
-            lambda: any(c.attempt for c in sqlite_store.commitments.list()), 20, "it was tried in vain"
+            lambda: any(c.attempt for c in sqlite_store.commitments.list()), 60, "it was tried in vain"
         )
         scanner.listen()
         try:
@@ -253,7 +253,7 @@ def test_who_never_listens_is_given_up_with_an_event(sqlite_store: Store) -> Non
     scanner = Scanner()
     with node(sqlite_store, scanner, tell_for=0.5) as there:
         scanner.ask(there.port, "1.2.9.1", sent(there.port))
-        wait_until(lambda: states(sqlite_store) == ["READY"], 20, "the result is there")
+        wait_until(lambda: states(sqlite_store) == ["READY"], 60, "the result is there")
     from node.deliver.commitments import Commitments
 
     later = Commitments(sqlite_store, lambda: datetime.now(UTC) + timedelta(seconds=60))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.faults.mutations import Mutation, Unexercised
+from tests.faults.mutations import Mutation
 
 _COMMIT = "node/receive/commit.py"
 _SPOOL = "node/store/spool.py"
@@ -11,6 +11,11 @@ _RECEIVING = "tests/faults/test_receiving.py"
 _LATE = "tests/faults/test_order_and_lateness.py"
 _RESTARTS = "tests/faults/test_restarts.py"
 _CUTS = "tests/faults/test_power_loss.py::test_what_was_acknowledged_survives_a_power_cut_at_any_moment"
+
+_COMMITMENTS = "node/deliver/commitments.py"
+_ROTTEN = (
+    "tests/faults/test_commitment.py::test_rotten_bytes_are_never_committed_and_the_result_outlives_everybody"
+)
 
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
@@ -199,11 +204,29 @@ MUTATIONS: tuple[Mutation, ...] = (
         new="        if not digest and parcel.sha256:\n",
         test="tests/faults/test_bit_rot.py::test_rotten_bytes_are_never_sent",
     ),
-)
-
-UNEXERCISED: tuple[Unexercised, ...] = (
-    Unexercised(
+    Mutation(
         invariant="R12",
-        why="storage commitment is not offered to scanners: the node refuses the presentation context.",
+        what="an instance is committed without a look at its bytes",
+        file=_COMMITMENTS,
+        old="            elif not self._store.spool.verify(found.path, found.offset, found.sha256):\n",
+        new="            elif not found.path:\n",
+        test=_ROTTEN,
+    ),
+    Mutation(
+        invariant="R12",
+        what="a scanner that cannot be reached counts as told",
+        file=_COMMITMENTS,
+        old="            commitments.later(one, self._owner, until, error.message, tried=True)\n",
+        new="            commitments.told(one.id, self._owner, until)\n",
+        test=_ROTTEN,
+    ),
+    Mutation(
+        invariant="R12",
+        what="a request is answered 0000H and not written down",
+        file="node/receive/commitment.py",
+        old="            self._take(request, authorized=authorized)\n",
+        new="",
+        test="tests/faults/test_commitment.py::"
+        "test_whatever_the_crash_point_a_request_that_was_taken_is_answered_rightly",
     ),
 )
