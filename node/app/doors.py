@@ -61,17 +61,21 @@ class Doors:
         Raises
         ------
         ReceiveError
-            The address cannot be bound.
+            The address cannot be bound, or there is no memory to share on this system.
         """
         if self.n == 1:
             return {}, ()
+        host, port = self._address
         try:
             if self._table < 0:
                 self._table = os.memfd_create("luminode-receivers", os.MFD_CLOEXEC)
+        except (AttributeError, OSError) as error:
+            told = f"several receivers cannot share memory here ({type(error).__name__})"
+            raise ReceiveError(0, told, hint="set node.receivers to 1") from None
+        try:
             if self._door is None:
                 self._door = _bound(self._address)
         except OSError as error:
-            host, port = self._address
             raise ReceiveError(
                 0,
                 f"cannot listen on {host}:{port}: {error.strerror or type(error).__name__}",

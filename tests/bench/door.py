@@ -45,6 +45,8 @@ DOOR = (
          who=("storescp", "luminode")),
     Case(name="four", told="{n} CT slices over four associations at once", n=300, associations=4,
          who=("forking", "luminode")),
+    Case(name="crowd", told="{n} MR slices over 128 associations at once", n=1280, kind=MR256, associations=128,
+         who=("luminode", "two")),
     Case(name="nagle", told="{n} CT slices by DCMTK's storescu as shipped (Nagle's algorithm on)", n=60,
          shipped=True, who=("as_shipped", "luminode")),
 )  # fmt: skip

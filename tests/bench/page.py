@@ -11,6 +11,7 @@ from tests.bench.telling import ratios, spread
 
 NAMES = {
     "luminode": "Luminode",
+    "two": "Luminode, two receivers",
     "storescp": "DCMTK storescp +B",
     "forking": "DCMTK storescp +B --fork",
     "as_shipped": "DCMTK storescp +B as shipped",

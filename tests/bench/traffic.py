@@ -233,7 +233,7 @@ def blast_all(
     def one(number: int) -> None:
         each = n // associations
         times.append(
-            blast(port, kind, each, seed * 100 + number, ae_title=ae_title, one_each=one_each, many=many)
+            blast(port, kind, each, seed * 1000 + number, ae_title=ae_title, one_each=one_each, many=many)
         )
 
     threads = [threading.Thread(target=one, args=(i,)) for i in range(associations)]
