@@ -236,7 +236,8 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
             messages.discard()
         if identity is not None and messages is not None:
             end = self._end or AssociationEnd.LOST
-            self._house.commit.ended(identity.id, end, self._house.clock())
+            if not messages.only_asks:
+                self._house.commit.ended(identity.id, end, self._house.clock())
             log.info(
                 "assoc.ended",
                 assoc=identity.id,
@@ -380,7 +381,8 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
         )
         self._wire.establish(frozenset(accepted.syntaxes))
         self._buffer = memoryview(bytearray(BUFFER))
-        house.commit.opened(self.identity)
+        if not self._messages.only_asks:
+            house.commit.opened(self.identity)
         log.debug("assoc.accepted", assoc=self.identity.id, calling_ae=calling, address=self.address)
 
     def _accept(self, request: Any, terms: Terms, raw: bytes) -> Accepted:

@@ -21,7 +21,7 @@ from node.store.db import Database, to_json
 from node.store.dialect import upsert
 from node.store.tables import CommitmentRow, ConflictRow, DeliveryRow, InstanceRow, OutcomeRow
 
-_FAR = timedelta(days=1)
+_FAR = timedelta(hours=1)
 """No pause is as long as this: a time further ahead was written while the clock was wrong (R53)."""
 _AT_ONCE = 500
 _OPEN = (CommitmentState.ASKED.value, CommitmentState.READY.value)

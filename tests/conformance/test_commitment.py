@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import random
+import struct
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from pynetdicom.dsutils import encode
 
 from node.config.commitment import CommitmentSettings
 from node.config.network import HostPort, ReportTo
@@ -15,12 +21,13 @@ from node.config.network import Peer as Allowed
 from node.model import DeliveryState
 from node.store import Store
 from tests.committing import INSTANCE, MODEL, Scanner, listening, request
+from tests.faults.scale import SEED
 from tests.forwarding import Scanner as Sender
 from tests.forwarding import close_all, delivering, forwarding
-from tests.peers import free_port, wait_until
+from tests.peers import OrthancPeer, free_port, wait_until
 from tests.receiving import House, config, house
 from tests.scripted import ScriptedScp
-from tests.senders import CT, MR, VERIFICATION, Peer, data_set
+from tests.senders import CT, MR, VERIFICATION, Peer, command_set, data_set, message, ui, us
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -272,6 +279,101 @@ def test_nothing_is_stored_on_the_context_of_the_service(sqlite_store: Store) ->
         assert peer.store("1.2.3.1", data_set("1.2.3.1"), sop_class=MODEL).status == 0x122
         assert peer.release() == 6
     assert sqlite_store.series.list() == []
+
+
+def action(
+    number: int = 1, *, sop_class: str = MODEL, instance: str = INSTANCE, kind: int = 1, data_type: int = 1
+) -> bytes:
+    """The command set of an N-ACTION-RQ."""
+    return command_set(
+        {
+            3: ui(sop_class), 0x100: us(0x130), 0x110: us(number), 0x800: us(data_type), 0x1001: ui(instance),
+            0x1008: us(kind),
+        }
+    )  # fmt: skip
+
+
+def test_whatever_a_peer_asks_it_is_answered_and_the_door_stays_open(sqlite_store: Store) -> None:
+    good = encode(request("1.2.9.1", ["1.2.3"]), False, True)
+    bad = encode(request("", ["1.2.3"]), False, True)
+    assert good is not None
+    assert bad is not None
+    chance = random.Random(SEED)
+    noise = [bytes(chance.randrange(256) for _ in range(chance.randrange(1, 300))) for _ in range(50)]
+    nested = b"".join(struct.pack("<HH2sHL", 8, 0x1199, b"SQ", 0, 0xFFFFFFFF) + b"\xfe\xff\x00\xe0\xff\xff\xff\xff"
+                      for _ in range(1000))  # fmt: skip
+    cases: list[tuple[bytes, bytes | None, int]] = [
+        (action(sop_class=CT), good, 0x118),
+        (action(instance="1.2.840.10008.1.20.1.2"), good, 0x112),
+        (action(kind=2), good, 0x123),
+        (action(data_type=0x101), None, 0x115),
+        (action(), b"", 0x115),
+        (action(), bad, 0x115),
+        (action(), good[:-3], 0x115),
+        (action(), nested, 0x115),
+        (action(), b"\0" * (4 * 1024 * 1024 + 2), 0x213),
+        *((action(), each, 0x115) for each in noise),
+        (command_set({0x100: us(0x110), 3: ui(MODEL), 0x110: us(1), 0x800: us(0x101)}), None, 0x211),
+        (action(), good, 0),
+    ]
+    with node(sqlite_store, Scanner(), Scanner("CT2")) as there, Peer(there.port) as peer:
+        peer.associate(MODEL, calling="CT1")
+        told = []
+        for command, data, _ in cases:
+            peer.send(message(1, command, data))
+            told.append(peer.answer().status)
+        assert told == [status for _, _, status in cases]
+        with Peer(there.port) as endless:
+            endless.associate(MODEL, calling="CT2")
+            with contextlib.suppress(OSError):
+                endless.send(message(1, action(), b"\0" * (10 * 1024 * 1024)))
+            assert endless.read()[0] in (0, 7)
+    (one,) = sqlite_store.commitments.list()
+    assert one.references == ((CT, "1.2.3"),)
+
+
+def test_a_request_that_is_cut_off_is_none(sqlite_store: Store) -> None:
+    data = encode(request("1.2.9.1", ["1.2.3"]), False, True)
+    assert data is not None
+    with node(sqlite_store, Scanner()) as there:
+        with Peer(there.port) as peer:
+            peer.associate(MODEL, calling="CT1")
+            peer.send(message(1, action(), data)[:-20])
+        there.quiet()
+        assert sqlite_store.commitments.list() == []
+        assert there.associations() == []  # no series waits for who cannot send one
+
+
+@pytest.mark.peer
+def test_orthanc_asks_and_is_told(sqlite_store: Store, orthanc: OrthancPeer) -> None:
+    """A requester that is none of ours: it stores, asks, and listens for the result."""
+    listens = ReportTo(address=HostPort(host="127.0.0.1", port=orthanc.port))
+    told = forwarding(
+        {"pacs": {**NOWHERE, "address": f"127.0.0.1:{free_port()}"}},
+        accept_from=(Allowed(ae_title="ORTHANC", report_to=listens),),
+        commitment=CommitmentSettings(promise="held"),
+    )
+    with house(sqlite_store, told) as there, delivering(sqlite_store):
+        uids = sent(there.port, calling="ORTHANC")
+        put(orthanc, "/modalities/node", ["LUMINODE", "127.0.0.1", there.port], "PUT")
+        wanted = {"DicomInstances": [[CT, uid] for uid in (*uids, "1.2.3.4")]}
+        asked = put(orthanc, "/modalities/node/storage-commitment", wanted, "POST")
+        where = f"/storage-commitment/{asked['ID']}"
+        wait_until(lambda: orthanc.get(where)["Status"] != "Pending", 60, "Orthanc was told")
+        result = orthanc.get(where)
+        assert result["Status"] == "Failure"
+        assert {i["SOPInstanceUID"] for i in result["Success"]} == set(uids)
+        assert [i["SOPInstanceUID"] for i in result["Failures"]] == ["1.2.3.4"]
+        assert "not available" in result["Failures"][0]["Description"]  # its words for 0112H
+
+
+def put(orthanc: OrthancPeer, path: str, body: object, method: str) -> dict[str, str]:
+    asked = urllib.request.Request(
+        f"http://127.0.0.1:{orthanc.http_port}{path}", json.dumps(body).encode(), method=method
+    )
+    with urllib.request.urlopen(asked, timeout=20) as answer:
+        found: dict[str, str] = json.loads(answer.read() or b"{}")
+        return found
 
 
 def states(store: Store) -> list[str]:

@@ -52,7 +52,9 @@ class Site:
         self.alive += [self.nursery.bear(role, self.folder, failpoints=failpoints) for role in roles]
         if "receive" in roles:
             one = self.alive[-1]
-            wait_until(lambda: one.dead() or listens(self.port), 60, "the receiver listens, or is dead already")
+            wait_until(
+                lambda: one.dead() or listens(self.port), 60, "the receiver listens, or is dead already"
+            )
 
     def kill(self) -> None:
         """SIGKILL to every role that lives."""
