@@ -134,7 +134,7 @@ class Enhancer:
         self._core = core
         self._threads = threads
         self._turn = BoundedSemaphore(max(1, core.calls))
-        n_hands = max(1, threads // 2)
+        self._n_hands = n_hands = max(1, threads // 2)
         self._hands = BoundedSemaphore(n_hands)
         # Of all calls: where a slab ends, threads go on with the next one. Those that wait for the core or for a hand
         # are beyond the number that is at work.
@@ -172,12 +172,14 @@ class Enhancer:
         return self._measured(volume)
 
     def _measured(self, volume: Volume) -> Survey:
-        n = volume.shape[0]
-        parts = [_part(volume, range(i, i + 1)) for i in range(n)]
-
-        return join(
-            self._in_threads(noise.survey, parts)
-        )  # its calls are long: threads do them beside each other
+        parts = [_part(volume, range(i, i + 1)) for i in range(volume.shape[0])]
+        if self._n_hands > 1 or self._core.device != "cpu":
+            return join(self._in_threads(noise.survey, parts))  # its calls are long: threads share them
+        found = []
+        for part in parts:  # where there is one hand, the other threads are the network's
+            with self._hands:
+                found.append(noise.survey(part))
+        return join(found)
 
     def _in_threads(self, function: Callable[[T], R], tasks: Sequence[T]) -> list[R]:
         """Map over tasks; each result depends on its task alone, so threads change no bit."""

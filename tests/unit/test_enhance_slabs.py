@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
+from engines import noise
 from engines.base import Engine, Params, Volume
 from engines.catalog import Catalog
 from node.dicom import pixels
@@ -24,6 +25,7 @@ from node.enhance.scratch import Item, Scratch
 from node.errors import SeriesError
 from tests.dicom_samples import BIG, DEFLATED, EXPLICIT, IMPLICIT, enhanced, image
 from tests.enhancing import SIZE, Watched, chained, files, flip, headers_of, series
+from tests.laws import uniform
 
 
 @pytest.fixture(scope="module")
@@ -275,3 +277,24 @@ def test_an_instance_that_cannot_be_had_without_its_pixels_is_verified_again(
         flip(item.path, item.path.stat().st_size // 2)
         with pytest.raises(SeriesError, match="not those that were received"):
             kept.source(place)
+
+
+@pytest.mark.parametrize("threads", [2, 4])
+def test_where_there_is_one_hand_a_slab_is_surveyed_with_it(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """The other thread is the network's then; where there are more, they share the slices of a slab."""
+    engine = catalog.load("ct-tv", threads=threads)
+    seen: set[tuple[bool, bool]] = set()
+
+    def survey(volume: Volume) -> Any:
+        free = engine.hands.acquire(blocking=False)  # type: ignore[attr-defined]
+        if free:
+            engine.hands.release()  # type: ignore[attr-defined]
+        seen.add((free, threading.current_thread() is threading.main_thread()))
+        return measured(volume)
+
+    measured = noise.survey
+    monkeypatch.setattr("engines.front.noise.survey", survey)
+    engine.survey(uniform("CT", 40.0, 20.0, (5, 64, 64)))
+    assert seen == ({(False, True)} if threads == 2 else {(True, False)})
