@@ -138,17 +138,18 @@ def test_every_reason_not_to_commit_is_told(sqlite_store: Store) -> None:
 
 
 def test_what_is_delivered_is_committed_when_pacs_has_it(sqlite_store: Store, scripted: Scripted) -> None:
-    pacs = scripted()
-    pacs.default = 0xA700
+    full = [True]
+    pacs = scripted(store=lambda _n, _uid: 0xA700 if full else 0)
     settings = pacs.settings(retry={"first": 0.05, "at_most": 0.2})
     with listening() as scanner, node(sqlite_store, scanner, pacs=settings, promise="delivered") as there:
         uids = sent(there.port)
         assert scanner.ask(there.port, "1.2.9.1", uids) == 0
-        wait_until(lambda: len(pacs.uids()) >= 3, 60, "PACS was asked")
+        wait_until(lambda: pacs.n_stores >= 6, 60, "PACS has refused, more than once")
         assert states(sqlite_store) == ["ASKED"]
         assert scanner.results == []
-        pacs.default = 0
+        full.clear()
         assert scanner.result().committed == frozenset(uids)
+        assert pacs.uids() == sorted(uids)
 
 
 def test_what_pacs_does_not_get_in_time_is_not_committed(sqlite_store: Store) -> None:

@@ -86,7 +86,7 @@ def test_a_request_has_a_bound() -> None:
     assert told.value.status == 0x213
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data(), syntax=st.sampled_from(SYNTAXES))
 def test_whatever_comes_is_read_or_refused(data: st.DataObject, syntax: str) -> None:
     good = bytearray(encoded(request("1.2.9", ["1.2.3", "1.2.4"]), syntax))
@@ -104,7 +104,7 @@ def test_whatever_comes_is_read_or_refused(data: st.DataObject, syntax: str) -> 
     assert statuses <= {0x115, 0x213}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(raw=st.binary(max_size=400), syntax=st.sampled_from(SYNTAXES))
 def test_noise_is_refused(raw: bytes, syntax: str) -> None:
     with pytest.raises(HeaderFault):
