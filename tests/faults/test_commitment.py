@@ -138,7 +138,7 @@ def lies(told: Result, uids: Sequence[str], rotten: set[str]) -> list[str]:
 def test_rotten_bytes_are_never_committed_and_the_result_outlives_everybody(
     sqlite_template: Path, tmp_path: Path, nursery: Nursery
 ) -> None:
-    n, n_rotten, chance = count(50, 1000), count(5, 100), random.Random(SEED)
+    n, n_rotten, chance = count(30, 1000), count(4, 100), random.Random(SEED)
     with site(sqlite_template, tmp_path / "site", nursery) as here:
         here.bear("receive")
         uids = here.sent(n)

@@ -222,6 +222,14 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         invariant="R12",
+        what="an instance that PACS does not have yet is committed as delivered",
+        file="node/store/commitments.py",
+        old='    if promise == "held" or missing == 0:\n',
+        new='    if promise == "held" or missing >= 0:\n',
+        test="tests/conformance/test_commitment.py::test_what_is_delivered_is_committed_when_pacs_has_it",
+    ),
+    Mutation(
+        invariant="R12",
         what="a request is answered 0000H and not written down",
         file="node/receive/commitment.py",
         old="            self._take(request, authorized=authorized)\n",
