@@ -294,10 +294,26 @@ def _store_error(error: DBAPIError) -> StoreError:
 
 
 _CANNOT_CONNECT = (
-    ("password authentication failed", "does not take the password", "check the user and password of store.database"),
-    ("no password supplied", "wants a password", "write ${DB_PASSWORD} in store.database, and set it for the node"),
-    ("Connection refused", "is not there: nobody listens", "start it, or check the host and port of store.database"),
-    ("No such file or directory", "is not there: nobody listens", "start it, or check the host of store.database"),
+    (
+        "password authentication failed",
+        "does not take the password",
+        "check the user and password of store.database",
+    ),
+    (
+        "no password supplied",
+        "wants a password",
+        "write ${DB_PASSWORD} in store.database, and set it for the node",
+    ),
+    (
+        "Connection refused",
+        "is not there: nobody listens",
+        "start it, or check the host and port of store.database",
+    ),
+    (
+        "No such file or directory",
+        "is not there: nobody listens",
+        "start it, or check the host of store.database",
+    ),
 )
 """What libpq says where there is no connection yet, and what of that may be told: the whole quotes the address."""
 
