@@ -99,7 +99,9 @@ def defect(error: BaseException | None) -> str:
             f'  File "{one.filename}", line {one.lineno}, in {one.name}\n'
             for one in traceback.extract_tb(error.__traceback__)
         )
-        told.append(f"Traceback (most recent call last):\n{frames}{type(error).__module__}.{type(error).__qualname__}")
+        told.append(
+            f"Traceback (most recent call last):\n{frames}{type(error).__module__}.{type(error).__qualname__}"
+        )
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return "\nwhich came of this:\n".join(told)
 

@@ -294,7 +294,9 @@ def database(value: object) -> str:
         return value
     if value.startswith("postgresql+psycopg://"):
         if "sslpassword=" in value.lower():
-            raise Refused("the database URL holds a key's passphrase", "use a key without one, for the node alone")
+            raise Refused(
+                "the database URL holds a key's passphrase", "use a key without one, for the node alone"
+            )
         if _POSTGRESQL.fullmatch(value):
             return value
         raise Refused(

@@ -298,7 +298,12 @@ def _run(program: str, *arguments: str, url: URL) -> None:
     """One of PostgreSQL's own tools; the password goes by the environment, not the command line."""
     # Everybody on this machine may read a process's arguments, and nobody its environment.
     bare = URL.create(
-        "postgresql", username=url.username, host=url.host, port=url.port, database=url.database, query=url.query
+        "postgresql",
+        username=url.username,
+        host=url.host,
+        port=url.port,
+        database=url.database,
+        query=url.query,
     ).difference_update_query(["password"])  # `URL.set(password=None)` leaves it
     where = bare.render_as_string(hide_password=False)
     environment = dict(os.environ)
