@@ -144,11 +144,12 @@ class Crowd:
         with self._locked(_WRITES):
             yield
 
-    def opened(self, accepts: bool) -> None:
-        """Tell whether this one accepts connections."""
+    def opened(self, accepts: bool) -> bool:
+        """Tell whether this one accepts connections; returns whether any other does."""
         with self.turn():
             high, n, _, called = self._head(self._own)
             _HEAD.pack_into(self._memory, self._own * _REGION, high, n, accepts, called)
+            return any(self._head(i)[2] for i in range(MOST) if i != self._own)
 
     @property
     def n_elsewhere(self) -> int:

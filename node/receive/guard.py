@@ -259,8 +259,6 @@ class Guard(AssociationServer):  # type: ignore[misc]
 
     def start(self) -> None:
         """Accept connections in a thread of its own until :meth:`close`."""
-        if self._shared is not None:
-            self._shared[1].opened(True)
         self._thread = threading.Thread(
             target=self.serve_forever, kwargs={"poll_interval": 0.2}, name="door:accept", daemon=True
         )
@@ -272,7 +270,8 @@ class Guard(AssociationServer):  # type: ignore[misc]
         if self._shared is None:
             sockets.cut(self.socket)  # wakes the thread, and whoever connects from here on is refused
         else:
-            self._shared[1].opened(False)  # the others listen on
+            if not self._shared[1].opened(False):  # else the others listen on
+                sockets.cut(self.socket)  # their supervisor may be dead: nobody else would close it
         if self._thread is not None:
             super(AssociationServer, self).shutdown()  # pynetdicom's own wants to be in the AE's list
             self._thread.join()
@@ -286,6 +285,7 @@ class Guard(AssociationServer):  # type: ignore[misc]
             return
         self.socket.close()
         self.socket = self._shared[0]
+        self._shared[1].opened(True)  # before it listens: the last one that goes shuts the socket
         self.socket.setblocking(False)  # another receiver may be the first to accept
         self.server_address = self.socket.getsockname()
 

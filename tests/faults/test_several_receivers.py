@@ -149,6 +149,9 @@ def test_one_that_hangs_keeps_nobody_waiting(node: Several, which: int) -> None:
     """R16: connections wait in one queue, and whoever is alive takes the next."""
     n = count(5, 100)
     hangs = node.pids()[which]
+    # Whoever is stopped inside a transaction keeps SQLite locked, as no crash does: nobody is to be in one.
+    wait_until(lambda: not node.rows(OPEN), 20.0, "the ends of the associations before are recorded")
+    time.sleep(0.3)
     os.kill(hangs, signal.SIGSTOP)
     try:
         slowest = max(good(node, f"1.2.10.{which}{k}") for k in range(n))
@@ -339,6 +342,23 @@ def test_a_new_configuration_and_the_end_reach_all_of_them(node: Several) -> Non
     assert statuses == [0] * 4
     assert n_stored == 4
     assert not node.rows(OPEN)
+
+
+def test_a_supervisor_that_is_killed_leaves_nobody_waiting(node: Several) -> None:
+    """R1: what is under way is finished while newcomers are refused, not kept at a door that nobody opens."""
+    receivers = [psutil.Process(pid) for pid in node.pids().values()]
+    whole = message(1, store_rq("1.2.8.9"), data_set("1.2.8.9", pixels=bytes(50_000)))
+    with node.peer() as peer:
+        peer.associate(CT)
+        peer.send(whole[:-20_000])
+        time.sleep(0.3)
+        node.process.kill()
+        node.process.wait(20)
+        wait_until(lambda: refuses(node.port), 8.0, "nobody comes in")
+        peer.send(whole[-20_000:])
+        assert peer.answer().status == 0
+    psutil.wait_procs(receivers, 30)
+    assert "1.2.8.9" in node.stored()
 
 
 def rejects(node: Several) -> bool:
