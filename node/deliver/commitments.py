@@ -161,7 +161,9 @@ class Commitments:
             return False
         failpoint("deliver.before_commitment_told")
         try:
-            send(one)
+            told = send(one, is_old=lambda: commitments.again(one, self._owner, self._now()))
+        except StoreError:
+            raise
         except NodeError as error:
             failures = one.attempt + 1
             pause = full_jitter_s(failures, first_s=_FIRST_S, at_most_s=_AT_MOST_S, chance=random.random())
@@ -174,6 +176,9 @@ class Commitments:
                     why=error.message, hint=error.hint or "it is tried again; see `report_to` of this peer",
                 )  # fmt: skip
             return True
+        if not told:
+            log.info("commitment.looked_at_again", transaction=one.transaction_uid, calling_ae=one.calling_ae)
+            return True
         commitments.told(one.id, self._owner, self._now())
         log.info(
             "commitment.told", transaction=one.transaction_uid, calling_ae=one.calling_ae,
@@ -182,8 +187,13 @@ class Commitments:
         return True
 
 
-def send(one: Commitment) -> None:
+def send(one: Commitment, *, is_old: Callable[[], bool]) -> bool:
     """Tell a result by N-EVENT-REPORT on an association of ours, as the provider of the service.
+
+    Parameters
+    ----------
+    is_old
+        Asked once the requester is there; if so nothing is told, and False is returned.
 
     Raises
     ------
@@ -201,9 +211,12 @@ def send(one: Commitment) -> None:
                 "it does not take results of storage commitment there",
                 hint="it must accept the Storage Commitment Push Model with the node as its SCP",
             )
+        if is_old():
+            return False
         event, data = report(one.transaction_uid, one.references, one.failed, syntax)
         answer = sender.report(sender.accepted[PUSH_MODEL, syntax], PUSH_MODEL, PUSH_INSTANCE, event, data)
     finally:
         sender.release()
     if answer.status:
         raise ContextNotAccepted(f"it answered the result with {describe(answer.status)}")
+    return True

@@ -181,18 +181,14 @@ class Desk:
         if self._telling is not None or now < self._look_at:
             return
         self._look_at = now + _LOOK_S
+        commitments, at = self._house.commitments, self._house.clock()
+        title = self._association.calling_ae
         try:
-            one = self._house.commitments.claim(
-                CommitmentState.READY,
-                self._owner,
-                LEASE_S,
-                self._house.clock(),
-                calling_ae=self._association.calling_ae,
-            )
+            one = commitments.claim(CommitmentState.READY, self._owner, LEASE_S, at, calling_ae=title)
+            if one is None or commitments.again(one, self._owner, at):
+                return
         except StoreError as error:
             log.error("commitment.unread", assoc=self._association.id, error=str(error))
-            return
-        if one is None:
             return
         self._telling = one
         self._message = self._message % 65535 + 1

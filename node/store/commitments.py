@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, or_, select, update
 
+from node.dicom.status import Status
 from node.model import Commitment, CommitmentState, DeliveryState, Promise
 from node.store import owners, rows
 from node.store.clock import WATCH
@@ -23,6 +24,8 @@ from node.store.tables import CommitmentRow, ConflictRow, DeliveryRow, InstanceR
 
 _FAR = timedelta(hours=1)
 """No pause is as long as this: a time further ahead was written while the clock was wrong (R53)."""
+_FRESH = timedelta(minutes=10)
+"""A result is told while it is as young as this: files rot, and people cancel deliveries, while nobody listens."""
 _AT_ONCE = 500
 _OPEN = (CommitmentState.ASKED.value, CommitmentState.READY.value)
 _SENDING = (DeliveryState.PENDING.value, DeliveryState.SENDING.value)
@@ -183,6 +186,14 @@ class Commitments:
             commitment_id, owner, "READY", state=CommitmentState.TOLD.value, told_at=at, failure=""
         )
 
+    def again(self, one: Commitment, owner: str, now: datetime) -> bool:
+        """READY -> ASKED if its result is too old to be told, for what was so then may be so no more."""
+        if one.ready_at is not None and timedelta(0) <= now - one.ready_at <= _FRESH:
+            return False
+        anew = {"failed": {}, "n_failed": 0, "ready_at": None, "not_before": now}
+        self._move(one.id, owner, "READY", state=CommitmentState.ASKED.value, **anew)
+        return True
+
     def give_up(self, now: datetime) -> builtins.list[Commitment]:
         """READY -> GIVEN_UP for all whose requester could not be told in all that time; returns them."""
         row = CommitmentRow
@@ -267,13 +278,24 @@ class Commitments:
 
 
 def _held(connection: Connection, wanted: Sequence[str], promise: Promise) -> dict[str, Held]:
-    """Other bytes under a UID make it unsafe: nobody can tell which of the two the peer means."""
+    """Other bytes under a UID make it unsafe: nobody can tell which of the two the peer means.
+
+    Nor does a PACS say which bytes it holds that answers 0111H, that it has this UID already.
+    """
     of = and_(
         DeliveryRow.series_id == InstanceRow.series_id,
         DeliveryRow.state != DeliveryState.CANCELLED.value,
     )
-    has_outcome = exists().where(
-        OutcomeRow.delivery_id == DeliveryRow.id, OutcomeRow.instance_id == InstanceRow.id, OutcomeRow.done
+    folder = DeliveryRow.settings["kind"].as_string() == "folder"  # it has compared the bytes
+    has_outcome = (
+        exists()
+        .where(
+            OutcomeRow.delivery_id == DeliveryRow.id,
+            OutcomeRow.instance_id == InstanceRow.id,
+            OutcomeRow.done,
+            or_(OutcomeRow.status != Status.DUPLICATE_SOP_INSTANCE.value, folder),
+        )
+        .correlate(DeliveryRow, InstanceRow)  # else it asks for any instance of the delivery
     )
     n = select(func.count()).select_from(DeliveryRow).where(of)
     missing = n.where(~has_outcome)

@@ -18,12 +18,13 @@ from pynetdicom.dsutils import encode
 from node.config.commitment import CommitmentSettings
 from node.config.network import HostPort, ReportTo
 from node.config.network import Peer as Allowed
+from node.deliver.commitments import Commitments
 from node.model import DeliveryState
 from node.store import Store
 from tests.committing import INSTANCE, MODEL, Scanner, listening, request
 from tests.faults.scale import SEED
 from tests.forwarding import Scanner as Sender
-from tests.forwarding import close_all, delivering, forwarding
+from tests.forwarding import all_sent, close_all, delivering, forwarding
 from tests.peers import OrthancPeer, free_port, wait_until
 from tests.receiving import House, config, house
 from tests.scripted import ScriptedScp
@@ -152,6 +153,41 @@ def test_what_is_delivered_is_committed_when_pacs_has_it(sqlite_store: Store, sc
         assert pacs.uids() == sorted(uids)
 
 
+def test_what_pacs_has_of_a_series_says_nothing_of_the_rest(sqlite_store: Store, scripted: Scripted) -> None:
+    """One of three is refused, first for now and then for good: each instance is committed for itself."""
+    answer = [0xA700]
+    pacs = scripted(store=lambda _n, uid: answer[0] if uid.endswith(".2") else 0)
+    settings = pacs.settings(retry={"first": 0.05, "at_most": 0.2})
+    with listening() as scanner, node(sqlite_store, scanner, pacs=settings, promise="delivered") as there:
+        uids = sent(there.port)
+        scanner.ask(there.port, "1.2.9.1", uids)
+        wait_until(lambda: pacs.n_stores >= 6, 60, "one was refused, more than once")
+        held = sqlite_store.commitments.held(uids, "delivered")
+        assert [held[uid].way for uid in uids] == ["safe", "waits", "safe"]
+        assert states(sqlite_store) == ["ASKED"]
+        answer[0] = 0xC000
+        close_all(sqlite_store)
+        assert scanner.result().committed == {uids[0], uids[2]}
+        assert scanner.result().failed == {uids[1]: 0x110}
+
+
+def test_what_pacs_says_it_had_before_is_not_committed_as_delivered(
+    sqlite_store: Store, scripted: Scripted
+) -> None:
+    """0111H speaks of a UID: whether PACS holds these bytes under it nobody has said."""
+    pacs = scripted(store=lambda n, _uid: 0x0111 if n == 1 else 0)
+    with (
+        listening() as scanner,
+        node(sqlite_store, scanner, pacs=pacs.settings(), promise="delivered") as there,
+    ):
+        uids = sent(there.port)
+        close_all(sqlite_store)
+        wait_until(lambda: all_sent(sqlite_store), 60, "PACS has said what it says")
+        scanner.ask(there.port, "1.2.9.1", uids)
+        assert len(scanner.result().failed) == 1
+        assert len(scanner.result().committed) == 2
+
+
 def test_what_pacs_does_not_get_in_time_is_not_committed(sqlite_store: Store) -> None:
     with listening() as scanner, node(sqlite_store, scanner, promise="delivered", answer_within=1.0) as there:
         uids = sent(there.port)
@@ -257,13 +293,49 @@ def test_a_scanner_that_is_away_or_refuses_is_told_later(
         assert scanner.refuse == 0
 
 
+@pytest.mark.parametrize("listens", [True, False])
+def test_a_result_that_got_old_is_not_told_before_a_new_look(
+    sqlite_store: Store, monkeypatch: pytest.MonkeyPatch, listens: bool
+) -> None:
+    """While nobody listened, the files went and a person cancelled what was to pass them on."""
+    scanner, later = Scanner(), timedelta(days=2)
+    if listens:
+        scanner.listen()
+    allowed = peers(scanner)
+    scanner.stop()
+    with node(sqlite_store, scanner) as there:
+        node_settings = there.config.node.model_copy(update={"accept_from": allowed})
+        there.receiver.apply(there.config.model_copy(update={"node": node_settings}))
+        uids = sent(there.port)
+        scanner.ask(there.port, "1.2.9.1", uids)
+        wait_until(lambda: states(sqlite_store) == ["READY"], 60, "the result is there")
+        for series in sqlite_store.series.list():
+            for one in sqlite_store.series.instances(series.id):
+                sqlite_store.spool.path(one.path).unlink()
+    late = Commitments(sqlite_store, lambda: datetime.now(UTC) + later)
+
+    def told() -> bool:
+        late.look()
+        late.tell()
+        return bool(scanner.results)
+
+    with contextlib.ExitStack() as stack:
+        if listens:
+            stack.callback(scanner.stop)
+            scanner.listen()
+        else:
+            monkeypatch.setattr("tests.receiving.utc", lambda: datetime.now(UTC) + later)
+            there = stack.enter_context(house(sqlite_store, there.config))
+            stack.enter_context(scanner.associated(there.port))
+        wait_until(told, 60, "a result")
+    assert scanner.result().failed == dict.fromkeys(uids, 0x110)
+
+
 def test_who_never_listens_is_given_up_with_an_event(sqlite_store: Store) -> None:
     scanner = Scanner()
     with node(sqlite_store, scanner, tell_for=0.5) as there:
         scanner.ask(there.port, "1.2.9.1", sent(there.port))
         wait_until(lambda: states(sqlite_store) == ["READY"], 60, "the result is there")
-    from node.deliver.commitments import Commitments
-
     later = Commitments(sqlite_store, lambda: datetime.now(UTC) + timedelta(seconds=60))
     later.tidy()
     assert states(sqlite_store) == ["GIVEN_UP"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from node.model import Commitment, CommitmentState, Promise
+from node.model import Commitment, CommitmentState, Outcome, Promise
 from node.store import Store, owners
 from tests.storing import CT, NOW, after, received
 
@@ -82,6 +82,17 @@ def test_the_same_again_is_one_request_and_another_is_refused(store: Store) -> N
     assert len(store.commitments.list()) == 1
 
 
+def test_a_result_that_got_old_is_looked_at_anew(store: Store) -> None:
+    ask(store)
+    store.commitments.ready(claimed(store, ASKED).id, "a", {"1.2.3": 0x110}, NOW)
+    one = claimed(store, READY)
+    assert not store.commitments.again(one, "a", after(600))
+    assert store.commitments.again(one, "b", after(601))  # not its own: nothing is told, nothing is written
+    assert store.commitments.list()[0].state is READY
+    assert store.commitments.again(one, "a", after(601))
+    assert claimed(store, ASKED, at=601).failed == {}
+
+
 def test_who_has_no_address_is_told_by_title(store: Store) -> None:
     ask(store, report_to=None)
     one = claimed(store, ASKED)
@@ -114,6 +125,25 @@ def test_what_waits_for_one_scanner_is_put_off_together_and_given_up_alone(store
 def test_a_clock_that_was_ahead_holds_up_nothing_for_long(store: Store) -> None:
     ask(store, at=after(86400))
     assert claimed(store, ASKED).transaction_uid == "1.2.9.1"
+
+
+def test_each_instance_is_delivered_for_itself(store: Store) -> None:
+    """What a PACS holds that says 0111H nobody knows; a folder says so of the same bytes."""
+    for kind, n_safe in (("dimse", 2), ("folder", 3)):
+        series = n_safe
+        sent = [received(store, n, series=series) for n in range(1, 5)]
+        store.reception.record(sent, forward={kind: {"kind": kind}})
+        uids = [one.sop_instance_uid for one in sent]
+        delivery = store.deliveries.claim("d", 60, after(10), destination=kind, originals=True)
+        assert delivery is not None
+        statuses = (0, 0xB000, 0x0111)
+        outcomes = [
+            Outcome(sop_instance_uid=uid, status=status, done=True, retryable=False)
+            for uid, status in zip(uids, statuses, strict=False)
+        ]
+        assert store.deliveries.record_outcomes(delivery.id, "d", delivery.attempt, outcomes)
+        held = store.commitments.held(uids, "delivered")
+        assert [held[uid].way for uid in uids] == ["safe"] * n_safe + ["waits"] * (4 - n_safe)
 
 
 def test_how_safe_an_instance_is(store: Store) -> None:
