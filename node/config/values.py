@@ -300,8 +300,9 @@ def database(value: object) -> str:
         if _POSTGRESQL.fullmatch(value):
             return value
         raise Refused(
-            "the database URL is not whole, or its password has characters that a URL reads",
-            "write postgresql+psycopg://user:${DB_PASSWORD}@host/luminode; in a password write @ as %40, % as %25",
+            "the database URL is not whole, or its user, password or query has characters that a URL reads",
+            "write postgresql+psycopg://user:${DB_PASSWORD}@host/luminode; within a part of it write @ as %40, "
+            "% as %25, a space as %20",
         )
     hint = "write sqlite:///var/luminode.db or postgresql+psycopg://user:${DB_PASSWORD}@host/luminode"
     if value.startswith(("postgresql:", "postgres:", "postgresql+")):

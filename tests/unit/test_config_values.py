@@ -3,15 +3,41 @@
 from __future__ import annotations
 
 import math
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.config import values
+from node.config import tree, values
 from node.config.network import HostPort, Peer
 from node.config.schema import NodeSettings
 from node.config.values import Refused
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["u@/d?host=/var/run/postgresql", "/d?host=/a", "u:a%40b@h:5432/d", "u:a/b?c#d@h/d", "u%40srv:p@h/d",
+     "u:p@[::1]/d?sslmode=verify-full&sslrootcert=/a%20b.pem", "u:p@h/d?host=a:1&host=b:2"],
+)  # fmt: skip
+def test_what_is_a_database_on_a_server(part: str) -> None:
+    assert values.database(f"postgresql+psycopg://{part}") == f"postgresql+psycopg://{part}"
+
+
+@pytest.mark.parametrize("part", ["u@srv:p@h/d", "u:a b@h/d", "u:p@h/d?sslrootcert=/a b.pem"])
+def test_what_a_url_has_to_have_quoted_is_said(part: str) -> None:
+    with pytest.raises(Refused) as refused:
+        values.database(f"postgresql+psycopg://{part}")
+    assert "@ as %40" in refused.value.hint
+    assert "space as %20" in refused.value.hint
+
+
+@pytest.mark.parametrize("piece", [",a:", "://:", ",a", "[a:@"])
+def test_a_long_value_is_told_at_once(piece: str) -> None:
+    """However a file of the largest size is made, nobody waits for its passwords to be looked for."""
+    began = time.process_time()
+    values.quote(piece * (tree.MAX_CHARACTERS // len(piece)))
+    assert time.process_time() - began < 10
 
 
 @pytest.mark.parametrize(

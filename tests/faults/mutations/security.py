@@ -71,8 +71,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         invariant="S7",
         what="a password in the query of a URL is shown",
         file="node/config/masks.py",
-        old='    return _QUERY.sub(r"\\g<1>***", _PASSWORD.sub(r"\\g<1>***\\g<2>", text))\n',
-        new='    return _PASSWORD.sub(r"\\g<1>***\\g<2>", text)\n',
+        old='    return _QUERY.sub(r"\\g<1>***", "\\n".join(_masked(_PASSWORD, line) for line in text.split("\\n")))\n',
+        new='    return "\\n".join(_masked(_PASSWORD, line) for line in text.split("\\n"))\n',
         test=f"{_TOLD}::test_a_good_configuration_is_told_without_its_secret",
     ),
     Mutation(
