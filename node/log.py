@@ -14,6 +14,7 @@ from __future__ import annotations
 import atexit
 import collections
 import contextlib
+import errno
 import logging
 import os
 import sys
@@ -86,8 +87,13 @@ def configure(
     )
 
 
+_MOST_FRAMES: Final = 64
+"""Of a traceback, counted from where it was raised: a recursion without end has a thousand."""
+
+
 def defect(error: BaseException | None) -> str:
-    """A traceback for people: files, lines, functions and types of exceptions, and no value.
+    """A traceback for people: files, lines, functions, types of exceptions and what a system call failed
+    with (``ENOSPC``), and no value.
 
     What an exception says may quote a patient's name or a password, and so may the variables around it.
     """
@@ -97,11 +103,11 @@ def defect(error: BaseException | None) -> str:
         seen.add(id(error))
         frames = "".join(
             f'  File "{one.filename}", line {one.lineno}, in {one.name}\n'
-            for one in traceback.extract_tb(error.__traceback__)
+            for one in traceback.extract_tb(error.__traceback__, limit=-_MOST_FRAMES)
         )
-        told.append(
-            f"Traceback (most recent call last):\n{frames}{type(error).__module__}.{type(error).__qualname__}"
-        )
+        number = f" {errno.errorcode.get(error.errno or 0, '')}" if isinstance(error, OSError) else ""
+        kind = f"{type(error).__module__}.{type(error).__qualname__}{number.rstrip()}"
+        told.append(f"Traceback (most recent call last):\n{frames}{kind}")
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return "\nwhich came of this:\n".join(told)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from node.log import configure
+from node.log import configure, defect
 
 SILENT = ("pynetdicom.events", "pydicom", "pylibjpeg.utils", "openjpeg.utils", "_openjpeg", "rle")
 
@@ -36,3 +37,20 @@ def test_libraries_that_read_data_sets_say_nothing(level: str) -> None:
     assert out.getvalue() == ""
     logging.getLogger("sqlalchemy").error("no connection")
     assert "no connection" in out.getvalue()
+
+
+def test_a_defect_tells_what_the_system_said_and_a_recursion_fills_no_log() -> None:
+    """Neither quotes a value: the path may have a patient's name in it."""
+
+    def again(n: int) -> int:
+        return again(n + 1)
+
+    with pytest.raises(FileNotFoundError) as failed:
+        Path("/nowhere/DOE").read_bytes()
+    told = defect(failed.value)
+    assert told.endswith("FileNotFoundError ENOENT")
+    assert "DOE" not in told
+    with pytest.raises(RecursionError) as deep:
+        again(0)
+    assert len(defect(deep.value).splitlines()) < 100
+    assert ", in again" in defect(deep.value)
