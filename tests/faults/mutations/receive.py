@@ -230,6 +230,22 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         invariant="R12",
+        what="an instance counts as delivered when PACS has any other of its series",
+        file="node/store/commitments.py",
+        old="        .correlate(DeliveryRow, InstanceRow)  # else it asks for any instance of the delivery\n",
+        new="",
+        test="tests/conformance/test_commitment.py::test_what_pacs_has_of_a_series_says_nothing_of_the_rest",
+    ),
+    Mutation(
+        invariant="R12",
+        what="a result is told however old it is",
+        file="node/store/commitments.py",
+        old="        if one.ready_at is not None and timedelta(0) <= now - one.ready_at <= _FRESH:\n",
+        new="        if one.ready_at is not None:\n",
+        test="tests/conformance/test_commitment.py::test_a_result_that_got_old_is_not_told_before_a_new_look",
+    ),
+    Mutation(
+        invariant="R12",
         what="a request is answered 0000H and not written down",
         file="node/receive/commitment.py",
         old="            self._take(request, authorized=authorized)\n",
