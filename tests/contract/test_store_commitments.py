@@ -87,6 +87,7 @@ def test_a_result_that_got_old_is_looked_at_anew(store: Store) -> None:
     store.commitments.ready(claimed(store, ASKED).id, "a", {"1.2.3": 0x110}, NOW)
     one = claimed(store, READY)
     assert not store.commitments.again(one, "a", after(600))
+    assert not store.commitments.again(one, "a", after(-5))  # by the clock of another host
     assert store.commitments.again(one, "b", after(601))  # not its own: nothing is told, nothing is written
     assert store.commitments.list()[0].state is READY
     assert store.commitments.again(one, "a", after(601))
