@@ -193,6 +193,19 @@ _SNAPSHOT: dict[str, dict[str, Any]] = {
 _NOTIFY = text(f"SELECT pg_notify('{CHANNEL}', '')")
 
 
+def _to_wal(cursor: sqlite3.Cursor, patience_s: float) -> None:
+    """Give a new database its log. SQLite does not wait for others here, whatever ``busy_timeout`` says."""
+    until = time.monotonic() + patience_s
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= until:
+                raise
+            time.sleep(0.01)
+
+
 def _sqlite(url: URL, busy_timeout_s: float) -> Engine:
     if not url.database or url.database == ":memory:":
         raise StoreError("a database in memory would forget everything", hint=_ADDRESSES, retryable=False)
@@ -220,7 +233,7 @@ def _sqlite(url: URL, busy_timeout_s: float) -> Engine:
         connection.isolation_level = None  # no implicit BEGIN: the driver's is DEFERRED
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout={int(busy_timeout_s * 1000)}")
-        cursor.execute("PRAGMA journal_mode=WAL")
+        _to_wal(cursor, busy_timeout_s)
         cursor.execute("PRAGMA synchronous=FULL")
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.execute("PRAGMA trusted_schema=OFF")

@@ -141,6 +141,18 @@ def test_processes_that_start_together_migrate_once(empty_url: str, tmp_path: Pa
         assert store.provenance.verify().checked == 2
 
 
+def test_a_new_database_that_somebody_else_has_just_made_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "new.db"
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("CREATE TABLE theirs (a)")
+        other.execute("BEGIN IMMEDIATE")  # SQLite makes no log beside a writer, and does not wait for it
+        timer = threading.Timer(0.3, other.execute, ["ROLLBACK"])
+        timer.start()
+        with Store.open(f"sqlite:///{path}", tmp_path / "spool") as store:
+            assert store.provenance.verify().checked == 0
+        timer.join()
+
+
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "mysql://x/y", "nonsense", "sqlite:/"])
 def test_addresses_that_cannot_hold_a_node_are_refused(url: str, tmp_path: Path) -> None:
     with pytest.raises(StoreError) as raised:

@@ -73,6 +73,16 @@ def delays(node: Node, arrivals: dict[str, float], series: int, n: int) -> list[
     return found
 
 
+def _nobody_writes(path: Path) -> bool:
+    with closing(sqlite3.connect(path, isolation_level=None, timeout=1)) as raw:
+        try:
+            raw.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return False
+        raw.execute("ROLLBACK")
+        return True
+
+
 @contextmanager
 def stopped(node: Node, *roles: str) -> Iterator[int]:
     """Roles of the node and all their children are frozen, as when an engine, or its GPU, hangs."""
@@ -82,8 +92,15 @@ def stopped(node: Node, *roles: str) -> Iterator[int]:
         if any(name in role.cmdline() for name in roles)
         for p in (role, *role.children(recursive=True))
     ]
-    for p in victims:
-        p.send_signal(signal.SIGSTOP)
+    # Who is frozen inside a transaction on SQLite shuts everybody out: another fault than an engine that hangs.
+    for _ in range(100):
+        for p in victims:
+            p.send_signal(signal.SIGSTOP)
+        if _nobody_writes(node.folder / "luminode.db"):
+            break
+        for p in victims:
+            p.send_signal(signal.SIGCONT)
+        time.sleep(0.05)
     yield len(victims)
     for p in victims:
         try:
