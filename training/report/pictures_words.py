@@ -53,14 +53,14 @@ WORDS: Mapping[str, Words] = {
         "a little cloudy; a reader who is used to grain may want ct-gan, or a strength of 0.4, for heads.",
     ),
     "t1": Words(
-        weights={"mr-cnn": "e25ebec5661d"},
+        weights={"mr-cnn": "f2e8801b6be1"},
         text="Thalamus, capsule and the border of cortex and white matter are kept. The difference is noise "
         "that follows the strength of the coil, without outlines. Not good enough: white matter and "
         "thalamus become flat where their texture was at the level of the noise.",
     ),
     "t2": Words(
-        weights={"mr-cnn": "e25ebec5661d"},
-        text="In the deep nuclei, where the coil is weakest, the noise is nearly halved; small vessels and the "
+        weights={"mr-cnn": "f2e8801b6be1"},
+        text="In the deep nuclei, where the coil is weakest, a good third of the noise is gone; small vessels and the "
         "fornix are unchanged. Around the bright ventricles the difference holds fine waves that run "
         "beside the edges: Gibbs ringing of the interpolated matrix, of which the engine takes a little. "
         "Not good enough: the cortex, which has little noise, gains nothing that one can see.",
@@ -81,13 +81,13 @@ WORDS: Mapping[str, Words] = {
     ),
     "families-mr": Words(
         weights={
-            "mr-cnn": "e25ebec5661d",
+            "mr-cnn": "f2e8801b6be1",
             "mr-gan": "381694e0a0be",
             "mr-autoencoder": "50af26331ab0",
             "mr-nlm": "1cc7240c66af",
         },
-        text="mr-cnn and mr-gan take the same noise; mr-cnn takes a little more, and both leave faint ringing "
-        "beside the ventricles in their differences. mr-nlm takes as much in flat brain and nothing "
+        text="mr-cnn and mr-gan take the same noise, as much of it, and both leave faint ringing beside the "
+        "ventricles in their differences. mr-nlm takes more in flat brain and nothing "
         "within several pixels of an edge, with a visible border between the two. mr-autoencoder is not "
         "good enough: contours run around the ventricles in its difference, so edges lost a little.",
     ),
