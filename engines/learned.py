@@ -193,5 +193,7 @@ def _run(network: Network, factor: int, x: Floats, c: Floats) -> Floats:
     r = network.run(x[None], c[None])
     if r.shape != (1, 1, factor * c.shape[-2], factor * c.shape[-1]):
         raise OutputImplausible("the network returned another shape than the card promises")
+    if r.dtype != np.float32:  # guards work in place, and would round it without a word
+        raise OutputImplausible("the network returned another kind of numbers than float32")
     first: Floats = r[0]
     return first
