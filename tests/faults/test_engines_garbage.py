@@ -183,8 +183,13 @@ ENGINES: dict[str, Callable[[Floats, Volume], Any]] = {
 }
 
 
-@pytest.mark.parametrize("what", ENGINES)
-@pytest.mark.parametrize("name", ["ct-cnn", "mr-nlm"] if FULL else ["ct-cnn"])
+# A network's residual of another slice breaks a bound as well; a filter's is told by the last look alone.
+SPOILED = [("ct-cnn", what) for what in ENGINES] + [
+    ("mr-nlm", what) for what in ENGINES if FULL or what == "residuals of two slices exchanged"
+]
+
+
+@pytest.mark.parametrize(("name", "what"), SPOILED)
 def test_an_engine_whose_result_is_spoiled_on_its_way(sqlite_store: Store, name: str, what: str) -> None:
     n, kept = count(1, 6), []
     for i in range(n):
