@@ -9,6 +9,7 @@ PS3.8 9.3.5 (P-DATA-TF), 9.3.6-8 (release, abort), Annex E (fragments).
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 P_DATA, RELEASE_RQ, RELEASE_RP, ABORT = 0x04, 0x05, 0x06, 0x07
@@ -30,6 +31,11 @@ LARGEST_FRAGMENT = 128 * 1024
 LARGEST_COMMAND = 16 * 1024
 """A response's command set is some hundred bytes; whoever sends more is not answering us."""
 
+_AC_FIXED = 68
+"""Bytes of an A-ASSOCIATE-AC before its first item; all but the version are reserved (PS3.8 Table 9-17)."""
+
+_RESULT, _TRANSFER_SYNTAX, _USER_INFORMATION, _MAXIMUM_LENGTH = 0x21, 0x40, 0x50, 0x51
+
 _NO_DATA_SET = 0x0101
 _DATA_SET = 0x0001
 
@@ -46,6 +52,18 @@ class Response:
     responds_to: int
     status: int
     comment: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Acceptance:
+    """What an A-ASSOCIATE-AC says that matters to a sender.
+
+    ``contexts`` maps the ids of accepted presentation contexts to their transfer syntaxes; ``maximum`` is the peer's
+    Maximum Length Received in bytes, 0 if it has none.
+    """
+
+    contexts: Mapping[int, str]
+    maximum: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +186,46 @@ def data_pdus(context_id: int, data: memoryview, fragment: int) -> list[bytes | 
             data[last:],
         )
     return out
+
+
+def acceptance(body: bytes) -> Acceptance:
+    """Read an A-ASSOCIATE-AC without its six-byte header (PS3.8 9.3.3).
+
+    Only what a sender needs is looked at: items that are not recognized are ignored (PS3.8 9.3.1), and so are the
+    names by which a peer calls its implementation, which decide nothing and are often not as they should be.
+
+    Raises
+    ------
+    ProtocolFault
+        If its items do not fit into each other.
+    """
+    if len(body) < _AC_FIXED:
+        raise ProtocolFault("an acceptance is shorter than its fixed part")
+    contexts: dict[int, str] = {}
+    maximum = 0
+    for kind, value in _items(body, _AC_FIXED):
+        if kind == _RESULT and len(value) >= 4:
+            if value[2] == 0:  # else the transfer syntax is not significant (PS3.8 9.3.3.2)
+                syntaxes = [v for k, v in _items(value, 4) if k == _TRANSFER_SYNTAX]
+                if syntaxes:
+                    contexts[value[0]] = syntaxes[0].rstrip(b"\0 ").decode("ascii", "replace")
+        elif kind == _USER_INFORMATION:
+            for sub, told in _items(value, 0):
+                if sub == _MAXIMUM_LENGTH and len(told) == 4:
+                    maximum = int.from_bytes(told, "big")
+    return Acceptance(contexts=contexts, maximum=maximum)
+
+
+def _items(raw: bytes, at: int) -> Iterator[tuple[int, bytes]]:
+    while at < len(raw):
+        if at + 4 > len(raw):
+            raise ProtocolFault("an item is cut short")
+        kind, length = struct.unpack_from(">BxH", raw, at)
+        at += 4
+        if at + length > len(raw):
+            raise ProtocolFault("an item is longer than what holds it")
+        yield kind, raw[at : at + length]
+        at += length
 
 
 def fragments(body: bytes) -> list[Fragment]:

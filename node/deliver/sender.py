@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from pydicom.uid import UID
-from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RJ, A_ASSOCIATE_RQ
+from pynetdicom.pdu import A_ASSOCIATE_RJ, A_ASSOCIATE_RQ
 from pynetdicom.pdu_primitives import (
     A_ASSOCIATE,
     ImplementationClassUIDNotification,
@@ -24,7 +24,7 @@ from pynetdicom.pdu_primitives import (
     MaximumLengthNotification,
     SCP_SCU_RoleSelectionNegotiation,
 )
-from pynetdicom.presentation import build_context, negotiate_as_requestor
+from pynetdicom.presentation import build_context
 from pynetdicom.transport import AddressInformation
 
 from node.deliver import pdu
@@ -312,27 +312,20 @@ def _negotiate(wire: Wire, peer: Peer, proposed: list[Context]) -> Sender:
         raise PeerUnreachable(_aborted(body))
     if kind not in (pdu.ASSOCIATE_AC, pdu.ASSOCIATE_RJ):
         raise PeerUnreachable("the peer answered a request for an association with another PDU")
-    raw = bytes((kind, 0)) + len(body).to_bytes(4, "big") + body
     if kind == pdu.ASSOCIATE_RJ:
-        raise _rejected(raw)
+        raise _rejected(bytes((kind, 0)) + len(body).to_bytes(4, "big") + body)
     try:
-        answer = A_ASSOCIATE_AC()
-        answer.decode(raw)
-        primitive = answer.to_primitive()
-        agreed = negotiate_as_requestor(requested, primitive.presentation_context_definition_results_list)
-        accepted = {
-            proposed[(c.context_id - 1) // 2]: c.context_id
-            for c in agreed
-            if c.result == 0 and c.transfer_syntax[0] == proposed[(c.context_id - 1) // 2][1]
-        }
-        maximum = int(primitive.maximum_length_received or 0)
-    except Exception as error:  # a decoder of hostile bytes: AssertionError, KeyError, struct.error, ...
+        answer = pdu.acceptance(body)
+    except pdu.ProtocolFault as fault:
         with contextlib.suppress(PeerUnreachable):
             wire.send(pdu.abort(2, 6), deadline)
-        raise PeerUnreachable(
-            f"the peer's acceptance of an association cannot be read ({type(error).__name__})"
-        ) from None
-    return Sender(wire, peer, accepted, maximum)
+        raise PeerUnreachable(f"the peer's acceptance of an association cannot be read: {fault}") from None
+    accepted = {
+        context: 2 * number + 1
+        for number, context in enumerate(proposed)
+        if answer.contexts.get(2 * number + 1) == context[1]
+    }
+    return Sender(wire, peer, accepted, answer.maximum)
 
 
 def _request(peer: Peer, requested: list[object]) -> bytes:

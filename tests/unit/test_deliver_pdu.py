@@ -100,6 +100,6 @@ def test_a_response_without_what_it_is_about_is_none(missing: int) -> None:
 
 @given(st.binary(max_size=200))
 def test_whatever_comes_is_an_answer_or_a_fault(raw: bytes) -> None:
-    for read in (pdu.response, pdu.fragments):
+    for read in (pdu.response, pdu.fragments, pdu.acceptance, lambda r: pdu.acceptance(bytes(68) + r)):
         with contextlib.suppress(pdu.ProtocolFault):
             read(raw)

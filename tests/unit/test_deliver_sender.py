@@ -59,6 +59,38 @@ def test_only_what_was_proposed_and_accepted_counts() -> None:
     assert sender.peer_maximum == 4096
 
 
+USER = item(0x51, struct.pack(">L", 16384)) + item(0x52, b"1.2.3")
+
+
+@pytest.mark.parametrize(
+    ("before", "user"),
+    [
+        (item(0x77, b"what nobody knows"), USER),
+        (b"", USER + item(0x5F, b"what nobody knows")),
+        (b"", USER + item(0x57, b"\0\0")),
+        (b"", USER + item(0x55, b"a name of more than sixteen")),
+        (b"", USER + item(0x55, b"PACS_1\0\0")),
+        (b"", USER + item(0x55, b"M\xdcNCHEN\\3")),
+        (b"", item(0x52, b"") + item(0x51, struct.pack(">L", 16384)) + item(0x55, b"")),
+        (item(0x21, bytes((3, 0, 3, 0))), USER),
+        (item(0x21, bytes((3, 0, 4, 0)) + item(0x40, b"")), USER),
+    ],
+    ids=[
+        "unknown item", "unknown sub-item", "common extended negotiation", "long version name",
+        "version name with NUL", "version name in Latin 1", "empty names", "refused without syntax",
+        "refused with an empty syntax",
+    ],
+)  # fmt: skip
+def test_what_an_acceptance_says_besides_keeps_nothing_from_a_pacs(before: bytes, user: bytes) -> None:
+    """PS3.8 9.3.1: items that are not recognized are ignored; a version name decides nothing (PS3.7 D.3.3.2)."""
+    body = struct.pack(">HH", 3, 0) + b"\0" * 32 + b"\0" * 32 + item(0x10, b"1.2.840.10008.3.1.1.1")
+    body += before + context(1, 0, EXPLICIT) + item(0x50, user)
+    with answered(struct.pack(">BBL", 2, 0, len(body)) + body) as (wire, _):
+        sender = _negotiate(wire, PEER, PROPOSED)
+    assert sender.accepted == {(CT, EXPLICIT): 1}
+    assert sender.peer_maximum == 16384
+
+
 def test_a_syntax_that_was_not_proposed_is_not_used() -> None:
     with answered(accepted(context(1, 0, IMPLICIT), context(3, 0, IMPLICIT))) as (wire, _):
         assert _negotiate(wire, PEER, PROPOSED).accepted == {(CT, IMPLICIT): 3}
