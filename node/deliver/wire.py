@@ -8,13 +8,15 @@ for as long as its kernel has room; pynetdicom's sender was seen to wait for eve
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import select
 import socket
 import ssl
 import struct
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final, TypeAlias
 
 from node.errors import PeerUnreachable
 
@@ -26,6 +28,12 @@ _MOST_PIECES = 512
 _AT_ONCE = 640 * 1024
 """Bytes after which no further piece is given to it at once: of more it keeps more, and how much a peer that reads
 nothing has left unread would be seen later."""
+
+_HEAD_START_S: Final = 1.0
+"""How long an address has for itself before the next one of the same name is tried as well."""
+
+_Address: TypeAlias = tuple[int, int, int, str, Any]
+"""As getaddrinfo gives it: family, kind, protocol, canonical name, address."""
 
 
 class Wire:
@@ -170,21 +178,22 @@ def connect(
     """
     deadline = time.monotonic() + timeout_s
     try:
-        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses: list[_Address] = [*socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
     except (OSError, UnicodeError):
         raise PeerUnreachable(
             f"{host} has no address", hint="Check the address of this destination and the name server."
         ) from None
     reason, hint = "nobody answers", ""
-    for family, kind, protocol, _, address in addresses:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            break
-        sock = socket.socket(family, kind, protocol)
+    while addresses and time.monotonic() < deadline:
         try:
-            _prepare(sock)
-            sock.settimeout(left)
-            sock.connect(address)
+            sock, address = _first(addresses, deadline)
+        except TimeoutError:
+            break
+        except OSError as error:
+            reason = _words(error)
+            break
+        try:
+            sock.settimeout(max(deadline - time.monotonic(), 0.001))
             if tls is not None:
                 # The socket's time-out bounds the handshake as a whole.
                 sock = tls.wrap_socket(sock, server_hostname=server_name or host)
@@ -197,7 +206,61 @@ def connect(
         except OSError as error:
             reason = _words(error)
         sock.close()
+        addresses.remove(address)
     raise PeerUnreachable(f"{host}:{port} cannot be reached: {reason}", hint=hint)
+
+
+def _first(addresses: Sequence[_Address], deadline: float) -> tuple[socket.socket, _Address]:
+    """A connection to the first address that takes one: each is tried beside those before it (RFC 8305).
+
+    One after the other, with the deadline for all of them, a dead address of a name would keep us from the live one.
+
+    Raises
+    ------
+    OSError
+        All failed: what the last one said.
+    TimeoutError
+        Nobody answers.
+    """
+    coming = list(addresses)
+    waiting: dict[int, tuple[socket.socket, _Address]] = {}
+    look = select.poll()
+    next_at, why = 0.0, OSError()
+    try:
+        while coming or waiting:
+            now = time.monotonic()
+            if now >= deadline:
+                raise TimeoutError
+            if coming and (now >= next_at or not waiting):
+                family, kind, protocol, _, where = address = coming.pop(0)
+                next_at = now + _HEAD_START_S
+                try:
+                    sock = socket.socket(family, kind, protocol)
+                except OSError as error:  # no such family here
+                    next_at, why = now, error
+                    continue
+                _prepare(sock)
+                sock.setblocking(False)
+                number = sock.connect_ex(where)
+                if number not in (0, errno.EINPROGRESS):
+                    next_at, why = now, OSError(number, os.strerror(number))
+                    sock.close()
+                    continue
+                waiting[sock.fileno()] = sock, address
+                look.register(sock, select.POLLOUT)
+            until = min(deadline, next_at) if coming else deadline
+            for fd, _ in look.poll(max(0, int((until - time.monotonic()) * 1000)) + 1):
+                sock, address = waiting.pop(fd)
+                look.unregister(fd)
+                number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                if not number:
+                    return sock, address
+                next_at, why = now, OSError(number, os.strerror(number))
+                sock.close()
+        raise why
+    finally:
+        for sock, _ in waiting.values():
+            sock.close()
 
 
 _TLS_HINT = (

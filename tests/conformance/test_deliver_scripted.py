@@ -289,6 +289,25 @@ def test_an_address_that_swallows_connections_is_left_in_bounded_time(parcels: l
         assert time.monotonic() - started < 30
 
 
+@pytest.mark.parametrize("dead", ["silent", "refuses", "unreachable"])
+def test_a_dead_address_of_a_name_keeps_nothing_from_the_live_one(
+    scripted: Scripted, parcels: list[Parcel], monkeypatch: pytest.MonkeyPatch, dead: str
+) -> None:
+    """As with IPv6 that leads nowhere, or a PACS of two hosts of which one is off."""
+    scp = scripted()
+    family = socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, ""
+    where = {"silent": "127.0.0.2", "refuses": "127.0.0.3", "unreachable": "255.255.255.255"}[dead]
+    with socket.create_server(("127.0.0.2", scp.port), backlog=0), contextlib.ExitStack() as stack:
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(("127.0.0.2", scp.port))
+        found = [(*family, (where, scp.port)), (*family, ("127.0.0.1", scp.port))]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_a, **_k: list(found))
+        destination(scp.settings(timeout=5)).send(parcels, on_outcome=lambda _o: None)
+    assert scp.uids() == sorted(p.sop_instance_uid for p in parcels)
+
+
 def test_a_name_that_cannot_be_one_is_a_peer_that_cannot_be_reached() -> None:
     with pytest.raises(PeerUnreachable, match="has no address"):
         connect("a" * 70, 104, 1.0)  # no name server is asked for a label this long
