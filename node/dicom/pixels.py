@@ -26,6 +26,7 @@ from node.dicom.source import (
     number_of,
     text_of,
 )
+from node.dicom.voids import voids
 from node.errors import DeriveError, SeriesError
 
 Integers: TypeAlias = npt.NDArray[np.integer[Any]]
@@ -92,7 +93,7 @@ class Values(NamedTuple):
     """What an engine gets.
 
     ``values`` float32 (frames, rows, columns) in the format's unit; ``valid`` bool of the same shape, False
-    where there is padding; ``step`` float32 (frames,): |slope|, the width of one stored unit.
+    where there is padding or a void (voids.py); ``step`` float32 (frames,): |slope|, the width of one stored unit.
     """
 
     values: Floats
@@ -192,10 +193,15 @@ def to_values(stored: Integers, fmt: PixelFormat, *, first: int = 0) -> Values:
         Index of the instance's frame that ``stored[0]`` is.
     """
     values = np.empty(stored.shape, np.float32)
+    valid = _valid(stored, fmt)
     for i, frame in enumerate(stored):
-        _forward(frame, fmt.slope[first + i], fmt.intercept[first + i], values[i])
+        slope, intercept = fmt.slope[first + i], fmt.intercept[first + i]
+        _forward(frame, slope, intercept, values[i])
+        nothing = voids(frame, slope, intercept, fmt.unit, fmt.padding)
+        if nothing is not None:
+            np.copyto(valid[i], False, where=nothing)
     step = np.abs(np.asarray(fmt.slope[first : first + len(stored)], np.float32))
-    return Values(values, _valid(stored, fmt), step)
+    return Values(values, valid, step)
 
 
 def to_stored(values: Floats, stored: Integers, valid: Mask, fmt: PixelFormat, *, first: int = 0) -> Integers:
