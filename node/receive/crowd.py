@@ -195,6 +195,13 @@ class Crowd:
                 self._memory, self._where(at), _ESTABLISHED, serial, since, address, key_of(title)
             )  # fmt: skip
 
+    def unseat(self, at: int) -> None:
+        """Write down that a connection is an association no more."""
+        if at >= 0:
+            state, serial, since, address, _ = self._entry(self._own, at)
+            if state == _ESTABLISHED:
+                _ENTRY.pack_into(self._memory, self._where(at), _HERE, serial, since, address, b"")
+
     def leave(self, at: int) -> None:
         """Strike a connection out."""
         if at < 0:

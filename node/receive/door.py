@@ -160,6 +160,7 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
                 if self._messages is not None and not self._wire.in_message and not self._wire.partial:
                     self._messages.idle()
                 self.dul.socket.wait(min(TICK_S, self._pace.wait_s(time.monotonic())))
+        self._conclude()  # before the peer has closed, which may take it a while
         self._linger()
 
     def _heard(self, view: memoryview) -> None:
@@ -229,12 +230,15 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
         if self._end is None:
             self._end, self._because = end, because
 
-    def _leave(self) -> None:
-        """Whatever happened: no file, socket, count or buffer stays behind."""
+    def _conclude(self) -> None:
+        """The association is over: what it had begun is removed, and its end is on record."""
         messages, identity = self._messages, self.identity
-        if messages is not None:
-            messages.discard()
-        if identity is not None and messages is not None:
+        self._messages = None
+        if messages is None:
+            return
+        self._house.gate.unseat(self)
+        messages.discard()
+        if identity is not None:
             end = self._end or AssociationEnd.LOST
             if not messages.only_asks:
                 self._house.commit.ended(identity.id, end, self._house.clock())
@@ -250,8 +254,11 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
                 megabytes=round(messages.n_bytes / 1e6, 1),
                 seconds=round(time.monotonic() - self._began, 2),
             )
+
+    def _leave(self) -> None:
+        """Whatever happened: no file, socket, count or buffer stays behind."""
+        self._conclude()
         self._buffer = memoryview(b"")
-        self._messages = None
         wrapped = self.dul.socket
         if wrapped is not None:
             wrapped._shutdown_socket()
@@ -448,6 +455,7 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
 
     def _released(self) -> None:
         """A-RELEASE indication: agree. Evidence that the peer had no more, unless something was cut off."""
+        self._house.gate.unseat(self)  # before it is told: it may come again at once
         cut_off = self._messages is not None and self._messages.discard()
         self.acse.send_release(is_response=True)
         self._pump()  # AR-4

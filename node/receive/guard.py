@@ -191,6 +191,13 @@ class Gate:
                     self._crowd.establish(self._places[visitor], title)
             return ""
 
+    def unseat(self, visitor: Visitor) -> None:
+        """An association has ended, though its connection may stay for a while: it is a connection like any other,
+        and has to make room where a newcomer needs it. Harmless when called twice."""
+        with self._turn():
+            if self._established.pop(visitor, None) is not None and self._crowd is not None:
+                self._crowd.unseat(self._places[visitor])
+
     @property
     def n_connections(self) -> int:
         return len(self._inside)

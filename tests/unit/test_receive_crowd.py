@@ -198,3 +198,23 @@ def test_one_alone_needs_nothing_and_a_port_that_is_taken_is_told() -> None:
     doors.close()
     with pytest.raises(ReceiveError, match=r"cannot listen on 192\.0\.2\.1:1"):
         Doors("192.0.2.1", 1, 2).post(1)
+
+
+def test_who_has_released_has_no_seat_anywhere_and_makes_room(pair: Pair) -> None:
+    one, two = pair.gates
+    limits = {"per_title": 1, "per_address": 9, "in_all": 9}
+    first, second = pair.enter(0, "10.0.0.1"), pair.enter(1, "10.0.0.1")
+    assert one.establish(first, "CT1", **limits) == ""
+    assert two.establish(second, "CT1", **limits) == "title"
+    one.unseat(first)
+    one.unseat(first)
+    assert one.n_established == 0
+    assert two.establish(second, "CT1", **limits) == ""
+    pair.clock.now += PATIENCE_S
+    idler = two.idler("10.0.0.7", per_address=9)
+    assert isinstance(idler, Elsewhere)
+    two.leave(idler)
+    assert one.called_out() == [first]
+    one.unseat(first)
+    one.leave(first)
+    assert one.n_connections == 0
