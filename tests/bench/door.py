@@ -39,12 +39,12 @@ class Case:
 
 DOOR = (
     Case(name="ct300", told="{n} CT slices, one association", n=300,
-         who=("storescp", "luminode", "orthanc", "pynetdicom", "sink")),
+         who=("storescp", "luminode", "orthanc", "pynetdicom", "sink", "durable")),
     Case(name="ct1000", told="{n} CT slices, one association", n=1000, who=("storescp", "luminode")),
     Case(name="mr200", told="{n} MR slices, one association", n=200, kind=MR256,
          who=("storescp", "luminode")),
     Case(name="four", told="{n} CT slices over four associations at once", n=300, associations=4,
-         who=("forking", "luminode")),
+         who=("forking", "luminode", "durable")),
     Case(name="crowd", told="{n} MR slices over 128 associations at once", n=1280, kind=MR256, associations=128,
          who=("luminode", "two")),
     Case(name="nagle", told="{n} CT slices by DCMTK's storescu as shipped (Nagle's algorithm on)", n=60,
@@ -101,8 +101,11 @@ def compare(case: Case, rounds: int, seed: int, where: Path | None, tell: Told) 
 
 
 def _start(name: str, folder: Path, case: Case, seed: int) -> Receiver:
-    if name == "sink":
-        return receivers.sink(folder, len(traffic.Template(case.kind, seed * 1000)))
+    if name in ("sink", "durable"):
+        message_bytes = len(
+            traffic.Template(case.kind, seed * 1000 * (1 if case.associations == 1 else 1000))
+        )
+        return receivers.sink(folder, message_bytes, durable=name == "durable")
     return receivers.MAKERS[name](folder)
 
 

@@ -18,6 +18,7 @@ NAMES = {
     "orthanc": "Orthanc, default sync",
     "pynetdicom": "pynetdicom, tuned",
     "sink": "sink (the sender's own limit)",
+    "durable": "sink that digests and syncs",
 }
 BARS: tuple[tuple[str, str, float, float], ...] = (
     ("ct300", "storescp", 0.55, 1.0),

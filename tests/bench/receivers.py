@@ -209,10 +209,12 @@ def pynetdicom(folder: Path) -> Receiver:
     )
 
 
-def sink(folder: Path, message_bytes: int) -> Receiver:
-    """Reads and answers, and does nothing else: what the sender can do at most."""
-    port = free_port()
-    return Receiver([sys.executable, "-m", "tests.bench.sink", str(port), str(message_bytes)], port, folder)
+def sink(folder: Path, message_bytes: int, *, durable: bool = False) -> Receiver:
+    """Reads and answers: what the sender can do at most; ``durable``: what a synced, digested file costs anybody."""
+    port, out = free_port(), folder / "out"
+    out.mkdir()
+    command = [sys.executable, "-m", "tests.bench.sink", str(port), str(message_bytes)]
+    return Receiver([*command, str(out)] if durable else command, port, folder)
 
 
 def is_there(name: str) -> bool:
