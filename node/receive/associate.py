@@ -2,7 +2,8 @@
 
 PS3.8 9.3.2 wants items that are not recognized to be ignored; pynetdicom aborts on them, as it does on UIDs
 with padding and on sub-items that are not quite in order. What this node does not negotiate is therefore
-left out before pynetdicom reads the request: by the standard, what is not answered is not agreed to.
+left out before pynetdicom reads the request: by the standard, what is not answered is not agreed to. A presentation
+context that makes no sense is made one that nobody supports: it is refused, and the others are not.
 """
 
 from __future__ import annotations
@@ -14,14 +15,18 @@ from typing import Final
 _FIXED: Final = 74
 """Bytes before the first item: PDU header, protocol version, the two AE titles, reserved (Table 9-11)."""
 
-_TITLES: Final = slice(10, 42)
-"""Called and calling AE title: no control characters (PS3.5 6.2, VR AE), padded with spaces."""
+_TITLES: Final = {"called": slice(10, 26), "calling": slice(26, 42)}
+"""AE titles: no control characters nor backslashes (PS3.5 6.2, VR AE), padded with spaces."""
+
+_NOBODYS: Final = b"0"
+"""A syntax that nobody supports."""
 
 _APPLICATION_CONTEXT, _PRESENTATION_CONTEXT, _USER_INFORMATION = 0x10, 0x20, 0x50
 _ABSTRACT_SYNTAX, _TRANSFER_SYNTAX = 0x30, 0x40
-_MAXIMUM_LENGTH, _IMPLEMENTATION_UID, _IMPLEMENTATION_VERSION = 0x51, 0x52, 0x55
-# Left out on purpose: 53H asynchronous operations (one at a time is the default), 54H role selection (default
-# roles), 56H and 57H extended negotiation, 58H user identity (accepted, and secrets are not even read).
+_MAXIMUM_LENGTH, _IMPLEMENTATION_UID = 0x51, 0x52
+# Left out on purpose: 55H implementation version name (decides nothing, and is often odd), 53H asynchronous
+# operations (one at a time is the default), 54H role selection (default roles), 56H and 57H extended negotiation,
+# 58H user identity (accepted, and secrets are not even read).
 
 _ITEM = struct.Struct(">BxH")
 
@@ -41,13 +46,10 @@ def tidy(raw: bytes) -> bytes:
     Raises
     ------
     RequestError
-        An AE title has control characters, items do not fit into each other, or a presentation context lacks
-        its syntaxes.
+        Items do not fit into each other, or the numbers of presentation contexts are wrong.
     """
     if len(raw) < _FIXED:
         raise RequestError("shorter than its fixed part")
-    if any(byte < 0x20 for byte in raw[_TITLES]):  # pynetdicom takes some at the ends for padding
-        raise RequestError("an AE title with a control character")
     items = bytearray()
     contexts: set[int] = set()
     for kind, value in _items(raw[_FIXED:]):
@@ -60,8 +62,35 @@ def tidy(raw: bytes) -> bytes:
             items += _item(kind, value[:1] + b"\0\0\0" + _syntaxes(value[4:]))
         elif kind == _USER_INFORMATION:
             items += _item(kind, _user_information(value))
-    body = raw[6:_FIXED] + bytes(items)
+    titles = b"".join(_title(raw[where]) for where in _TITLES.values())
+    body = raw[6:10] + titles + raw[42:_FIXED] + bytes(items)
     return struct.pack(">BBL", 0x01, 0, len(body)) + body
+
+
+def untitled(raw: bytes) -> str:
+    """Which AE title of an A-ASSOCIATE-RQ is none, ``"called"`` or ``"calling"``; "" if both are titles."""
+    return next((name for name, where in _TITLES.items() if not _is_title(_unpadded(raw[where]))), "")
+
+
+def _title(raw: bytes) -> bytes:
+    """An AE title as pynetdicom takes it, and people can read it."""
+    bare = _unpadded(raw)
+    if not _is_title(bare):
+        bare = bytes(byte if _is_letter(byte) else 0x3F for byte in bare).strip(b" ") or b"?"
+    return bare.ljust(16)
+
+
+def _unpadded(raw: bytes) -> bytes:
+    """NULs behind a title are taken for padding, as most receivers do: some systems have no other."""
+    return raw.rstrip(b"\0 ")
+
+
+def _is_title(bare: bytes) -> bool:
+    return bool(bare.strip(b" ")) and all(map(_is_letter, bare))
+
+
+def _is_letter(byte: int) -> bool:
+    return 0x20 <= byte < 0x7F and byte != 0x5C
 
 
 def _items(raw: bytes) -> Iterator[tuple[int, bytes]]:
@@ -93,12 +122,13 @@ def _syntaxes(raw: bytes) -> bytes:
             abstract.append(_bare(value))
         elif kind == _TRANSFER_SYNTAX:
             transfer.append(_bare(value))
-    if len(abstract) != 1 or not transfer:
-        raise RequestError("a presentation context without its syntaxes")
-    for value in (*abstract, *transfer):
-        if not 0 < len(value) <= 64 or not value.isascii():
-            raise RequestError("a syntax that is no UID")
+    abstract = abstract if len(abstract) == 1 and _is_syntax(abstract[0]) else [_NOBODYS]
+    transfer = [each for each in transfer if _is_syntax(each)] or [_NOBODYS]
     return _item(_ABSTRACT_SYNTAX, abstract[0]) + b"".join(_item(_TRANSFER_SYNTAX, each) for each in transfer)
+
+
+def _is_syntax(value: bytes) -> bool:
+    return 0 < len(value) <= 64 and value.isascii()
 
 
 def _user_information(raw: bytes) -> bytes:
@@ -108,6 +138,4 @@ def _user_information(raw: bytes) -> bytes:
             out += _item(kind, value)
         elif kind == _IMPLEMENTATION_UID and 0 < len(_bare(value)) <= 64 and value.isascii():
             out += _item(kind, _bare(value))
-        elif kind == _IMPLEMENTATION_VERSION and 0 < len(value) <= 16 and value.isascii():
-            out += _item(kind, value)
     return bytes(out)

@@ -27,7 +27,7 @@ from pynetdicom.pdu_primitives import A_ABORT, A_ASSOCIATE, A_P_ABORT, A_RELEASE
 from node.log import get_logger
 from node.model import Association, AssociationEnd
 from node.receive import sockets, wire
-from node.receive.associate import RequestError, tidy
+from node.receive.associate import RequestError, tidy, untitled
 from node.receive.guard import plain
 from node.receive.house import House
 from node.receive.known import Accepted, Request
@@ -39,6 +39,7 @@ from node.receive.terms import (
     BUSY_ADDRESS,
     BUSY_TITLE,
     NO_SPACE,
+    NO_TITLE,
     STOPPING,
     Rejection,
     Terms,
@@ -110,6 +111,7 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
         )
         self._end: AssociationEnd | None = None
         self._because = ""
+        self._untitled = ""
         self._began = time.monotonic()
 
     def _bind_defaults(self) -> None:
@@ -329,7 +331,9 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
         if self._accepted is not None:
             return self._accepted.request
         decoded, _ = self.dul._decode_pdu(bytearray(tidy(raw)))
-        return Request(decoded.to_primitive(), decoded.protocol_version)
+        self._untitled = untitled(raw)
+        # A receiver of version 1 tests its bit alone (PS3.8 9.3.2); pynetdicom wants no other one to be set.
+        return Request(decoded.to_primitive(), decoded.protocol_version & 1)
 
     def _fault(self, fault: wire.Fault) -> None:
         """The peer broke the protocol."""
@@ -427,6 +431,8 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
     def _admit(self, terms: Terms, calling: str, called: str, request: Any) -> Rejection | None:
         if self._house.stop_at is not None:
             return STOPPING
+        if self._untitled:
+            return NO_TITLE[self._untitled]
         rejection = admit(
             terms.node,
             calling_ae=calling,

@@ -11,8 +11,9 @@ import pytest
 
 from node.config.network import Peer as Allowed
 from node.store import Store
+from tests.peers import wait_until
 from tests.receiving import House, config, house
-from tests.senders import CT, data_set
+from tests.senders import CT, EXPLICIT, IMPLICIT, MR, Peer, associate_rq, data_set, item
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +58,67 @@ def test_a_release_is_on_record_before_the_peer_closes(door: House) -> None:
         peer.sock.setblocking(False)
         with pytest.raises(BlockingIOError):
             peer.sock.recv(1)
+
+
+# --- odd requests ----------------------------------------------------------------------------------------
+
+
+def stores_one(peer: Peer, request: bytes) -> None:
+    kind, body = peer.ask(request)
+    assert kind == 2, (kind, body)
+    assert peer.store("1.2.3.1", data_set("1.2.3.1")).status == 0
+    assert peer.release() == 6
+
+
+@pytest.mark.parametrize("version", [1, 3, 0x8001, 0xFFFF])
+def test_a_peer_that_speaks_later_versions_too_is_served(door: House, version: int) -> None:
+    """PS3.8 9.3.2: a receiver of version 1 tests only that bit 0 is set."""
+    with door.peer() as peer:
+        stores_one(peer, associate_rq([(1, CT, [EXPLICIT])], version=version))
+
+
+@pytest.mark.parametrize(
+    "name", [b"CT_1\0\0", b"A\\B", b"\xdcBER", b"   ", b"", b"a name of more than sixteen"], ids=repr
+)
+def test_an_odd_version_name_decides_nothing(door: House, name: bytes) -> None:
+    with door.peer() as peer:
+        stores_one(peer, associate_rq([(1, CT, [EXPLICIT])], extra_user=item(0x55, name)))
+
+
+@pytest.mark.parametrize(
+    ("abstract", "syntaxes", "result"),
+    [
+        (MR, [], 4), (MR, [""], 4), (MR, ["1." * 40 + "1"], 4), (MR, ["", IMPLICIT], 0), ("", [EXPLICIT], 3),
+        ("1." * 40 + "1", [EXPLICIT], 3), ("\xc4", [EXPLICIT], 3), ("no UID", [EXPLICIT], 3),
+    ],
+)  # fmt: skip
+def test_a_context_that_makes_no_sense_is_refused_and_the_others_are_not(
+    door: House, abstract: str, syntaxes: list[str], result: int
+) -> None:
+    with door.peer() as peer:
+        stores_one(peer, associate_rq([(1, CT, [EXPLICIT]), (3, abstract, syntaxes), (5, MR, [IMPLICIT])]))
+    assert peer.results == {1: 0, 3: result, 5: 0}
+
+
+def test_titles_padded_with_nul_are_titles(door: House) -> None:
+    door.receiver.apply(config(accept_from=(Allowed(ae_title="CT1"),)))
+    with door.peer() as peer:
+        request = associate_rq([(1, CT, [EXPLICIT])], calling="CT1".ljust(16, "\0"), called="LUMINODE\0")
+        stores_one(peer, request)
+    assert [one.calling_ae for one in door.instances()] == ["CT1"]
+
+
+def test_what_is_no_title_is_rejected_by_the_book_and_told(door: House) -> None:
+    """Even where anybody may come: an A-ABORT, which says nothing, was all that such a peer got."""
+    contexts = [(1, CT, [EXPLICIT])]
+    for title in ("", " " * 16, "A\\B", "M\xdcNCHEN", "\0CT1", "CT1\0X", "CT1\n"):
+        for which, reason in (("calling", 3), ("called", 7)):
+            with door.peer() as peer:
+                kind, body = peer.ask(associate_rq(contexts, **{which: title}))  # type: ignore[arg-type]
+                assert (kind, *body[1:4]) == (3, 1, 1, reason), (which, title)
+    wanted = {f"{which} AE title is none (PS3.5 6.2)" for which in ("calling", "called")}
+
+    def told() -> set[str]:
+        return {event.body["because"] for event in door.store.events.list(name="assoc.rejected")}
+
+    wait_until(lambda: told() >= wanted, 10.0, "both are told")

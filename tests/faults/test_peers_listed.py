@@ -36,10 +36,10 @@ TITLES = {
     "CT1": "CT1", " CT1": "CT1", "             CT1": "CT1", "MR1": "MR1", "A B": "A B", "US1": "US1", "*": "*",
     "ct1": "", "Ct1": "", "CT": "", "CT11": "", "CT1             ": "CT1", "C T1": "", "CT1 MR1": "", "CT1\\MR1": "",
     "CT1,MR1": "", "mr1": "", "MR1X": "", "AB": "", "A  B": "", "any": "", "ANY": "", "": "", "CT?": "", "%": "",
-    "C*": "", "CT1\0": "", "\0CT1": "", "CT1\n": "", "\xa0CT1": "", "CT1\xa0": "", "\xc3\x87T1": "", "LUMINODE": "",
+    "C*": "", "CT1\0": "CT1", "\0CT1": "", "CT1\n": "", "\xa0CT1": "", "CT1\xa0": "", "\xc3\x87T1": "", "LUMINODE": "",
 }  # fmt: skip
 """As on the wire (16 characters with their padding), and whose title that is: case counts, spaces at the ends do not
-(PS3.5 6.2, VR AE), and nothing is a pattern."""
+(PS3.5 6.2, VR AE), nor NULs behind it, and nothing is a pattern."""
 
 CALLED = {"LUMINODE": True, " LUMINODE": True, "luminode": False, "LUMINODE1": False, "": False, "CT1": False}
 
