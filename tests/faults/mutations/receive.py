@@ -120,8 +120,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         invariant="R5",
         what="what a cut association had begun is left under tmp",
         file="node/receive/door.py",
-        old="            messages.discard()\n",
-        new="            pass\n",
+        old="        messages.discard()\n",
+        new="        pass\n",
         test=f"{_RECEIVING}::test_wherever_the_stream_is_cut_what_was_answered_stays_and_nothing_of_the_rest",
     ),
     Mutation(
