@@ -54,10 +54,9 @@ BUSY_ADDRESS = Rejection(result=2, source=3, reason=2, because="too many associa
 BUSY_TITLE = Rejection(result=2, source=3, reason=2, because="too many associations by this AE title")
 NO_SPACE = Rejection(result=2, source=3, reason=2, because="out of space")
 STOPPING = Rejection(result=2, source=3, reason=1, because="the node is stopping")
-NO_TITLE: Final[Mapping[str, Rejection]] = {
-    "called": Rejection(result=1, source=1, reason=7, because="called AE title is none (PS3.5 6.2)"),
-    "calling": Rejection(result=1, source=1, reason=3, because="calling AE title is none (PS3.5 6.2)"),
-}
+CALLED_NONE = Rejection(result=1, source=1, reason=7, because="called AE title is none (PS3.5 6.2)")
+CALLING_NONE = Rejection(result=1, source=1, reason=3, because="calling AE title is none (PS3.5 6.2)")
+NO_TITLE: Final[Mapping[str, Rejection]] = {"called": CALLED_NONE, "calling": CALLING_NONE}
 _NO_CONTEXT = Rejection(result=1, source=1, reason=2, because="application context name not supported")
 _NOT_CALLED = Rejection(result=1, source=1, reason=7, because="called AE title not recognized")
 _NOT_KNOWN = Rejection(result=1, source=1, reason=3, because="calling AE title not known at this address")

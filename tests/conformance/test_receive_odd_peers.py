@@ -8,12 +8,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pynetdicom.sop_class import _STORAGE_CLASSES
 
 from node.config.network import Peer as Allowed
 from node.store import Store
 from tests.peers import wait_until
 from tests.receiving import House, config, house
-from tests.senders import CT, EXPLICIT, IMPLICIT, MR, Peer, associate_rq, data_set, item
+from tests.senders import CT, EXPLICIT, IMPLICIT, MR, Peer, associate_rq, data_set, item, sha256
+
+RETIRED = (
+    "1.2.840.10008.5.1.4.1.1.3", "1.2.840.10008.5.1.4.1.1.5", "1.2.840.10008.5.1.4.1.1.6", "1.2.840.10008.5.1.4.1.1.9",
+    "1.2.840.10008.5.1.4.1.1.12.3", "1.2.840.10008.5.1.4.1.1.129", "1.2.840.10008.5.1.4.1.1.200.1",
+)  # fmt: skip
+"""Some that pynetdicom has no name for; the last is new."""
 
 
 @pytest.fixture(scope="module")
@@ -122,3 +129,24 @@ def test_what_is_no_title_is_rejected_by_the_book_and_told(door: House) -> None:
         return {event.body["because"] for event in door.store.events.list(name="assoc.rejected")}
 
     wait_until(lambda: told() >= wanted, 10.0, "both are told")
+
+
+# --- what is no image --------------------------------------------------------------------------------------
+
+
+def test_whatever_a_scanner_has_beside_its_images_is_stored(door: House) -> None:
+    """Every storage class that the standard has, and had, 100 in an association; a refused one ends many a job."""
+    classes = sorted({*map(str, _STORAGE_CLASSES.values()), *RETIRED})
+    stored = {}
+    for at in range(0, len(classes), 100):
+        some = classes[at : at + 100]
+        with door.peer() as peer:
+            peer.associate(*some)
+            assert {peer.results[2 * n + 1] for n in range(len(some))} == {0}
+            for n in range(0, len(some), 10):
+                uid = f"1.2.3.{at + n}"
+                data = data_set(uid, series=f"1.2.4.{at + n}", sop_class=some[n])
+                assert peer.store(uid, data, context=2 * n + 1, sop_class=some[n]).status == 0
+                stored[uid] = sha256(data)
+            assert peer.release() == 6
+    assert door.stored() == stored
