@@ -17,6 +17,7 @@
     │   ├── OutOfDeviceMemory  retry with smaller slabs
     │   └── ImplausibleOutput  permanent: nothing derived is sent
     ├── DeriveError            a defect of ours: park, keep everything
+    ├── MonitoringError        the pages for whoever watches cannot be shown; all else goes on
     └── DeliveryError
         ├── PeerUnreachable    retry for days
         ├── AssociationRejected  retry when transient, a person when permanent
@@ -146,6 +147,12 @@ class ImplausibleOutput(EnhanceError):
 
 class DeriveError(NodeError):
     """A derived object could not be written: a defect of ours."""
+
+
+class MonitoringError(NodeError):
+    """The pages of ``monitoring`` cannot be shown: nobody's work depends on it."""
+
+    retryable = True
 
 
 class DeliveryError(NodeError):

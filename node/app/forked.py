@@ -15,12 +15,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from node.process import die_with_parent, name_process
 
-FORKED = frozenset({"deliver", "enhance", "gather"})
+FORKED = frozenset({"deliver", "enhance", "gather", "web"})
 """Roles that are forked at the start of a node."""
 
 
@@ -81,8 +81,8 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-def load() -> None:
-    """Import what the roles of :data:`FORKED` need, so that it is there after a fork."""
+def load(roles: Collection[str] = FORKED) -> None:
+    """Import what these roles of :data:`FORKED` need, so that it is there after a fork."""
     import node.app.roles
     import node.deliver.deliverer
     import node.enhance.guardian
@@ -90,8 +90,10 @@ def load() -> None:
     import node.enhance.signs
     import node.enhance.worker
     import node.gather.gatherer
-    import node.housekeep  # noqa: F401
+    import node.housekeep
 
+    if "web" in roles:
+        import node.web.site  # noqa: F401
     gc.freeze()  # pages of what lives for ever stay shared
 
 

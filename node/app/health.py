@@ -28,6 +28,9 @@ LATE_S: Final = 10.0
 """A loop or a worker that shows nothing for so long does not work."""
 
 NODE: Final = "node"
+ASIDE: Final = frozenset({"web"})
+"""Roles whose end stops nobody's work: no reason to start the node again."""
+
 _SIZE: Final = 4096
 _FOLDER: Final = "health"
 _PARTS: Final = _SIZE // 160
@@ -180,7 +183,7 @@ def health(spool: Path) -> list[Part]:
     spool
         Root of the spool.
     """
-    told = {path.stem: _read(path) for path in sorted((spool / _FOLDER).glob("*.json"))}
+    told = signs(spool)
     if not told:
         return [Part(role=NODE, name="processes", told="the node does not run here", vital=True)]
     wanted: Sequence[str] = told[NODE].get("roles", ()) if NODE in told else ()
@@ -190,8 +193,19 @@ def health(spool: Path) -> list[Part]:
     return sorted(parts, key=lambda part: part.ok)
 
 
+def signs(spool: Path) -> dict[str, dict[str, Any]]:
+    """What each process wrote, as it wrote it and however long ago, by the name of its file.
+
+    Parameters
+    ----------
+    spool
+        Root of the spool.
+    """
+    return {path.stem: _read(path) for path in sorted((spool / _FOLDER).glob("*.json"))}
+
+
 def forget(spool: Path, but: Sequence[str]) -> None:
-    """Remove what receivers left that a node no longer has; an old file would tell of one that hangs.
+    """Remove what processes left that a node no longer has; an old file would tell of one that hangs.
 
     Parameters
     ----------
@@ -200,19 +214,21 @@ def forget(spool: Path, but: Sequence[str]) -> None:
     but
         Names of the processes that the node has.
     """
-    for path in (spool / _FOLDER).glob("receive-*.json"):
+    aside = [_file(spool, role) for role in ASIDE]
+    for path in (*(spool / _FOLDER).glob("receive-*.json"), *aside):
         if path.stem not in but:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
 
 
 def _parts(role: str, told: Mapping[str, Any]) -> list[Part]:
+    vital = role not in ASIDE
     age_s = time.monotonic() - float(told.get("steady_s", float("-inf")))
     if not 0 <= age_s <= OLD_S:
         how = f"no sign of life for {age_s:.0f} s" if 0 <= age_s < 1e9 else "no sign of life"
-        return [Part(role=role, name="process", told=how, vital=True)]
+        return [Part(role=role, name="process", told=how, vital=vital)]
     return [
-        Part(role=role, name="process", told="", vital=True),
+        Part(role=role, name="process", told="", vital=vital),
         *(Part(role=role, name=name, told=what, vital=True) for name, what in told["vital"].items()),
         *(Part(role=role, name=name, told=what, vital=False) for name, what in told["parts"].items()),
     ]

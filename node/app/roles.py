@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from node.app.engines import cards, place, shown, threads
-from node.app.health import Loop, Pulse, late
+from node.app.health import Loop, Pulse, health, late, signs
 from node.app.settings import Settings
-from node.app.supervise import ROLES, STARTED, named
+from node.app.supervise import ROLES, STARTED, WEB, named
 from node.config.schema import Config
 from node.log import get_logger
 from node.process import POST, die_with_parent, stop_on_signals
@@ -33,7 +33,7 @@ def run_role(role: str, config: Path, *, last_good: Path | None = None) -> int:
     Parameters
     ----------
     role
-        One of :data:`node.app.supervise.ROLES`.
+        One of :data:`node.app.supervise.ROLES`, or :data:`node.app.supervise.WEB`.
     config
         Path of config.yaml.
     last_good
@@ -48,6 +48,10 @@ def run_role(role: str, config: Path, *, last_good: Path | None = None) -> int:
     stop = Loop()
     settings = Settings(config, role, fallback=last_good)
     stop_on_signals(stop, settings.reload)
+    if role == WEB:  # it opens no store: it has to tell where the database is away
+        with settings:
+            _web(settings, stop)
+        return 0
     with settings, settings.open_store() as store:
         store.spool.sweep_tmp(
             _now()
@@ -69,6 +73,7 @@ def _receive(settings: Settings, store: Store, stop: Loop) -> None:
             store.spool.root, named("receive", post.number if post is not None else 1),
             vital={"door": lambda: late(receiver.quiet_s, "it has not looked for connections")},
             probes={"spool": lambda: _spool(store, settings)},
+            body=lambda: {"associations": receiver.load.associations, "counts": receiver.counts},
         ):  # fmt: skip
             stop.wait()
     finally:
@@ -169,6 +174,15 @@ def _deliver(settings: Settings, store: Store, stop: Loop) -> None:
 
     with Pulse(store.spool.root, "deliver", vital={"loop": stop.late}):
         Deliverer(store, calling_ae=settings.config.node.ae_title).run(stop)
+
+
+def _web(settings: Settings, stop: Loop) -> None:
+    from node.web.site import Site
+
+    spool = Path(settings.started.store.spool).resolve()
+    site = Site(lambda: settings.config, spool, parts=lambda: health(spool), signs=lambda: signs(spool))
+    with Pulse(spool, WEB, vital={}, groups=lambda: {"page": site.told}):
+        site.run(stop)
 
 
 _ROLES: Mapping[str, Callable[[Settings, Store, Loop], None]] = {

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from node.app.doors import Doors
 from node.app.forked import FORKED, Forked, fork, load
-from node.app.health import EVERY_S, NODE, Pulse, forget, health
+from node.app.health import ASIDE, EVERY_S, NODE, Pulse, forget, health
 from node.errors import ReceiveError
 from node.log import get_logger
 from node.process import stop_on_signals, tell_systemd
@@ -27,6 +27,9 @@ log = get_logger()
 
 ROLES: tuple[str, ...] = ("deliver", "enhance", "gather", "receive")
 """In start order: the door opens last, when everyone behind it is up. They stop in the reverse order."""
+
+WEB = "web"
+"""The role that shows the pages of ``monitoring``, where there is a place for them. Nobody's work depends on it."""
 
 STARTED = "LUMINODE_STARTED"
 """Environment of the roles: when the supervisor began (seconds since the epoch). Nobody wrote before that."""
@@ -74,7 +77,7 @@ class Supervisor:
         Path of the last good configuration, which children go on with should config.yaml be bad by the time
         they are started again.
     roles
-        Which of :data:`ROLES` to run.
+        Which of :data:`ROLES` to run, and whether :data:`WEB`.
     drain_s
         How long the children together may take to end after SIGTERM before they are killed; whatever they
         still held is in the database.
@@ -97,7 +100,7 @@ class Supervisor:
         n_receivers = doors.n if doors is not None else 1
         self._children = [
             _Child(role=r, number=n + 1)
-            for r in ROLES
+            for r in (*ROLES, WEB)
             if r in roles
             for n in range(n_receivers if r == _DOOR else 1)
         ]
@@ -111,7 +114,7 @@ class Supervisor:
         """Supervise until SIGTERM or SIGINT. Returns the exit status."""
         forked = [child for child in self._children if child.role in FORKED]
         if forked:
-            load()
+            load([child.role for child in forked])
         for child in forked:
             self._fork(child)
         stop_on_signals(self.stop, self._reload.set)
@@ -142,7 +145,7 @@ class Supervisor:
             self.stop.wait(0.1)
 
     def _dead(self) -> str:
-        dead = [c.name for c in self._children if not c.lives]
+        dead = [c.name for c in self._children if not c.lives and c.role not in ASIDE]
         return f"not running: {', '.join(dead)}" if dead else ""
 
     def _look_at_health(self) -> None:

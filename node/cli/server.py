@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from node.app.doors import Doors, how_many
-from node.app.supervise import ROLES, Supervisor
+from node.app.supervise import ROLES, WEB, Supervisor
 from node.cli.common import ConfigOption, config_file, err, out
 from node.log import configure
 from node.process import stop_on_signals
@@ -30,14 +30,14 @@ def serve(
     config: ConfigOption = None,
     role: Annotated[
         list[str] | None,
-        typer.Option("--role", help=f"Run one role alone in this process: {', '.join(ROLES)}."),
+        typer.Option("--role", help=f"Run one role alone in this process: {', '.join((*ROLES, WEB))}."),
     ] = None,
 ) -> None:
     """Run the node until SIGTERM; SIGHUP reads config.yaml again."""
     path = config_file(config)
     if role:
-        if len(role) > 1 or role[0] not in ROLES:
-            raise typer.BadParameter(f"one role of {', '.join(ROLES)}, or none for all of them")
+        if len(role) > 1 or role[0] not in (*ROLES, WEB):
+            raise typer.BadParameter(f"one role of {', '.join((*ROLES, WEB))}, or none for all of them")
         from node.app.roles import run_role
 
         raise typer.Exit(run_role(role[0], path))
@@ -46,9 +46,10 @@ def serve(
     settings = Settings(path, "supervisor")
     with settings.open_store() as store:  # the schema is brought up to date once, before anybody works
         store.spool.sweep_tmp(datetime.now(UTC))  # so are names given back that a power cut took
+    roles = ROLES if settings.started.monitoring.listen is None else (*ROLES, WEB)
     listen = settings.started.node.listen
     doors = Doors(listen.host, listen.port, how_many(settings.started))
-    raise typer.Exit(Supervisor(path, last_good=settings.keep_last_good(), doors=doors).run())
+    raise typer.Exit(Supervisor(path, roles, last_good=settings.keep_last_good(), doors=doors).run())
 
 
 def demo(

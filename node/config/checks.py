@@ -12,7 +12,7 @@ from node.config.conditions import Condition
 from node.config.grammar import ConditionRefused, doubtful, parse_condition
 from node.config.identifiers import why_not
 from node.config.tree import Node
-from node.config.values import Refused, did_you_mean, duration, quote
+from node.config.values import Refused, did_you_mean, duration, host_and_port, quote
 
 SECRET = "the value that the environment gives does not fit"  # noqa: S105 - a message
 
@@ -141,6 +141,7 @@ def cross(
     yield from _engines(engines, catalogue)
     yield from _timing(root)
     yield from _commitment(root, destinations)
+    yield from _monitoring(root)
     for names, used, section in (
         (engines, used_engines, "engines"),
         (destinations, used_destinations, "destinations"),
@@ -262,3 +263,25 @@ def _commitment(root: Node, destinations: Mapping[str, Node]) -> Iterator[Findin
         "no destination gets the originals: a scanner that deletes its own would delete the last ones",
         "set forward_originals: true on a destination, or write off",
     )
+
+
+def _monitoring(root: Node) -> Iterator[Finding]:
+    """The pages on the port of the scanners: whichever is there first would keep the other out."""
+    here, door = (_below(root, section, "listen") for section in ("monitoring", "node"))
+    try:
+        port = host_and_port(here.value)[1] if here is not None and here.value else 0
+        taken = host_and_port(door.value)[1] if door is not None and door.value else 11112
+    except Refused:
+        return
+    if here is not None and port and port == taken:
+        yield at(
+            here,
+            "monitoring.listen",
+            f"port {port} is that of node.listen",
+            "give the pages a port of their own",
+        )
+
+
+def _below(root: Node, section: str, key: str) -> Node | None:
+    node = root.get(section)
+    return node.get(key) if node is not None and node.kind == "mapping" else None

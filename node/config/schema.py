@@ -24,6 +24,7 @@ from pydantic import (
 from node.config.commitment import CommitmentSettings
 from node.config.conditions import Condition
 from node.config.grammar import WHEN_JSON, parse_when, write_when
+from node.config.monitoring import MonitoringSettings
 from node.config.network import (
     AcceptFrom,
     Address,
@@ -58,8 +59,8 @@ from node.config.values import (
 
 __all__ = [
     "ClientTLS", "CloseOn", "CommitmentSettings", "Config", "Destination", "DimseDestination", "EngineSettings",
-    "FolderDestination", "GpuSettings", "HostPort", "Keep", "LogSettings", "NodeSettings", "Peer", "Retry", "Rule",
-    "Section", "SeriesSettings", "ServerTLS", "StoreSettings", "Timeouts",
+    "FolderDestination", "GpuSettings", "HostPort", "Keep", "LogSettings", "MonitoringSettings", "NodeSettings", "Peer",
+    "Retry", "Rule", "Section", "SeriesSettings", "ServerTLS", "StoreSettings", "Timeouts",
 ]  # fmt: skip
 
 RESTART: dict[str, Any] = {"restart": True}
@@ -476,4 +477,8 @@ class Config(Section):
         description="Which series are enhanced. Read downwards, the first match wins; no match: ignored.",
     )
     gpu: GpuSettings = Field(default=GpuSettings(), description="The GPUs that learned engines run on.")
+    monitoring: MonitoringSettings = Field(
+        default=MonitoringSettings(),
+        description="Pages for whoever watches the node: /healthz, /readyz and /metrics.",
+    )
     log: LogSettings = Field(default=LogSettings(), description="What the node writes to standard error.")

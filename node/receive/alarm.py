@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Final
 
 from node.log import get_logger
+from node.receive.counts import DOOR, Counts
 from node.store.events import Events
 
 log = get_logger()
@@ -22,6 +23,11 @@ MOST: Final = 60
 
 class Alarm:
     """Log lines and events about peers. Thread-safe; never raises.
+
+    Attributes
+    ----------
+    counts
+        What there was to tell, whether or not it was told.
 
     Parameters
     ----------
@@ -41,6 +47,7 @@ class Alarm:
         self._seconds = seconds
         self._lock = threading.Lock()
         self._began = seconds()
+        self.counts = Counts()
         self._told: dict[tuple[str, ...], int] = {}
         self._unsaid: dict[tuple[str, ...], int] = {}
 
@@ -54,6 +61,7 @@ class Alarm:
         values
             Strings without patient data; together with the name they say what is the same.
         """
+        self.counts.add(DOOR, name)
         key = (name, *values.values())
         now = self._seconds()
         with self._lock:

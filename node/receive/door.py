@@ -28,6 +28,7 @@ from node.log import get_logger
 from node.model import Association, AssociationEnd
 from node.receive import sockets, wire
 from node.receive.associate import RequestError, tidy, untitled
+from node.receive.counts import ACCEPTED, REJECTED
 from node.receive.guard import plain
 from node.receive.house import House
 from node.receive.known import Accepted, Request
@@ -371,6 +372,7 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
             self._pump()  # AE-8
             titles = {"calling_ae": calling, "called_ae": called}
             because = rejection.because
+            house.alarm.counts.add(REJECTED, because)
             house.alarm.tell("assoc.rejected", event=True, address=self.address, **titles, because=because)
             return
         accepted = self._accept(request, terms, raw)
@@ -394,6 +396,7 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
         self._buffer = memoryview(bytearray(BUFFER))
         if not self._messages.only_asks:
             house.commit.opened(self.identity)
+        house.alarm.counts.add(ACCEPTED)
         log.debug("assoc.accepted", assoc=self.identity.id, calling_ae=calling, address=self.address)
 
     def _accept(self, request: Any, terms: Terms, raw: bytes) -> Accepted:

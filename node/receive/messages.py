@@ -16,6 +16,7 @@ from node.model import Association
 from node.receive.commands import C_ECHO_RQ, N_ACTION_RQ, Command, answer, as_pdus
 from node.receive.commitment import Desk, Request
 from node.receive.contexts import COMMITMENT, VERIFICATION
+from node.receive.counts import REFUSED
 from node.receive.house import House
 from node.receive.intake import CONFLICT, DRAIN, Intake, Refusal, as_refusal, refuse_command
 from node.receive.terms import Terms
@@ -212,6 +213,8 @@ class Messages:
             response = answer(command, Status.SUCCESS)
         else:
             self.n_refused += 1
+            if command.is_store:
+                self._house.alarm.counts.add(REFUSED, f"{wrong.status:04X}")
             if len(self.owed) < _MOST_OWED:
                 self.owed.add(command.sop_instance_uid)
             log.warning(

@@ -8,7 +8,7 @@ import resource
 import socket
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -119,6 +119,11 @@ class Receiver:
     def load(self) -> Load:
         gate = self._house.gate
         return Load(connections=gate.n_connections, associations=gate.n_established)
+
+    @property
+    def counts(self) -> Mapping[str, Mapping[str, int]]:
+        """What it has done since it was made, by kind and reason (node/receive/counts.py)."""
+        return self._house.alarm.counts.told()
 
     def start(self) -> None:
         """Clear what an earlier life left behind, then listen.

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import event
 
 from node.store import Store
+from node.store.figures import FigureStore, Place, Settled
 from tests.storing import NOW, after, delivered, header, outbox, received
 
 GROWING = (
@@ -53,6 +54,10 @@ def test_no_statement_scans_what_grows_with_every_instance(sqlite_store: Store) 
     store.deliveries.outcomes(1)
     store.deliveries.detail(1)
     store.jobs.requeue_expired(NOW)
+    figures = FigureStore(store.database)
+    figures.look(Settled(series=0), NOW)
+    figures.history(figures.begin()[1], 10)
+    figures.history(Place(id=0, hash=""), 10)
     store.reconcile.fsck()
     store.retention.purge(received_before=after(1), derived_before=after(1), at=NOW)
 

@@ -50,8 +50,9 @@ def site(
     refuse_below: str = "100MB",
     port: int = 0,
     keep: str = "",
+    web: int = 0,
 ) -> Node:
-    """A node in a folder of its own, not started."""
+    """A node in a folder of its own, not started; ``web`` is the port of its pages, if it is to have any."""
     folder.mkdir(parents=True, exist_ok=True)
     port = port or free_port()
     config = folder / "config.yaml"
@@ -62,6 +63,8 @@ def site(
             refuse_below=refuse_below, keep=keep,
         )
     )  # fmt: skip
+    if web:
+        config.write_text(config.read_text() + f'monitoring: {{listen: "127.0.0.1:{web}"}}\n')
     here = database or f"sqlite:///{folder}/luminode.db"
     return Node(folder=folder, config=config, port=port, database=here)
 

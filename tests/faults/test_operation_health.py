@@ -1,7 +1,8 @@
-"""R59: break each part in turn, and `luminode health` says so within 15 s; mended, it says that, too."""
+"""R59: break each part in turn, and health, /readyz and the metrics say so within 15 s; mended, they say that, too."""
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families as parsed
 
 from node.app import health as health_room
 from node.app.health import NODE, OLD_S, Loop, Part, Pulse, health, late
@@ -24,7 +26,7 @@ from node.process import tell_systemd
 from tests.faults import ledger
 from tests.faults.scale import FULL
 from tests.faults.site import child, dimse, site, worker
-from tests.peers import StoreScp, needs, wait_until
+from tests.peers import StoreScp, free_port, needs, wait_until
 from tests.pipeline.harness import REPOSITORY, Node
 
 pytestmark = pytest.mark.timeout(600)
@@ -35,6 +37,43 @@ WITHIN_S = 15.0
 
 def ill(node: Node) -> dict[str, str]:
     return {f"{p.role} {p.name}": p.told for p in health(node.folder / "spool") if not p.ok}
+
+
+def ask(port: int, path: str) -> tuple[int, str]:
+    """A page: status and text; (0, "") where nobody answers."""
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        except OSError:
+            return 0, ""
+
+
+def told_everywhere(node: Node, web: int) -> set[str]:
+    """The parts that do not work: by what processes write, by /readyz with 503, and by the metrics."""
+    status, page = ask(web, "/readyz")
+    samples = [s for family in parsed(ask(web, "/metrics")[1]) for s in family.samples]
+    down = {
+        f"{s.labels.get('role', 'gather')} {s.labels.get('part', '')}".strip()
+        if s.name == "luminode_part_up" else f"gather destination {s.labels['destination']}"
+        for s in samples
+        if s.name in ("luminode_part_up", "luminode_destination_up") and s.value == 0
+    }  # fmt: skip
+    unready = any(s.name == "luminode_ready" and s.value == 0 for s in samples)
+    if status != 503 or not unready:
+        return set()
+    on_page = {f"{p['role']} {p['part']}" for p in json.loads(page)["parts"] if not p["ok"]}
+    return set(ill(node)) & on_page & down
+
+
+def well(node: Node, web: int) -> bool:
+    """Whether all of them say that every part works."""
+    return (
+        not ill(node)
+        and ask(web, "/readyz")[0] == 200
+        and "\nluminode_ready 1.0\n" in ask(web, "/metrics")[1]
+    )
 
 
 @contextmanager
@@ -120,7 +159,8 @@ def pacs_frozen(pacs: StoreScp) -> Iterator[None]:
 def test_a_dead_part_is_told(tmp_path: Path) -> None:
     needs("storescp")
     pacs = StoreScp(tmp_path / "pacs", "+xa")
-    node = site(tmp_path / "node", destination=dimse(pacs.port))
+    web = free_port()
+    node = site(tmp_path / "node", destination=dimse(pacs.port), web=web)
     parts: dict[str, tuple[str, Callable[[], AbstractContextManager[None]]]] = {
         "the database": ("gather database", lambda: database_locked(node)),
         "the engine's worker": ("enhance worker", lambda: frozen(worker(node))),
@@ -136,12 +176,13 @@ def test_a_dead_part_is_told(tmp_path: Path) -> None:
             "the spool": ("receive spool", lambda: spool_broken(node)),
             "config.yaml": ("gather configuration", lambda: config_bad(node)),
             "a role that dies at once": ("node roles", lambda: killed(node, "deliver")),
+            "the pages": ("web process", lambda: frozen(child(node, "web"))),
         }
     node.start()
     took: dict[str, float] = {}
     green: list[str] = []
     try:
-        wait_until(lambda: not ill(node), 240, f"all is well: {ill(node)}", every_s=0.2)
+        wait_until(lambda: well(node, web), 240, f"all is well: {ill(node)}", every_s=0.2)
         rounds = [[name] for name in parts] if FULL else [list(parts)]
         for names in rounds:
             with ExitStack() as broken:
@@ -150,13 +191,13 @@ def test_a_dead_part_is_told(tmp_path: Path) -> None:
                 began = time.monotonic()
                 left = set(names)
                 while left and time.monotonic() - began < 4 * WITHIN_S:
-                    seen = ill(node)
+                    seen = set(ill(node)) if left == {"the pages"} else told_everywhere(node, web)
                     for name in [n for n in left if any(p.startswith(parts[n][0]) for p in seen)]:
                         took[name] = time.monotonic() - began
                         left.discard(name)
                     time.sleep(0.1)
                 green += sorted(left)
-            wait_until(lambda: not ill(node), 240, f"all is well again: {ill(node)}", every_s=0.2)
+            wait_until(lambda: well(node, web), 240, f"all is well again: {ill(node)}", every_s=0.2)
     finally:
         node.stop()
         pacs.stop()
@@ -166,7 +207,8 @@ def test_a_dead_part_is_told(tmp_path: Path) -> None:
         "R59",
         load=f"broken and mended, {'each in turn' if FULL else 'all at once'}: {', '.join(parts)}",
         count=len(parts),
-        result=f"told after {max(took.values(), default=0):.1f} s at most ({slowest}), well again each time; "
+        result="told by health, /readyz and the metrics after "
+        f"{max(took.values(), default=0):.1f} s at most ({slowest}), well again each time; "
         f"{len(green)} green with a dead part",
         ok=ok,
     )

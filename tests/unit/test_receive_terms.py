@@ -316,3 +316,17 @@ def test_the_same_is_told_once_a_minute_and_never_more_than_a_person_can_read() 
     assert len(events.added) <= 2 + MOST
     now[0] = 2 * AGAIN_S
     alarm.tell("assoc.rejected", event=True, because="broken")
+
+
+def test_what_is_told_as_0_before_it_happens_can_happen() -> None:
+    from node.receive import counts, intake
+    from node.receive import terms as rejections
+
+    told = (v for v in vars(rejections).values() if isinstance(v, rejections.Rejection))
+    reasons = {each.because.replace(" ", "_") for each in told}
+    assert set(counts.KNOWN[counts.REJECTED]) <= reasons
+    refusals = {f"{v[0]:04X}" for v in vars(intake).values() if isinstance(v, tuple) and len(v) == 2 and v[1]}
+    assert set(counts.KNOWN[counts.REFUSED]) <= refusals
+    one = counts.Counts()
+    one.add(counts.REJECTED, "out of space")
+    assert one.told()[counts.REJECTED]["out_of_space"] == 1
