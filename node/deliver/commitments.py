@@ -2,7 +2,8 @@
 
 An instance is committed only where all of this holds: it is on record, of the class that was named, with no other bytes
 under its UID; it goes, or went, where the configuration's promise says; and its bytes in the spool, read there and
-then, have the digest that they came with. Two threads, so that a scanner that is switched off holds up no look.
+then, have the digest that they came with. Looks have a thread of their own, and so has each peer that is being told: a
+scanner that is switched off, or slow, holds up neither a look nor another scanner.
 """
 
 from __future__ import annotations
@@ -40,13 +41,16 @@ _AT_MOST_S: Final = 900.0
 _PATIENCE_S: Final = 15.0
 """For each step of telling: whoever is there answers in a moment, and others wait for their results."""
 
+_PEERS: Final = 16
+"""So many are told at once: each is a thread, for a moment mostly."""
+
 _TIDY_S: Final = 60.0
 _KEPT: Final = timedelta(days=90)
 """How long a request that is done with stays on record."""
 
 
 class Commitments:
-    """The two threads. What they know is in the database; killed at any moment, they begin again there.
+    """The threads. What they know is in the database; killed at any moment, they begin again there.
 
     Parameters
     ----------
@@ -59,9 +63,10 @@ class Commitments:
         self._owner = owners.me("commit")
         self._now = clock or (lambda: datetime.now(UTC))
         self._stop = threading.Event()
+        self._telling: dict[str, threading.Thread] = {}
         self._threads = [
             threading.Thread(target=self._run, args=(each,), name=name, daemon=True)
-            for name, each in (("commitment-look", self.look), ("commitment-tell", self.tell))
+            for name, each in (("commitment-look", self.look), ("commitment-tell", self.hand_out))
         ]
 
     def start(self) -> None:
@@ -71,9 +76,10 @@ class Commitments:
     def stop(self, within_s: float) -> None:
         """End; what is under way is given up after ``within_s`` seconds, and done again by the next process."""
         self._stop.set()
-        for thread in self._threads:
+        until = time.monotonic() + within_s
+        for thread in (*self._threads, *self._telling.values()):
             if thread.is_alive():
-                thread.join(within_s / len(self._threads))
+                thread.join(max(until - time.monotonic(), 0.0))
 
     def _run(self, step: Callable[[], bool]) -> None:
         tidy_at = 0.0
@@ -155,10 +161,42 @@ class Commitments:
 
     def tell(self) -> bool:
         """Tell one result to a requester that listens somewhere; False if none is due."""
-        commitments = self._store.commitments
-        one = commitments.claim(CommitmentState.READY, self._owner, LEASE_S, self._now())
+        one = self._store.commitments.claim(CommitmentState.READY, self._owner, LEASE_S, self._now())
+        if one is not None:
+            self._tell(one)
+        return one is not None
+
+    def hand_out(self) -> bool:
+        """Have a result that is due told by a thread of its own, one for each requester; False if none is."""
+        self._telling = {title: each for title, each in self._telling.items() if each.is_alive()}
+        if len(self._telling) >= _PEERS:
+            return False
+        one = self._store.commitments.claim(
+            CommitmentState.READY, self._owner, LEASE_S, self._now(), but=tuple(self._telling)
+        )
         if one is None:
             return False
+        name = f"commitment-tell-{one.id}"
+        teller = threading.Thread(target=self._tell_safely, args=(one,), name=name, daemon=True)
+        try:
+            teller.start()
+        except RuntimeError:  # no more threads
+            self._tell_safely(one)
+        else:
+            self._telling[one.calling_ae] = teller
+        return True
+
+    def _tell_safely(self, one: Commitment) -> None:
+        """The boundary of a teller's thread: what went wrong is told again when its lease has run out."""
+        try:
+            self._tell(one)
+        except StoreError as error:
+            log.error("commitment.store_failed", why=error.message)
+        except Exception as error:
+            log.error("commitment.failed", error=type(error).__name__)
+
+    def _tell(self, one: Commitment) -> None:
+        commitments = self._store.commitments
         failpoint("deliver.before_commitment_told")
         try:
             told = send(one, is_old=lambda: commitments.again(one, self._owner, self._now()))
@@ -175,16 +213,15 @@ class Commitments:
                     "commitment.not_told", transaction=one.transaction_uid, calling_ae=one.calling_ae,
                     why=error.message, hint=error.hint or "it is tried again; see `report_to` of this peer",
                 )  # fmt: skip
-            return True
+            return
         if not told:
             log.info("commitment.looked_at_again", transaction=one.transaction_uid, calling_ae=one.calling_ae)
-            return True
+            return
         commitments.told(one.id, self._owner, self._now())
         log.info(
             "commitment.told", transaction=one.transaction_uid, calling_ae=one.calling_ae,
             instances=len(one.references), failed=len(one.failed),
         )  # fmt: skip
-        return True
 
 
 def send(one: Commitment, *, is_old: Callable[[], bool]) -> bool:

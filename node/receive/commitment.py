@@ -26,7 +26,7 @@ from node.log import get_logger
 from node.model import Association, Commitment, CommitmentState
 from node.receive.commands import Command, answer, as_pdus, event_report
 from node.receive.house import House
-from node.receive.terms import Terms, report_to
+from node.receive.terms import Terms, pinned, report_to
 from node.store import owners
 
 log = get_logger()
@@ -182,9 +182,18 @@ class Desk:
             return
         self._look_at = now + _LOOK_S
         commitments, at = self._house.commitments, self._house.clock()
-        title = self._association.calling_ae
+        title, address = self._association.calling_ae, self._association.address
+        # A title alone is no evidence of who is there: unless it is pinned, the result is for who asked from here.
+        known = pinned(self._house.terms.node, title, address)
         try:
-            one = commitments.claim(CommitmentState.READY, self._owner, LEASE_S, at, calling_ae=title)
+            one = commitments.claim(
+                CommitmentState.READY,
+                self._owner,
+                LEASE_S,
+                at,
+                calling_ae=title,
+                address=None if known else address,
+            )
             if one is None or commitments.again(one, self._owner, at):
                 return
         except StoreError as error:

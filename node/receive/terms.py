@@ -116,6 +116,13 @@ def report_to(terms: Terms, *, calling_ae: str, called_ae: str, address: str) ->
     return {**found, "calling_ae": called_ae} if found is not None else None
 
 
+def pinned(node: NodeSettings, calling_ae: str, address: str) -> bool:
+    """Whether it is the configuration that says that whoever calls by this title from there is this peer."""
+    if node.accept_from == "any":
+        return False
+    return any(e.ae_title == calling_ae and bool(e.addresses) and e.admits(address) for e in node.accept_from)
+
+
 def admit(
     node: NodeSettings, *, calling_ae: str, called_ae: str, address: str, context: str
 ) -> Rejection | None:

@@ -125,13 +125,19 @@ class Commitments:
         now: datetime,
         *,
         calling_ae: str | None = None,
+        address: str | None = None,
+        but: Collection[str] = (),
     ) -> Commitment | None:
         """Take one that is due: ASKED to be looked at, or READY to be told.
 
         Parameters
         ----------
         calling_ae
-            Of READY ones: those of this peer that have no address, instead of those that have one.
+            Of READY ones: those of this peer that listens nowhere, instead of those of peers that do.
+        address
+            With it: asked from there; None: from wherever.
+        but
+            Calling AE titles whose requests are left alone.
         """
         row = CommitmentRow
         late: ColumnElement[bool] = or_(row.not_before <= now, row.not_before > now + _FAR)
@@ -141,7 +147,10 @@ class Commitments:
         condition = and_(row.state == state.value, late, free)
         if state is CommitmentState.READY:
             mine = and_(row.calling_ae == calling_ae, row.tellable.is_(False))
+            mine = mine if address is None else and_(mine, row.address == address)
             condition = and_(condition, row.tellable if calling_ae is None else mine)
+        if but:
+            condition = and_(condition, row.calling_ae.not_in(but))
         with self._db.read() as connection:  # the usual case costs no write lock
             if connection.execute(select(row.id).where(condition).limit(1)).first() is None:
                 return None
@@ -299,6 +308,16 @@ def _held(connection: Connection, wanted: Sequence[str], promise: Promise) -> di
     )
     n = select(func.count()).select_from(DeliveryRow).where(of)
     missing = n.where(~has_outcome)
+    was_there = (
+        exists()
+        .where(
+            OutcomeRow.delivery_id == DeliveryRow.id,
+            OutcomeRow.instance_id == InstanceRow.id,
+            OutcomeRow.done,
+            OutcomeRow.status == Status.DUPLICATE_SOP_INSTANCE.value,
+        )
+        .correlate(DeliveryRow, InstanceRow)
+    )
     columns = (
         n.correlate(InstanceRow).scalar_subquery().label("n"),
         missing.correlate(InstanceRow).scalar_subquery().label("missing"),
@@ -306,6 +325,7 @@ def _held(connection: Connection, wanted: Sequence[str], promise: Promise) -> di
         .correlate(InstanceRow)
         .scalar_subquery()
         .label("coming"),
+        n.where(was_there, ~folder).correlate(InstanceRow).scalar_subquery().label("unsure"),
         exists().where(ConflictRow.sop_instance_uid == InstanceRow.sop_instance_uid).label("conflict"),
     )
     found = connection.execute(
@@ -324,21 +344,24 @@ def _held(connection: Connection, wanted: Sequence[str], promise: Promise) -> di
             path=row.path,
             offset=row.offset,
             sha256=row.sha256,
-            way="unsafe" if row.conflict else _way(promise, row.n, row.missing, row.coming),
+            way="unsafe" if row.conflict else _way(promise, row),
         )
         for row in found
     }
 
 
-def _way(promise: Promise, n: int, missing: int, coming: int) -> Way:
-    """How safe an instance is that has ``n`` destinations, ``missing`` of which do not hold it yet."""
+def _way(promise: Promise, of: rows.AnyRow) -> Way:
+    """How safe an instance is that has ``n`` destinations, ``missing`` of which do not hold it yet, and ``unsure`` of
+    which said 0111H: what such a one holds nobody knows, and it is sent nothing more."""
     if promise == "kept":
         return "safe"
-    if n == 0:
+    if of.n == 0:
         return "unsafe"
-    if promise == "held" or missing == 0:
+    if promise == "held":
+        return "safe" if of.n > of.unsure else "unsafe"
+    if of.missing == 0:
         return "safe"
-    return "waits" if missing == coming else "unsafe"
+    return "waits" if of.missing == of.coming else "unsafe"
 
 
 def _read(row: rows.AnyRow) -> Commitment:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import socket
 import struct
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,7 +30,7 @@ from tests.forwarding import all_sent, close_all, delivering, forwarding
 from tests.peers import OrthancPeer, free_port, wait_until
 from tests.receiving import House, config, house
 from tests.scripted import ScriptedScp
-from tests.senders import CT, MR, VERIFICATION, Peer, command_set, data_set, message, ui, us
+from tests.senders import CT, MR, VERIFICATION, Peer, command_set, data_set, echo_rq, message, ui, us
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -103,6 +105,42 @@ def test_a_scanner_that_did_not_wait_is_told_when_it_comes_again(sqlite_store: S
         assert [r.transaction for r in other.results] == ["1.2.9.2"]
         with scanner.associated(there.port):
             assert scanner.result().event == 1
+
+
+def test_a_result_is_for_who_asked_and_not_for_whoever_calls_by_its_title(sqlite_store: Store) -> None:
+    """Without an address in the configuration a title says nothing of who is there (S2)."""
+    scanner = Scanner()
+    with node(sqlite_store, scanner) as there, Peer(there.port, source="127.0.0.2") as other:
+        other.associate(MODEL, VERIFICATION, calling="CT1")
+        scanner.ask(there.port, "1.2.9.1", uids := sent(there.port))
+        wait_until(lambda: states(sqlite_store) == ["READY"], 60, "the result is there")
+        for _ in range(4):  # between two messages it would be told
+            other.send(message(3, echo_rq(), None))
+            assert other.answer().field == 0x8030
+            time.sleep(0.05)
+        with scanner.associated(there.port):
+            assert scanner.result().committed == frozenset(uids)
+        wait_until(lambda: states(sqlite_store) == ["TOLD"], 60, "told")
+        assert other.release() == 6  # the first that it is sent
+
+
+def test_a_scanner_that_says_nothing_keeps_no_other_from_its_result(
+    sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node.deliver.commitments._PATIENCE_S", 25.0)
+    with (
+        listening() as silent,
+        listening(ae_title="CT2") as scanner,
+        node(sqlite_store, silent, scanner) as there,
+    ):
+        silent.stop()
+        with socket.create_server(("127.0.0.1", silent.port)) as mute:
+            uids = sent(there.port)
+            silent.ask(there.port, "1.2.9.1", uids)
+            called, _ = mute.accept()
+            with called:
+                scanner.ask(there.port, "1.2.9.2", uids)
+                assert scanner.result(within_s=20.0).committed == frozenset(uids)
 
 
 def test_every_reason_not_to_commit_is_told(sqlite_store: Store) -> None:

@@ -103,6 +103,27 @@ def test_who_has_no_address_is_told_by_title(store: Store) -> None:
     assert claimed(store, READY, calling_ae="CT1").id == one.id
 
 
+def test_a_title_is_told_where_it_asked_unless_it_may_be_anywhere(store: Store) -> None:
+    ask(store, report_to=None)
+    one = claimed(store, ASKED)
+    store.commitments.ready(one.id, "a", {}, NOW)
+    assert store.commitments.claim(READY, "b", 60, NOW, calling_ae="CT1", address="10.1.2.4") is None
+    told = claimed(store, READY, "b", calling_ae="CT1", address="10.1.2.3")
+    assert told.id == one.id
+    assert store.commitments.later(told, "b", NOW, tried=False)
+    assert claimed(store, READY, "b", calling_ae="CT1").id == one.id
+
+
+def test_requests_of_those_that_are_being_told_are_left_alone(store: Store) -> None:
+    for number, title in enumerate(("CT1", "CT1", "CT2"), 1):
+        ask(store, number, calling_ae=title)
+        store.commitments.ready(claimed(store, ASKED).id, "a", {}, NOW)
+    assert claimed(store, READY).calling_ae == "CT1"
+    assert claimed(store, READY, but=("CT1",)).calling_ae == "CT2"
+    assert store.commitments.claim(READY, "a", 60, NOW, but=("CT1",)) is None
+    assert claimed(store, READY).calling_ae == "CT1"
+
+
 def test_what_waits_for_one_scanner_is_put_off_together_and_given_up_alone(store: Store) -> None:
     for number in (1, 2):
         ask(store, number, give_up_at=after(100 * number))
@@ -171,3 +192,17 @@ def test_how_safe_an_instance_is(store: Store) -> None:
     clash = received(store, 1, data=b"other bytes" * 20)
     store.reception.record([clash])
     assert ways("kept") == ["unsafe", "safe"]
+
+
+def test_what_every_destination_had_before_is_held_nowhere(store: Store) -> None:
+    """0111H ends a delivery, and retention then removes the file; which bytes are at PACS nobody knows."""
+    one, sides = received(store, 1), {name: {"kind": "dimse", "ae_title": name} for name in ("P1", "P2")}
+    store.reception.record([one], forward=sides)
+    uid = one.sop_instance_uid
+    for name, way in (("P1", "safe"), ("P2", "unsafe")):
+        delivery = store.deliveries.claim("d", 60, after(10), destination=name, originals=True)
+        assert delivery is not None
+        there = Outcome(sop_instance_uid=uid, status=0x0111, done=True, retryable=False)
+        assert store.deliveries.record_outcomes(delivery.id, "d", delivery.attempt, [there])
+        assert store.commitments.held([uid], "held")[uid].way == way
+    assert store.commitments.held([uid], "kept")[uid].way == "safe"

@@ -224,8 +224,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         invariant="R12",
         what="an instance that PACS does not have yet is committed as delivered",
         file="node/store/commitments.py",
-        old='    if promise == "held" or missing == 0:\n',
-        new='    if promise == "held" or missing >= 0:\n',
+        old="    if of.missing == 0:\n",
+        new="    if of.missing >= 0:\n",
         test="tests/conformance/test_commitment.py::test_what_is_delivered_is_committed_when_pacs_has_it",
     ),
     Mutation(
