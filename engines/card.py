@@ -48,7 +48,7 @@ class CardFile(BaseModel):
         are left as they were (G10).
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     name: Name
     version: Annotated[str, StringConstraints(pattern=r"^\d+\.\d+\.\d+$")]
@@ -122,13 +122,17 @@ def seals(folder: Path) -> Mapping[str, str] | None:
     CardInvalid
         There is a seal that cannot be read: no engine of this folder is known to be what was released.
     """
+    hint = "install the release again"
     try:
-        told = json.loads((folder / SEAL).read_bytes())
+        data = _plain(folder, SEAL)
+        told = json.loads(data)
         return {str(name): str(sha256) for name, sha256 in told.items()}
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, AttributeError) as e:
-        raise CardInvalid(f"{folder.name}: {SEAL} cannot be read", hint="install the release again") from e
+    except CardInvalid as e:
+        raise CardInvalid(e.message, hint=hint) from e
+    except (OSError, ValueError, AttributeError, RecursionError) as e:
+        raise CardInvalid(f"{folder.name}: {SEAL} cannot be read", hint=hint) from e
 
 
 def content(folder: Path) -> bytes:
@@ -139,17 +143,22 @@ def content(folder: Path) -> bytes:
     CardInvalid
     """
     try:
-        # A link could lead anywhere, a pipe would block every process of the node.
-        handle = os.open(folder / "card.yaml", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        return _plain(folder, "card.yaml")
     except OSError as e:
         raise CardInvalid(f"{folder.name}: card.yaml cannot be read: {e.strerror}") from e
+
+
+def _plain(folder: Path, name: str) -> bytes:
+    """The bytes of a small plain file; OSError where it cannot be opened, CardInvalid where it is none."""
+    # A link could lead anywhere, a pipe would block every process of the node.
+    handle = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise CardInvalid(f"{folder.name}: card.yaml is not a plain file")
+        raise CardInvalid(f"{folder.name}: {name} is not a plain file")
     with os.fdopen(handle, "rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
-        raise CardInvalid(f"{folder.name}: card.yaml is larger than 64 KiB")
+        raise CardInvalid(f"{folder.name}: {name} is larger than 64 KiB")
     return data
 
 
@@ -174,7 +183,8 @@ def read(folder: Path, seal: Mapping[str, str] | None = None) -> CardFile:
         )
     try:
         loaded = YAML(typ="safe", pure=True).load(data.decode("utf-8"))
-    except (YAMLError, UnicodeDecodeError, RecursionError) as e:
+    # A date or number that is none (2001-99-99, !!int x) leaves the parser as what its constructor raised.
+    except (YAMLError, ValueError, KeyError, TypeError, RecursionError) as e:
         first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise CardInvalid(f"{folder.name}: card.yaml is not YAML: {first}") from e
     if not isinstance(loaded, dict):

@@ -72,14 +72,16 @@ class Catalog:
             inside = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "_")))
         except OSError as e:
             if not isinstance(e, FileNotFoundError):
-                self._faults[folder.name] = CardInvalid(f"{folder.name}: cannot be listed: {e.strerror}")
+                self._faults[self._free(folder.name)] = CardInvalid(
+                    f"{folder.name}: cannot be listed: {e.strerror}"
+                )
             return
         try:
             seal = seals(folder)
             if seal is None and folder == ZOO:  # a folder of a site needs none
                 raise CardInvalid(f"{folder.name}: {SEAL} is missing", hint="install the release again")
         except CardInvalid as e:
-            self._faults[folder.name] = e
+            self._faults[self._free(folder.name)] = e
             return
         for path in inside:
             try:

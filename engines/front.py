@@ -11,7 +11,7 @@ in the network. Each depends on its own task alone, so threads change no bit.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -44,6 +44,7 @@ R = TypeVar("R")
 
 
 NOTHING = "nothing was reconstructed in them"
+BACKGROUND = "they show nothing but background"
 
 LOOKS = 8
 """Of so many slices the noise of one is measured again afterwards: the figures are for people."""
@@ -229,12 +230,10 @@ class Enhancer:
             return self._done(out.volume, params, [SliceFigures()] * len(kept), (), began)
         steadied, scale = numbers(found, volume.unit)
         sigmas = steadied[first : first + volume.shape[0]]
-        barred = {
-            i: guards.gate(float(sigmas[i]), self._card, scale) if volume.valid[i].any() else NOTHING
-            for i in kept
-        }
+        blank = self._blank(volume, found, first)
+        barred = {i: blank.get(i) or guards.gate(float(sigmas[i]), self._card, scale) for i in kept}
         looked = frozenset(i for i in kept if looks(first + i, len(found)))
-        outcomes = self._outcomes(volume, barred, sigmas, scale, params.strength, tile, looked)
+        outcomes = self._outcomes(volume, barred, blank, sigmas, scale, params.strength, tile, looked)
         for i, outcome in outcomes.items():
             out.take(i, outcome.values)
         slices = [_told(outcomes[i], found, first + i) for i in kept]
@@ -242,17 +241,28 @@ class Enhancer:
             out.volume, params, slices, remarks(found, volume.spacing_mm, volume.unit, slices), began
         )
 
+    def _blank(self, volume: Volume, found: Survey, first: int) -> dict[int, str]:
+        """Slices that show nothing, and why: they are left as they were, and are nobody's neighbours."""
+        blank = {i: NOTHING for i in range(volume.shape[0]) if not volume.valid[i].any()}
+        if self._card.family != "identity":
+            for i in range(volume.shape[0]):
+                if noise.bare(found, volume.unit, first + i):
+                    blank.setdefault(i, BACKGROUND)
+        return blank
+
     def _outcomes(
         self,
         volume: Volume,
         reasons: Mapping[int, str],
+        blank: Collection[int],
         sigmas: Floats,
         scale: float,
         strength: float,
         tile: int,
         looked: frozenset[int],
     ) -> dict[int, Outcome]:
-        """What becomes of each slice, by index; those with a reason are left as they were."""
+        """What becomes of each slice, by index; those with a reason are left as they were, and no other is made with
+        those in ``blank``."""
         filled = _Filled(volume)
         chosen = [i for i, reason in reasons.items() if not reason]
         slices = {
@@ -268,7 +278,7 @@ class Enhancer:
             )
             for i in reasons
         }
-        tasks = {i: self._task(volume, filled, i, slices[i]) for i in chosen}
+        tasks = {i: self._task(volume, filled, i, slices[i], blank) for i in chosen}
 
         def finished(i: int, residual: Residual) -> Outcome:
             with self._hands:
@@ -338,6 +348,8 @@ class Enhancer:
         n = volume.shape[0]
         if volume.valid.shape != volume.shape or volume.contiguous.shape != (n,) or volume.step.shape != (n,):
             raise VolumeUnsuitable("valid, contiguous and step do not fit the values")
+        if volume.valid.dtype != np.bool_ or volume.contiguous.dtype != np.bool_:
+            raise VolumeUnsuitable("valid and contiguous must be bool")  # ~ of a byte is another mask
         if not guards.all_finite(volume.values) and not np.isfinite(volume.values[volume.valid]).all():
             raise VolumeUnsuitable("the volume holds values that are not numbers")
 
@@ -350,12 +362,12 @@ class Enhancer:
             raise VolumeUnsuitable("option tile is not a number of pixels")
         return tile
 
-    def _task(self, volume: Volume, filled: _Filled, i: int, one: Slice) -> Task:
+    def _task(self, volume: Volume, filled: _Filled, i: int, one: Slice, blank: Collection[int]) -> Task:
         below, above = beside(self._card, volume.spacing_mm, volume.contiguous, i)
         return Task(
             values=one.filled,
-            below=filled[i - 1] if below else None,
-            above=filled[i + 1] if above else None,
+            below=filled[i - 1] if below and i - 1 not in blank else None,
+            above=filled[i + 1] if above and i + 1 not in blank else None,
             valid=one.valid,
             sigma=one.sigma,
             scale=one.scale,

@@ -71,6 +71,10 @@ def test_broken_folders_hide_nobody_and_are_told(zoo: Path) -> None:
         "upside-down": lambda s: s.replace("[1.0, 150.0]", "[150.0, 1.0]"),
         "no-core": lambda s: s.replace("family: cnn", "family: classical"),
         "tagged": lambda s: s + "licence: !!python/object/apply:os.system ['true']\n",
+        "no-date": lambda s: s + "evaluated: 2026-99-99\n",
+        "no-number": lambda s: s + "evaluated: !!int many\n",
+        "no-truth": lambda s: s + "evaluated: !!bool perhaps\n",
+        "boundless": lambda s: s.replace("bound: 200.0", "bound: .inf"),
     }
     for name, change in breaks.items():
         edited(onnx_samples.folder(zoo, onnx_samples.blur_network(), name=name), change)
@@ -242,3 +246,29 @@ def test_links_out_of_the_folder_are_refused(zoo: Path, tmp_path: Path) -> None:
     os.mkfifo(weights)
     with pytest.raises(CardInvalid, match="plain file"):
         Catalog([zoo]).load("ct-sample")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and pipes")
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link", "huge", "deep"])
+def test_a_seal_that_cannot_be_read_is_told_and_blocks_nobody(zoo: Path, tmp_path: Path, kind: str) -> None:
+    onnx_samples.folder(zoo, onnx_samples.blur_network())
+    seal = zoo / "seal.json"
+    if kind == "pipe":
+        os.mkfifo(seal)
+    elif kind == "folder":
+        seal.mkdir()
+    elif kind == "link":
+        (tmp_path / "elsewhere.json").write_text("{}")
+        seal.symlink_to(tmp_path / "elsewhere.json")
+    else:
+        seal.write_text("[" * 60_000 if kind == "deep" else "{" + " " * 100_000 + "}")
+    # In a process of its own: a pipe that is opened for reading would never come back.
+    if kind == "pipe":
+        code = f"from engines.catalog import Catalog; Catalog([__import__('pathlib').Path({str(zoo)!r})])"
+        subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=ZOO.parent.parent)
+    catalog = Catalog.default([zoo])
+    assert "ct-sample" not in catalog.names()
+    assert "ct-cnn" in catalog.names()
+    (fault,) = catalog.faults().values()
+    assert "seal.json" in fault.message
+    assert fault.hint

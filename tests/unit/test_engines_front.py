@@ -38,10 +38,11 @@ def unfit(volume: Volume) -> dict[str, Volume]:
         "voxel": replace(volume, values=volume.values[:, :0], valid=volume.valid[:, :0]),
         "do not fit": replace(volume, contiguous=volume.contiguous[:2]),
         "works in HU": replace(volume, unit="arbitrary"),
+        "be bool": replace(volume, valid=volume.valid.astype(np.uint8)),
     }
 
 
-@pytest.mark.parametrize("word", ["numbers", "float32", "voxel", "do not fit", "works in HU"])
+@pytest.mark.parametrize("word", ["numbers", "float32", "voxel", "do not fit", "works in HU", "be bool"])
 def test_unfit_volumes_are_refused(engine: Engine, volume: Volume, word: str) -> None:
     with pytest.raises(VolumeUnsuitable, match=word):
         engine.enhance(unfit(volume)[word], FULL)
