@@ -22,7 +22,9 @@ from node.config.load import parse
 from node.config.schema import Config
 from node.errors import MonitoringError
 from node.store import Store
+from node.store.db import Database
 from node.web import lookout, server, totals
+from node.web.lookout import Lookout
 from node.web.server import LARGEST, MOST, STRANGERS, Answer, Server
 from node.web.site import Site
 from tests.peers import HOST, free_port, wait_until
@@ -322,6 +324,30 @@ def test_a_database_that_is_away_is_told_and_the_rest_still_is(
         assert seen["luminode_associations_accepted_total{receiver=receive}"] == 7
         assert ask(web, "/readyz")[0] == 200, "the parts tell of the database, and each look takes no time"
         assert "secret" not in ask(web, "/metrics")[1]
+
+
+def test_figures_that_are_old_are_none(
+    tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A database that answered once, and then no more."""
+    monkeypatch.setattr(lookout, "FRESH_S", 0.0)
+    Store.open(sqlite_url, tmp_path / "spool").close()
+    hangs, over = threading.Event(), threading.Event()
+
+    def sums() -> bool:
+        if hangs.is_set():
+            over.wait(60)
+        return True
+
+    with Lookout(lambda: Database(sqlite_url), tmp_path / "spool", sums=sums) as one:
+        assert one.look().figures is not None
+        monkeypatch.setattr(lookout, "PATIENCE_S", 0.05)
+        hangs.set()
+        assert one.look().figures is not None, "the last look is told on for a while"
+        monkeypatch.setattr(lookout, "OLD_S", 0.0)
+        found = one.look()
+        assert (found.figures, "has not answered" in found.told) == (None, True)
+        over.set()
 
 
 def test_nothing_of_a_patient_and_no_uid_is_on_any_page(tmp_path: Path, sqlite_url: str) -> None:

@@ -149,6 +149,22 @@ MUTATIONS: tuple[Mutation, ...] = (
         test=f"{_HEALTH}::test_an_old_sign_of_life_is_none",
     ),
     Mutation(
+        invariant="R59",
+        what="a page and a metric look at processes alone",
+        file="node/web/parts.py",
+        old="    return all(not part.told for part in parts)\n",
+        new="    return alive(parts)\n",
+        test="tests/contract/test_web.py::test_health_and_readiness_tell_which_part_and_what_to_do",
+    ),
+    Mutation(
+        invariant="R59",
+        what="figures of a database that is away are told on",
+        file="node/web/lookout.py",
+        old="            if time.monotonic() - self._last.at <= OLD_S:\n",
+        new="            if self._last.figures is not None or time.monotonic() - self._last.at <= OLD_S:\n",
+        test="tests/contract/test_web.py::test_figures_that_are_old_are_none",
+    ),
+    Mutation(
         invariant="R60",
         what="a role that died is not started again",
         file="node/app/supervise.py",
@@ -171,10 +187,6 @@ UNEXERCISED: tuple[Unexercised, ...] = (
     Unexercised(
         invariant="R55",
         why="there is no audit log over syslog yet; what must not be missed is an event in the database.",
-    ),
-    Unexercised(
-        invariant="R59",
-        why="there are no web pages yet: `luminode health` stands for /health/ready and the metric.",
     ),
     Unexercised(
         invariant="R60",
