@@ -199,6 +199,7 @@ class _Handler(BaseHTTPRequestHandler):
     """The library's parser over a request that is here, and an answer that is not yet sent."""
 
     protocol_version = "HTTP/1.0"  # no connection is kept
+    default_request_version = "HTTP/1.0"  # what is no request gets an answer with a status line all the same
     error_message_format = "%(code)d %(message)s\n"
     error_content_type = "text/plain; charset=utf-8"
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from node.config.load import load
 from node.store import Spool
 from tests.faults.ledger import record
 from tests.faults.scanners import Log, Scanner, at_work
@@ -43,6 +44,7 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Node, set[
 
     folder, pacs, log = tmp_path_factory.mktemp("lived"), ScriptedScp(store=slowly), Log()
     node = make_node(folder, pacs_ae="SCRIPTED", pacs_port=pacs.port, ct_engine="identity", quiet_after="1s")
+    node.config.write_text(node.config.read_text() + f'monitoring: {{listen: "127.0.0.1:{free_port()}"}}\n')
     node.start()
     try:
         seen: set[tuple[str, int]] = set()
@@ -70,12 +72,15 @@ def test_a_node_listens_and_connects_where_it_was_told_and_nowhere_else(
 ) -> None:
     node, seen, pacs = lived
     listening = {at for at in seen if at[0].startswith("LISTEN")}
+    pages = load(node.config, {}, files=False).config.monitoring.listen
+    assert pages is not None
+    told = {("LISTEN 127.0.0.1", node.port), ("LISTEN 127.0.0.1", pages.port)}
     record(
         "S1",
         load="every listening socket of every process of luminode serve",
         count=len(listening),
-        result=f"{len(listening)}, which is what node.listen says",
-        ok=listening == {("LISTEN 127.0.0.1", node.port)},
+        result=f"{len(listening)}, which are what node.listen and monitoring.listen say",
+        ok=listening == told,
     )
     others = {at for at in seen - listening if at[1] != pacs}
     looked = len(seen - listening - others)
@@ -86,7 +91,7 @@ def test_a_node_listens_and_connects_where_it_was_told_and_nowhere_else(
         result=f"{len(others)} to anywhere but the PACS",
         ok=not others and looked > 0,
     )
-    assert listening == {("LISTEN 127.0.0.1", node.port)}
+    assert listening == told
     assert others == set()
     assert looked > 0, "not even the connection to the PACS was seen"
 

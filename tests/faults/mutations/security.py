@@ -20,6 +20,14 @@ MUTATIONS: tuple[Mutation, ...] = (
         test=f"{_CLOSED}::test_a_node_listens_and_connects_where_it_was_told_and_nowhere_else",
     ),
     Mutation(
+        invariant="S1",
+        what="the pages listen on every interface",
+        file="node/web/server.py",
+        old="        sock.bind((host, port))\n",
+        new='        sock.bind(("0.0.0.0", port))\n',
+        test=f"{_CLOSED}::test_a_node_listens_and_connects_where_it_was_told_and_nowhere_else",
+    ),
+    Mutation(
         invariant="S2",
         what="the case of an AE title does not count",
         file="node/config/schema.py",
