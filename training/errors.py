@@ -7,6 +7,7 @@
       DataError        images, labels or tables cannot be read or do not fit together
       SplitError       a split would leak a patient, or is not the one that a checkpoint was trained with
       CheckpointError  a checkpoint cannot be used with this recipe
+      Diverged         a loss, a gradient or a weight is no number any more; what was kept before still is
       ExportError      a network cannot be exported, or its export disagrees with it
 """
 
@@ -35,6 +36,10 @@ class SplitError(TrainingError):
 
 
 class CheckpointError(TrainingError):
+    pass
+
+
+class Diverged(TrainingError):
     pass
 
 

@@ -21,7 +21,7 @@ from torch.nn import functional
 from training import checkpoint, feed, losses, warm
 from training.checkpoint import Progress
 from training.data.patches import Batch
-from training.errors import CheckpointError, TrainingError
+from training.errors import CheckpointError, Diverged, SplitError
 from training.log import Log
 from training.networks import build
 from training.networks.dae import Autoencoder
@@ -116,7 +116,14 @@ class Fit:
         """Take the best weights of another recipe: from its run, or from the engine that it became."""
         path = self.runs / name / BEST
         if path.exists():
-            checkpoint.restore(checkpoint.read(path)[1], "ema", self.network)
+            before, tensors = checkpoint.read(path)
+            if before.split not in ("", self.recipe.data.split):
+                raise SplitError(
+                    f"{self.recipe.name} begins with the weights of {name}, which saw patients of another split",
+                    hint="whom they were trained on may be judged by here: give both the same split (--split FILE), "
+                    "or begin with weights that saw no patients",
+                )
+            checkpoint.restore(tensors, "ema", self.network)
             return
         engine = warm.shipped(name)
         if engine is None:
@@ -141,6 +148,11 @@ class Fit:
         held = (self._networks(), self.optimisers)
         progress = checkpoint.go_on(self.out / LAST, self.recipe.name, wanted, *held)
         self.progress = progress or self.progress
+        if progress is not None and (self.out / BEST).exists():
+            # A run that was killed after it kept its best weights must not take worse ones for better.
+            kept, _ = checkpoint.read(self.out / BEST)
+            if (kept.recipe, kept.split) == wanted and math.isfinite(kept.best):
+                self.progress = replace(progress, best=max(progress.best, kept.best))
         return progress is not None
 
     def save(self, name: str = LAST) -> None:
@@ -242,13 +254,18 @@ class Fit:
         parts = self._loss(*moved, weight, (twin, ruler, which))
         loss = torch.stack(list(parts.values())).sum()
         if not torch.isfinite(loss):
-            raise TrainingError(
+            raise Diverged(
                 f"{self.recipe.name}: the loss is not a number at step {self.progress.step}",
                 hint="lower optim.rate, or precision: fp32",
             )
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.optim.clip)
+        steep = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.optim.clip)
+        if not torch.isfinite(steep):  # an update with it would leave no weight a number
+            raise Diverged(
+                f"{self.recipe.name}: the gradient is not a number at step {self.progress.step}",
+                hint="lower optim.rate, or precision: fp32",
+            )
         optimiser.step()
         self._average()
         return {
@@ -273,7 +290,21 @@ class Fit:
         return {**gains, "gain": sum(gains.values()) / len(gains)}
 
     def run(self, tell: Tell = lambda _: None, *, stop_after: int | None = None) -> Progress:
-        """Train to the end of the recipe (or ``stop_after`` updates); keeps ``last`` and ``best`` on disk."""
+        """Train to the end of the recipe (or ``stop_after`` updates); keeps ``last`` and ``best`` on disk.
+
+        Raises
+        ------
+        Diverged
+            The loss, a gradient or a weight is not a number; what was kept before still is.
+        CheckpointError
+            What is to be kept cannot be, or another process trains here.
+        """
+        if self.where.rank > 0:
+            return self._run(tell, stop_after)
+        with checkpoint.alone(self.out):
+            return self._run(tell, stop_after)
+
+    def _run(self, tell: Tell, stop_after: int | None) -> Progress:
         part = self.recipe.optim
         log = Log(self.out, first=self.progress.step) if self.where.rank == 0 else None
         batches = feed.training(
@@ -307,7 +338,9 @@ class Fit:
     def _judge(self, log: Log | None, tell: Tell) -> None:
         seen = self.validate()
         # Where small lesions count more than the mean error, the gain does not tell which weights are better.
-        better = seen["gain"] > self.progress.best or self.recipe.data.lesions > 0
+        better = seen["gain"] > self.progress.best or (
+            self.recipe.data.lesions > 0 and math.isfinite(seen["gain"])
+        )
         if better:
             self.progress = replace(self.progress, best=seen["gain"])
             self.save(BEST)

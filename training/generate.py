@@ -26,7 +26,7 @@ from training.checkpoint import Progress
 from training.data import patches
 from training.data.patches import Floats
 from training.data.shards import Shard, Writer, read
-from training.errors import DataError, TrainingError
+from training.errors import DataError, Diverged
 from training.networks.generator import Generator, PatchCritic, opened, pressed, steepness
 from training.prepare import CT_SPAN, MR_SPAN
 
@@ -263,7 +263,7 @@ class Gan:
         self.optimisers["optim"].step()
         self.critic.requires_grad_(True)
         if not torch.isfinite(judged + fooled):
-            raise TrainingError(f"{self.recipe.name}: the loss is not a number", hint="lower optim.rate")
+            raise Diverged(f"{self.recipe.name}: the loss is not a number", hint="lower optim.rate")
         keep = min(part.average, (1 + self.progress.step) / (10 + self.progress.step))
         with torch.no_grad():
             for mean, now in zip(self.mean.parameters(), self.network.parameters(), strict=True):
@@ -272,6 +272,10 @@ class Gan:
 
     def learn(self, say: Say = lambda _: None) -> Progress:
         """Train to the end of the recipe; a minute is lost at most when it is killed."""
+        with checkpoint.alone(self.out):
+            return self._learn(say)
+
+    def _learn(self, say: Say) -> Progress:
         saved = time.monotonic()
         while not self.done:
             began = time.monotonic()

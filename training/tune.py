@@ -19,7 +19,7 @@ from torch import nn
 
 from training import feed, typed
 from training.data.patches import Batch
-from training.errors import RecipeError, TrainingError
+from training.errors import Diverged, RecipeError, TrainingError
 from training.evaluate import metrics, physics
 from training.fit import BEST, LAST, Fit, Place, gain
 from training.recipe import Recipe
@@ -187,9 +187,14 @@ def tune(
     while len(study.get_trials(deepcopy=False, states=done)) < n_trials:
         trial = study.ask()
         copy = changed(recipe, _suggested(trial, space))
-        figures, pruned = _trial(
-            trial, copy, data, runs, out / "trials" / f"{trial.number:04d}", checks, space.penalty
-        )
+        place = out / "trials" / f"{trial.number:04d}"
+        try:
+            figures, pruned = _trial(trial, copy, data, runs, place, checks, space.penalty)
+        except Diverged as e:  # values too bold are worth nothing, and no reason to end the search
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            say(f"trial {trial.number}: {e.message}")
+            _swept(place)
+            continue
         trial.set_user_attr("figures", asdict(figures))
         if pruned:
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
@@ -220,9 +225,14 @@ def _trial(
         pruned = rung < len(RUNGS) and bool(trial.should_prune())
         if pruned:
             break
-    for name in (LAST, BEST):  # what was found is its values; the tuned recipe is trained anew
-        (out / name).unlink(missing_ok=True)
+    _swept(out)
     return figures, pruned
+
+
+def _swept(out: Path) -> None:
+    """Without checkpoints: what was found is its values; the tuned recipe is trained anew."""
+    for name in (LAST, BEST):
+        (out / name).unlink(missing_ok=True)
 
 
 def _told(figures: Figures) -> str:

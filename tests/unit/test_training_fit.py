@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 from tests.training_samples import shards  # noqa: E402
 from training import checkpoint, losses  # noqa: E402
-from training.errors import CheckpointError, RecipeError, TrainingError  # noqa: E402
+from training.errors import CheckpointError, Diverged, RecipeError, SplitError  # noqa: E402
 from training.fit import BEST, LAST, Fit, finished  # noqa: E402
 from training.recipe import FOLDER, Recipe, load, parse  # noqa: E402
 
@@ -146,8 +148,119 @@ def test_a_loss_that_is_not_a_number_stops(data: Path, tmp_path: Path) -> None:
     made = fit(recipe(), data, tmp_path)
     with torch.no_grad():
         next(made.network.parameters()).fill_(float("nan"))
-    with pytest.raises(TrainingError, match="not a number at step 0"):
+    with pytest.raises(Diverged, match="not a number at step 0"):
         made.run()
+
+
+def test_a_gradient_that_is_not_a_number_changes_no_weight(data: Path, tmp_path: Path) -> None:
+    made = fit(recipe(), data, tmp_path)
+    made.run(stop_after=2)
+    before = {k: v.clone() for k, v in made.network.state_dict().items()}
+    parameter = next(made.network.parameters())
+    parameter.register_hook(lambda g: g * float("inf"))  # as half precision that overflows on the way back
+    with pytest.raises(Diverged, match="gradient is not a number at step 2"):
+        made.run()
+    assert all(torch.equal(v, before[k]) for k, v in made.network.state_dict().items())
+
+
+@pytest.mark.parametrize("lesions", [False, True])
+def test_weights_that_are_no_numbers_never_take_the_place_of_good_ones(
+    data: Path, tmp_path: Path, lesions: bool
+) -> None:
+    what = recipe(updates=4)
+    what = what.model_copy(update={"data": what.data.model_copy(update={"lesions": 0.5 if lesions else 0.0})})
+    made = fit(what, data, tmp_path)
+    made.run(stop_after=2)
+    kept = {name: (tmp_path / "tiny" / name).read_bytes() for name in (LAST, BEST)}
+    for network in (made.network, made.mean):
+        with torch.no_grad():
+            next(network.parameters()).fill_(float("nan"))
+    with pytest.raises(Diverged, match="not a number at step 2"):
+        made.run(stop_after=0)
+    assert {name: (tmp_path / "tiny" / name).read_bytes() for name in (LAST, BEST)} == kept
+    again = fit(what, data, tmp_path)
+    assert again.resume()
+    assert again.run().step == 4
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(data: Path, tmp_path: Path) -> None:
+    fit(recipe(), data, tmp_path).run(stop_after=2)
+    kept = (tmp_path / "tiny" / LAST).read_bytes()
+    made = fit(recipe(), data, tmp_path)
+    assert made.resume()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # Python ignores its signal: writes fail
+    try:
+        with pytest.raises(CheckpointError, match="cannot be written"):
+            made.run(stop_after=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (tmp_path / "tiny" / LAST).read_bytes() == kept
+    assert not list((tmp_path / "tiny").glob("*.part")), "no half of one takes the room that is missing"
+    again = fit(recipe(), data, tmp_path)
+    assert again.resume()
+    assert again.progress.step == 2
+
+
+def test_two_processes_do_not_train_the_same(data: Path, tmp_path: Path) -> None:
+    with (
+        checkpoint.alone(tmp_path / "tiny"),
+        pytest.raises(CheckpointError, match="another process trains tiny"),
+    ):
+        fit(recipe(updates=1), data, tmp_path).run()
+    assert fit(recipe(updates=1), data, tmp_path).run().step == 1
+
+
+def test_a_run_that_was_killed_after_its_best_keeps_it(data: Path, tmp_path: Path) -> None:
+    made = fit(recipe(), data, tmp_path)
+    made.run(stop_after=2)
+    last = made.progress
+    made.progress = replace(last, best=50.0, step=3)  # judged and kept; killed before the next checkpoint
+    made.save(BEST)
+    kept = (tmp_path / "tiny" / BEST).read_bytes()
+    again = fit(recipe(), data, tmp_path)
+    assert again.resume()
+    assert (again.progress.step, again.progress.best) == (2, 50.0)
+    again.run()
+    assert (tmp_path / "tiny" / BEST).read_bytes() == kept
+
+
+@pytest.mark.parametrize("before", ["", "split-a", "split-b"])
+def test_weights_that_saw_patients_of_another_split_are_no_beginning(
+    data: Path, tmp_path: Path, before: str
+) -> None:
+    def of(what: Recipe, split: str) -> Recipe:
+        return what.model_copy(update={"data": what.data.model_copy(update={"split": split})})
+
+    fit(of(recipe(updates=1), before), data, tmp_path).run()
+    second = of(recipe("second", updates=1, more="begins_with: tiny\n"), "split-b")
+    if before == "split-a":
+        with pytest.raises(SplitError, match="another split"):
+            fit(second, data, tmp_path)
+    else:
+        assert fit(second, data, tmp_path).run().step == 1
+
+
+@pytest.mark.parametrize("harm", ["progress", "moments", "gone"])
+def test_a_checkpoint_that_does_not_fit_is_told(data: Path, tmp_path: Path, harm: str) -> None:
+    from safetensors.torch import save_file
+
+    what = recipe(updates=3)
+    fit(what, data, tmp_path).run(stop_after=1)
+    path = tmp_path / "tiny" / LAST
+    progress, tensors = checkpoint.read(path)
+    told = json.dumps({**asdict(progress), **({"colour": "red"} if harm == "progress" else {})})
+    if harm == "moments":
+        name = next(k for k in tensors if k.endswith(".exp_avg"))
+        tensors[name] = torch.zeros(3)
+    save_file(tensors, str(path), metadata={"progress": told})
+    with pytest.raises(CheckpointError) as caught:
+        if harm == "gone":
+            finished(tmp_path / "other" / BEST, what)
+        else:
+            fit(what, data, tmp_path).resume()
+    assert caught.value.hint
+    assert "--fresh" in caught.value.hint or "fit other" in caught.value.hint
 
 
 def test_losses_have_their_meaning() -> None:

@@ -184,3 +184,17 @@ def test_a_trial_that_does_badly_is_stopped_early(
     assert (1e-9, "pruned") in states
     assert (1e-9, "complete") not in states
     assert done.recipe.optim.rate == 1e-3
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_trial_that_diverges_does_not_end_the_search(recipe: Recipe, data: Path, tmp_path: Path) -> None:
+    found = spaced(recipe, tmp_path, "keys: {optim.rate: {choices: [1.0e-3, 1.0e+20]}}")
+    told: list[str] = []
+    done = tune.tune(recipe, found, data, tmp_path, n_trials=4, say=told.append)
+    assert {(t["values"]["optim.rate"], t["state"]) for t in done.trials} >= {
+        (1e-3, "complete"),
+        (1e20, "pruned"),
+    }
+    assert any("not a number" in line for line in told)
+    assert done.recipe.optim.rate == 1e-3
+    assert not list((tmp_path / "small").rglob("*.safetensors"))
