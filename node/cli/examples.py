@@ -200,6 +200,10 @@ delivery 1 is pending
 $ luminode deliveries cancel 2
 delivery 2 is cancelled
 """,
+    "deliveries readdress": r"""
+$ luminode deliveries readdress pacs
+3 deliveries and 1 jobs of pacs have its address of now
+""",
     "commitments list": r"""
 $ luminode commitments list
 id  state  from  instances  failed  asked                told                 why not

@@ -10,13 +10,25 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from node.cli.common import ConfigOption, JsonOption, ago, opened, out, print_json, print_table, visible
+from node.cli.common import (
+    ConfigOption,
+    JsonOption,
+    ago,
+    loaded,
+    opened,
+    out,
+    print_json,
+    print_table,
+    visible,
+)
 from node.cli.story import told, waits_for
+from node.config.snapshot import snapshot
 from node.errors import StoreError, TransitionRefused
 from node.model import Action, Decision, Delivery, DeliveryState, JobState, SeriesState
 from node.store import Store
 from node.store.deliveries import Deliveries
 from node.store.jobs import Jobs
+from node.store.outbox import place
 from node.store.series import SeriesStore
 
 S = TypeVar("S", bound=StrEnum)
@@ -47,6 +59,7 @@ def register(app: typer.Typer) -> None:
     deliveries.command("show")(deliveries_show)
     deliveries.command("retry")(deliveries_retry)
     deliveries.command("cancel")(deliveries_cancel)
+    deliveries.command("readdress")(deliveries_readdress)
     app.add_typer(deliveries, name="deliveries")
     app.command("provenance")(provenance)
 
@@ -358,6 +371,7 @@ def deliveries_show(number: IdArgument, config: ConfigOption = None, json: JsonO
     _facts(
         [
             ("destination", d.destination),
+            ("goes to", place(d.settings)),
             ("what", _what(d)),
             ("state", d.state),
             ("done", f"{detail.n_done} of {detail.n_instances}"),
@@ -398,6 +412,24 @@ def deliveries_cancel(number: IdArgument, config: ConfigOption = None) -> None:
         with _state_told(store.deliveries, number):
             store.deliveries.cancel(number, _now())
     out.print(f"delivery {number} is cancelled")
+
+
+def deliveries_readdress(
+    destination: Annotated[str, typer.Argument(help="Its name in config.yaml.")], config: ConfigOption = None
+) -> None:
+    """Send what waits for a destination to where config.yaml has it now.
+
+    What was queued keeps the address that was configured then, whatever is edited: when a PACS has moved, or its
+    address was wrong, this moves what is not sent. It is sent anew, whole.
+    """
+    there = loaded(config).config
+    if destination not in there.destinations:
+        raise typer.BadParameter(f"config.yaml has no destination {visible(destination)}")
+    with opened(config) as store:
+        moved = store.deliveries.readdress(
+            destination, snapshot(there.destinations[destination], there), _now()
+        )
+    out.print(f"{moved.deliveries} deliveries and {moved.jobs} jobs of {destination} have its address of now")
 
 
 # provenance ---------------------------------------------------------------------------------------

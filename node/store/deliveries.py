@@ -13,7 +13,7 @@ from sqlalchemy.orm import aliased
 
 from node.errors import StoreError, TransitionRefused
 from node.model import Delivery, DeliveryState, DerivedSeries, Outcome
-from node.store import moves, originals, rows
+from node.store import moves, originals, outbox, rows
 from node.store.db import Database
 from node.store.derived import read_derived
 from node.store.dialect import hold_files
@@ -22,6 +22,14 @@ from node.store.outcomes import progress, read_outcomes, tell_delivery, write_ou
 from node.store.tables import DeliveryRow, DerivedRow, JobRow, OutcomeRow, SeriesRow
 
 Settled = Literal["sent", "more", "waits"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Readdressed:
+    """How many deliveries, and how many jobs whose deliveries are still to come, have other settings now."""
+
+    deliveries: int
+    jobs: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -319,6 +327,14 @@ class Deliveries:
                 connection, DeliveryRow, delivery_id, DeliveryState.CANCELLED, values={"finished_at": at}
             )
             moves.must(moved, f"delivery {delivery_id}")
+
+    def readdress(self, destination: str, settings: Mapping[str, Any], at: datetime) -> Readdressed:
+        """A person's move of all that is not sent to where a destination is now. See `outbox.readdress`."""
+        with self._db.write() as connection:
+            return Readdressed(
+                deliveries=outbox.readdress(connection, destination, settings, at),
+                jobs=outbox.readdress_jobs(connection, destination, settings),
+            )
 
     # reading --------------------------------------------------------------------------------------
 

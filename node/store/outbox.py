@@ -9,14 +9,17 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select, update
 
-from node.model import DeliveryState, DerivedInstance
+from node.model import DeliveryState, DerivedInstance, JobState
 from node.store import provenance, rows
 from node.store.dialect import upsert
+from node.store.outcomes import tell_delivery
 from node.store.tables import (
     DeliveryRow,
     DerivedInstanceRow,
     DerivedRow,
     InstanceRow,
+    JobRow,
+    OutcomeRow,
     SeriesRow,
     TrashRow,
 )
@@ -94,6 +97,60 @@ def write_deliveries(
     ]
     if fresh:
         connection.execute(insert(DeliveryRow), fresh)
+
+
+def readdress(connection: Connection, destination: str, settings: Mapping[str, Any], at: datetime) -> int:
+    """Give what is not sent to a destination these settings, and send it anew, whole; returns how many deliveries.
+
+    Whatever the old address confirmed says nothing of the new one; an instance that is there already does no harm.
+    What is just being sent is taken from whoever sends it. What has failed stays failed, for a person to retry.
+    """
+    row = DeliveryRow
+    open_ = (DeliveryState.PENDING.value, DeliveryState.SENDING.value, DeliveryState.FAILED.value)
+    waiting = connection.execute(
+        select(row.id, row.state, row.settings).where(row.destination == destination, row.state.in_(open_))
+    )
+    n = 0
+    for one in waiting.all():
+        if one.settings == dict(settings):
+            continue
+        n += 1
+        values: dict[str, Any] = {"settings": dict(settings), "lease_owner": "", "lease_until": None}
+        if one.state != DeliveryState.FAILED.value:
+            values |= {"state": DeliveryState.PENDING.value, "not_before": at, "wakes": False, "failure": ""}
+        connection.execute(update(row).where(row.id == one.id).values(**values))
+        connection.execute(
+            update(OutcomeRow)
+            .where(OutcomeRow.delivery_id == one.id)
+            .values(done=False, retryable=True, comment="to be sent to another address")
+        )
+        told = {"from": place(one.settings), "to": place(settings)}
+        tell_delivery(connection, one.id, "delivery.readdressed", told, at)
+    return n
+
+
+def readdress_jobs(connection: Connection, destination: str, settings: Mapping[str, Any]) -> int:
+    """The same of jobs that are not done, whose deliveries are still to be made; returns how many jobs."""
+    over = (JobState.DONE.value, JobState.CANCELLED.value)
+    n = 0
+    for one in connection.execute(
+        select(JobRow.id, JobRow.destinations).where(JobRow.state.not_in(over))
+    ).all():
+        if one.destinations.get(destination, settings) != dict(settings):
+            n += 1
+            changed = {**one.destinations, destination: dict(settings)}
+            connection.execute(update(JobRow).where(JobRow.id == one.id).values(destinations=changed))
+    return n
+
+
+def place(settings: Mapping[str, Any]) -> str:
+    """Where settings lead, in a few words and without secrets."""
+    if settings.get("kind") != "dimse":
+        return str(settings.get("path", settings.get("kind", "")))
+    address = settings.get("address", "")
+    if isinstance(address, Mapping):
+        address = f"{address.get('host', '')}:{address.get('port', '')}"
+    return f"{settings.get('ae_title', '')}@{address}"
 
 
 def tell_derivation(

@@ -243,6 +243,26 @@ def test_a_dead_address_of_a_name_does_not_hold_up_its_new_one(
     assert state(sqlite_store, dead[0]) is DeliveryState.PENDING
 
 
+def test_a_pacs_that_has_moved_gets_all_that_waited_for_it_when_a_person_says_so(
+    sqlite_store: Store, scripted: Scripted
+) -> None:
+    """The old address took two instances of the first series before it went for ever."""
+    old, new = scripted(store=lambda n, _uid: 0 if n < 2 else "close"), scripted()
+    slow = {"first": 600.0, "at_most": 900.0}
+    before = [
+        each
+        for n in (1, 2, 3)
+        for each in delivery(sqlite_store, {"pacs": old.settings(retry=slow)}, 4, series=n)
+    ]
+    with running(sqlite_store):
+        wait_until(lambda: old.n_stores >= 3, told="it broke off")
+        old.stop()
+        moved = sqlite_store.deliveries.readdress("pacs", new.settings(retry=slow), datetime.now(UTC))
+        assert moved.deliveries == 3
+        until_sent(sqlite_store, before)
+    assert new.uids() == wanted(sqlite_store, before)
+
+
 def test_settings_that_no_release_understands_are_failed_with_a_reason(sqlite_store: Store) -> None:
     (one,) = delivery(sqlite_store, {"pacs": {"kind": "carrier pigeon"}}, 1)
     with running(sqlite_store):

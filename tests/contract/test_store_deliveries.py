@@ -10,7 +10,7 @@ import pytest
 from node.errors import StoreError, TransitionRefused
 from node.model import Delivery, DeliveryState, Outcome
 from node.store import Store
-from tests.storing import NOW, after, delivered, outbox
+from tests.storing import NOW, after, delivered, made, outbox, queued
 
 
 def claimed(store: Store, owner: str = "d1", now: datetime = NOW, destination: str | None = None) -> Delivery:
@@ -248,3 +248,44 @@ def test_what_waits_for_one_place_is_put_off_together(store: Store) -> None:
     assert claimed(store, now=after(20), destination="pacs").id not in (first.id, second.id)
     assert state(store, second.id) is DeliveryState.SENDING
     assert store.deliveries.postpone(99, after(60)) == 0
+
+
+def test_what_waits_goes_where_a_person_says_and_what_was_sent_stays(store: Store) -> None:
+    """A PACS has moved: what the old address confirmed of a series says nothing of the new one."""
+    new = {"kind": "dimse", "ae_title": "PACS", "address": {"host": "new", "port": 105}}
+    waiting, failed, sending, sent = (outbox(store, n=2, series=n) for n in (1, 2, 3, 4))
+    queued(store, series=5)
+    for number, what in ((waiting, "wait"), (failed, "fail"), (sending, "hold"), (sent, "sent")):
+        one = store.deliveries.claim("a", 60, after(number))
+        assert one is not None
+        assert one.id == number
+        outcomes = delivered(store, one, "a")
+        if what in ("wait", "fail"):
+            assert store.deliveries.record_outcomes(one.id, "a", one.attempt, outcomes[:1])
+        if what == "wait":
+            assert store.deliveries.retry_later(one.id, "a", one.attempt, after(900), "it is away")
+        elif what == "fail":
+            assert store.deliveries.fail(one.id, "a", one.attempt, "given up", after(9))
+        elif what == "sent":
+            store.deliveries.finish(one.id, "a", one.attempt, after(9), {}, outcomes=outcomes)
+        else:
+            held = one, outcomes
+    moved = store.deliveries.readdress("pacs", new, after(10))
+    assert (moved.deliveries, moved.jobs) == (3, 1)
+    assert not store.deliveries.record_outcomes(held[0].id, "a", held[0].attempt, held[1])
+    told = {d.id: (str(d.state), d.settings == new) for d in store.deliveries.list()}
+    assert told == {
+        waiting: ("PENDING", True), failed: ("FAILED", True), sending: ("PENDING", True), sent: ("SENT", False)
+    }  # fmt: skip
+    detail = store.deliveries.detail(waiting)
+    assert detail is not None
+    assert (detail.n_done, detail.n_instances) == (0, 2)
+    again = store.deliveries.claim("b", 60, after(11))
+    assert again is not None
+    assert (again.id, again.settings) == (waiting, new)
+    job = store.jobs.claim("w", 30, NOW)
+    assert job is not None
+    store.jobs.finish(job.id, "w", job.attempt, made(store, job), {}, NOW)
+    assert next(d.settings for d in store.deliveries.list()) == new
+    assert store.deliveries.readdress("pacs", new, after(12)).deliveries == 0
+    assert store.deliveries.readdress("elsewhere", new, after(12)).jobs == 0

@@ -208,6 +208,15 @@ def test_a_delivery_is_cancelled_and_sent_again(store: Store) -> None:
     assert "(it is PENDING)" in told.err
 
 
+def test_what_waits_is_sent_to_where_the_configuration_has_it_now(store: Store) -> None:
+    outbox(store)
+    told = luminode("deliveries", "readdress", "pacs")
+    assert told.out == "1 deliveries and 0 jobs of pacs have its address of now\n"
+    assert "goes to" in luminode("deliveries", "show", 1).out
+    assert luminode("deliveries", "readdress", "pacs").out.startswith("0 deliveries")
+    assert luminode("deliveries", "readdress", "nowhere").status == 2
+
+
 # provenance ---------------------------------------------------------------------------------------
 def test_the_story_of_a_derived_uid_begins_at_its_source(store: Store) -> None:
     outbox(store)
