@@ -32,7 +32,8 @@ OLD_S: Final = 20.0
 _KEPT_EVERY_S: Final = 15.0
 _SUMMED_EVERY_S: Final = 60.0
 _AT_ONCE: Final = 200
-_BUDGET_S: Final = 2.0
+_BUDGET_S: Final = 0.5
+"""How long one look reads the provenance: of a long absence, a thousand records each time somebody asks."""
 _FEW: Final = 5000
 """Records of the provenance up to which a database is counted from its beginning; one with more, from now on."""
 

@@ -76,6 +76,7 @@ class Site:
             sums=lambda: config().store.keep.received is not None,
         )
         self._pages: Mapping[str, Page] = {
+            "/": self._index,
             "/healthz": lambda _accept: self._health(health.alive, vital=True),
             "/readyz": lambda _accept: self._health(health.ready),
             "/readyz/receive": lambda _accept: self._health(health.takes),
@@ -103,6 +104,10 @@ class Site:
                 self.told = ""
                 log.info("web.started", listen=str(self._listen))
                 server.serve(stop)
+
+    def _index(self, _accept: str) -> Answer:
+        told = "".join(f"{path}\n" for path in self._pages if path != "/")
+        return Answer(status=HTTPStatus.OK, kind="text/plain; charset=utf-8", body=told.encode())
 
     def _health(self, judge: Callable[[Sequence[Part]], bool], *, vital: bool = False) -> Answer:
         parts = self._parts()

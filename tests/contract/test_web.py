@@ -28,6 +28,8 @@ from node.web.lookout import Lookout
 from node.web.server import LARGEST, MOST, STRANGERS, Answer, Server
 from node.web.site import Site
 from tests.peers import HOST, free_port, wait_until
+from tests.postgres import Server as Postgres
+from tests.postgres import told
 from tests.storing import NOW, delivered, outbox, received
 
 CONFIG = """\
@@ -232,6 +234,7 @@ def values(port: int) -> dict[str, float]:
 def test_health_and_readiness_tell_which_part_and_what_to_do(tmp_path: Path, sqlite_url: str) -> None:
     Store.open(sqlite_url, tmp_path / "spool").close()
     with shown(tmp_path / "spool", sqlite_url) as (port, parts):
+        assert ask(port, "/")[1].split() == ["/healthz", "/readyz", "/readyz/receive", "/metrics"]
         pages = ("/healthz", "/readyz", "/readyz/receive")
         assert [ask(port, page)[0] for page in pages] == [200, 200, 200]
         for broken, statuses in {
@@ -243,17 +246,17 @@ def test_health_and_readiness_tell_which_part_and_what_to_do(tmp_path: Path, sql
         }.items():
             parts.broken = {broken: "it is broken"}
             assert [ask(port, page)[0] for page in pages] == statuses, broken
-            told = json.loads(ask(port, "/readyz")[1])
+            page = json.loads(ask(port, "/readyz")[1])
             role, _, part = broken.partition(" ")
-            first = told["parts"][0]
-            assert (told["ok"], first["role"], first["part"], first["told"]) == (
+            first = page["parts"][0]
+            assert (page["ok"], first["role"], first["part"], first["told"]) == (
                 False,
                 role,
                 part,
                 "it is broken",
             )
             assert len(first["do"]) > 20
-            assert all(one["ok"] for one in told["parts"][1:])
+            assert all(one["ok"] for one in page["parts"][1:])
             seen = values(port)
             assert seen["luminode_ready"] == 0
             assert (seen["luminode_alive"], seen["luminode_takes_instances"]) == (
@@ -324,6 +327,31 @@ def test_a_database_that_is_away_is_told_and_the_rest_still_is(
         assert seen["luminode_associations_accepted_total{receiver=receive}"] == 7
         assert ask(web, "/readyz")[0] == 200, "the parts tell of the database, and each look takes no time"
         assert "secret" not in ask(web, "/metrics")[1]
+
+
+@pytest.mark.postgres
+def test_a_database_that_goes_and_comes_back(
+    postgres_binaries: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lookout, "FRESH_S", 0.0)
+    one = Postgres(postgres_binaries)
+    try:
+        one.start()
+        database = told(one.url)
+        with Store.open(database, tmp_path / "spool") as store:
+            outbox(store)
+        with shown(tmp_path / "spool", database) as (port, _):
+            assert values(port)["luminode_instances_received_total"] == 3
+            one.kill()
+            seen = values(port)
+            assert (seen["luminode_database_up"], "luminode_jobs" in str(seen)) == (0, False)
+            one.start()
+            wait_until(lambda: values(port)["luminode_database_up"] == 1, 60, "it is there again")
+            seen = values(port)
+            assert seen["luminode_instances_received_total"] == 3
+            assert seen["luminode_series_decided_total{action=enhance}{rule=chest}"] == 1
+    finally:
+        one.remove()
 
 
 def test_figures_that_are_old_are_none(
