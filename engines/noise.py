@@ -321,11 +321,16 @@ def _median(values: Floats) -> float:
     return float(np.median(known)) if known.size else float("nan")
 
 
+QUIETER = 2.0
+"""Over the corpus and the phantoms neighbours have 1.5 times the noise of a slice at the most."""
+
+
 def steady(sigma: Floats, radius: int = 2) -> Floats:
     """Median of the noise over neighbouring slices (``radius`` at either side), of those that have one.
 
     Tube current and anatomy change slowly along z; one slice that fools the estimate (a resolution insert,
-    the skull base) must not be treated unlike its neighbours.
+    the skull base) must not be treated unlike its neighbours. What fools it makes it too high: a slice that is quieter
+    than half of what its neighbours have (a dark one, a mended one) is treated by no more than twice its own noise.
     """
     around = np.full(len(sigma) + 2 * radius, np.nan, np.float32)
     around[radius : radius + len(sigma)] = np.where(np.isfinite(sigma), sigma, np.float32(np.nan))
@@ -335,7 +340,21 @@ def steady(sigma: Floats, radius: int = 2) -> Floats:
     n = np.maximum(np.isfinite(seen).sum(axis=1), 1)
     each = np.arange(len(sigma))
     middle: Floats = (seen[each, (n - 1) // 2] + seen[each, n // 2]) / np.float32(2)
-    return middle
+    return np.where(np.isfinite(sigma), np.minimum(middle, np.float32(QUIETER) * sigma), middle)
+
+
+BARE = {"HU": -300.0, "arbitrary": 0.1}
+"""A slice whose high intensity is below this, in HU or as a fraction of the series scale, shows air or the noise of a
+receiver and nothing else."""
+
+
+def bare(found: Survey, unit: Unit, at: int) -> bool:
+    """Whether a slice of a stack shows nothing but background: as the last ones beyond a head do.
+
+    There is nothing to measure noise in, or another noise than in the body (MR: of other coils and filters), so what
+    an engine takes for noise there is not.
+    """
+    return bool(found.high[at] < BARE[unit] * scale(found, unit))
 
 
 def scale(found: Survey, unit: Unit) -> float:

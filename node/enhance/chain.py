@@ -38,6 +38,7 @@ _SLAB_PIXELS = 1 << 22
 """A slab of large matrices has fewer slices: what it takes, in memory and in time, is the same for all."""
 STEADY = 2
 """Slices at either side that the noise of a slice is steadied over (engines/noise.py)."""
+CLIPPED = "much of what was made of them lies outside of what their source can store"
 _DECODERS = 4
 """Threads that decode, at most: each may hold a file and some frames of it."""
 _BEHIND_BYTES = 8 << 20
@@ -325,10 +326,11 @@ class Work:
             before = given.stored[keep] if self.engine.card.scale == 1 else [None] * len(out)
             return [
                 Made(
-                    stored=stored, figures=figures, same=was is not None and np.array_equal(stored, was),
+                    stored=one.stored, figures=figures if one.kept else SliceFigures(reason=CLIPPED),
+                    same=was is not None and np.array_equal(one.stored, was),
                     runtime=result.runtime, device=result.device,
                 )
-                for stored, was, figures in zip(out, before, result.slices, strict=True)
+                for one, was, figures in zip(out, before, result.slices, strict=True)
             ]  # fmt: skip
 
     def _lanes(self, stacks: Sequence[Stack]) -> int:

@@ -138,6 +138,14 @@ class Slab(NamedTuple):
     stored: Sequence[Stored]
 
 
+class Encoded(NamedTuple):
+    """A slice as its source was stored, (1, rows, columns); ``kept`` is False where it *is* its source, because too
+    much of what an engine made of it cannot be stored."""
+
+    stored: Stored
+    kept: bool
+
+
 class Scratch:
     """Decoded pixels before and after. Use as a context manager; any thread may read.
 
@@ -250,10 +258,15 @@ class Scratch:
         """What the decoded pixels take on the disk."""
         return self._end
 
-    def encoded(self, stack: Stack, first: int, slab: Slab, at: int, result: Volume) -> list[Stored]:
-        """Enhanced slices as their sources were stored, (1, rows, columns) each.
+    def encoded(self, stack: Stack, first: int, slab: Slab, at: int, result: Volume) -> list[Encoded]:
+        """Enhanced slices as their sources were stored.
 
         ``result`` holds slices of the stack from ``first`` on, which are those of ``slab`` from ``at`` on.
+
+        Raises
+        ------
+        OutputImplausible
+            A large part of a slice of another matrix cannot be stored.
         """
         out = []
         for i, values in enumerate(result.values):
@@ -262,8 +275,12 @@ class Scratch:
             stored, valid = slab.stored[at + i], slab.volume.valid[at + i][None]
             if self._scale != 1:  # each pixel stands for those that were made beside it
                 stored, valid = (_repeated(v, self._scale) for v in (stored, valid))
-            _storable(values, valid[0], fmt, frame, MOST_CLIPPED[self._scale])
-            out.append(to_stored(values[None], stored, valid, fmt, first=frame))
+            if _storable(values, valid[0], fmt, frame, MOST_CLIPPED[self._scale]):
+                out.append(Encoded(to_stored(values[None], stored, valid, fmt, first=frame), True))
+            elif self._scale == 1:
+                out.append(Encoded(stored.copy(), False))
+            else:
+                raise OutputImplausible("a large part of a slice lies outside of what its source can store")
         return out
 
     def put(self, place: Place, frame: int, stored: Stored) -> None:
@@ -293,21 +310,15 @@ of the engine: noise that a scanner cut off at the lowest value rings below it w
 
 def _storable(
     values: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_], fmt: PixelFormat, frame: int, most: float
-) -> None:
-    """Refuse a slice that would be clipped over a large part: what is seen there would be nobody's result.
-
-    Raises
-    ------
-    OutputImplausible
-    """
+) -> bool:
+    """Whether a slice can be stored but for a small share of its voxels, at ``most``."""
     slope, intercept = fmt.slope[frame], fmt.intercept[frame]
     ends = sorted(slope * end + intercept for end in (fmt.minimum, fmt.maximum))
     low, high = ends[0] - abs(slope), ends[1] + abs(slope)
     if values.min() >= low and values.max() <= high:
-        return
+        return True
     n = int((((values < low) | (values > high)) & valid).sum())
-    if n > most * max(1, int(valid.sum())):
-        raise OutputImplausible("a large part of a slice lies outside of what its source can store")
+    return n <= most * max(1, int(valid.sum()))
 
 
 def _repeated(values: npt.NDArray[Any], times: int) -> npt.NDArray[Any]:

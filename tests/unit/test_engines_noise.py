@@ -234,9 +234,16 @@ def test_blocks_are_cut_and_taken_apart_as_they_are_told_to(side: int, masked: b
 
 
 @given(st.lists(st.floats(1, 50, width=32) | st.just(float("nan")), min_size=1, max_size=12))
-def test_steady_is_the_median_of_those_that_are_known(sigma: list[float]) -> None:
+def test_steady_is_the_median_of_those_that_are_known_and_at_most_twice_the_slices_own(
+    sigma: list[float],
+) -> None:
     given_ = np.array(sigma, np.float32)
     for i, told in enumerate(noise.steady(given_)):
         near = given_[max(0, i - 2) : i + 3]
         known = near[np.isfinite(near)]
-        assert np.array_equal(told, np.median(known) if known.size else np.float32(np.nan), equal_nan=True)
+        middle = np.median(known) if known.size else np.float32(np.nan)
+        assert np.array_equal(told, np.fmin(middle, 2 * given_[i]), equal_nan=True)
+
+
+def test_a_quiet_slice_among_loud_ones_is_not_treated_as_they_are() -> None:
+    assert noise.steady(np.array([20, 20, 1, 20, 20], np.float32)).tolist() == [20, 20, 2, 20, 20]
