@@ -24,7 +24,7 @@ from node.deliver.pdu import VERIFICATION
 from node.deliver.sender import MOST_CONTEXTS, Context, Peer, Sender, associate
 from node.dicom.status import Status, describe, storage_outcome
 from node.dicom.transcode import J2K_LOSSLESS, transcode
-from node.errors import DeliveryError, InstanceRefused, NodeError, PeerUnreachable
+from node.errors import AssociationRejected, DeliveryError, InstanceRefused, NodeError, PeerUnreachable
 from node.model import Outcome
 
 FALLBACKS = (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
@@ -182,6 +182,10 @@ class Dimse:
                 # It is there and knows us, which is what was asked.
                 ok, text = True, "accepts associations, though not Verification"
             sender.release()
+        except AssociationRejected as error:
+            # What it calls transient says that it is there, and busy: with a delivery of ours, it may be.
+            ok, text, hint = error.retryable, error.message, error.hint
+            text = f"is there, and takes no further association now: {text}" if ok else text
         except NodeError as error:
             ok, text, hint = False, error.message, error.hint
         else:

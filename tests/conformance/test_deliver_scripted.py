@@ -333,6 +333,10 @@ def test_an_echo_measures_and_tells(scripted: Scripted) -> None:
     assert not stern.ok
     assert "1/1/7" in stern.text
     assert "administrator" in stern.hint
+    # One that takes one association at once, which a delivery has, is not down: that was told every few seconds.
+    busy = destination(scripted(associate=lambda _n: Reject(2, 3, 2)).settings()).echo()
+    assert busy.ok
+    assert "2/3/2" in busy.text
 
 
 def test_the_end_of_the_peer_between_two_sends_is_noticed(scripted: Scripted, parcels: list[Parcel]) -> None:
