@@ -30,7 +30,7 @@ from node.web.site import Site
 from tests.peers import HOST, free_port, wait_until
 from tests.postgres import Server as Postgres
 from tests.postgres import told
-from tests.storing import NOW, delivered, outbox, received
+from tests.storing import NOW, delivered, made, outbox, queued, received
 
 CONFIG = """\
 node: {{accept_from: any}}
@@ -40,6 +40,7 @@ destinations: {{pacs: {{kind: folder, path: outbox}}}}
 rules: [{{name: chest, when: any, enhance: ct, send_to: [pacs]}}]
 monitoring: {{listen: "127.0.0.1:{port}"}}
 """
+REFUSED = ({"runtime": "tensorrt_rtx", "kind": "unfit", "because": "Doe^Jane"},)
 HELLO = Answer(status=HTTPStatus.OK, kind="text/plain", body=b"hello")
 
 
@@ -271,8 +272,10 @@ def test_figures_are_those_of_the_store_and_of_the_receivers(store: Store, datab
     store.deliveries.finish(delivery.id, "d", 1, NOW, outcomes=delivered(store, delivery, "d"))
     outbox(store, series=2, n=5)
     store.reception.record([received(store, k, series=3) for k in range(1, 3)])
+    (store.spool.root / "gpu-unfit-host-1.json").write_text('{"since": "today", "why": "Xid 79"}')
     with shown(store.spool.root, database_url) as (port, _):
         seen = values(port)
+    assert (seen["luminode_gpus_unfit"], seen["luminode_gpu_unfit{gpu=host-1}"]) == (1, 1)
     assert seen["luminode_instances_received_total"] == 3 + 5 + 2
     assert seen["luminode_series{state=OPEN}"] == 1
     assert seen["luminode_series_decided_total{action=enhance}{rule=chest}"] == 2
@@ -286,6 +289,39 @@ def test_figures_are_those_of_the_store_and_of_the_receivers(store: Store, datab
     assert seen["luminode_instances_refused_total{receiver=receive}{status=A700}"] == 2
     assert seen["luminode_database_up"] == 1
     assert seen["luminode_disk_free_bytes"] > seen["luminode_disk_refuse_below_bytes"] == 1e8
+
+
+def test_which_runtime_ran_and_why_no_better_one_is_counted(store: Store, database_url: str) -> None:
+    """As the worker tells it in the provenance (node/enhance/work.py)."""
+    ran = [("tensorrt_rtx", "NVIDIA H100", ()), ("tensorrt_rtx", "NVIDIA H100", ()), ("onnx", "cpu", REFUSED)]
+    for n, (runtime, device, refused) in enumerate(ran, 1):
+        job_id = queued(store, series=n)
+        job = store.jobs.claim("w", 30, NOW)
+        assert job is not None
+        body = {
+            "engine": {"name": "ct-cnn", "version": "1.2"}, "runtime": runtime, "device": device, "slices": 3,
+            "skipped": 1, "refused": list(refused), "seconds": {"decode": 0.5, "total": 4.0},
+        }  # fmt: skip
+        store.jobs.finish(job_id, "w", 1, made(store, job), body, NOW)
+    with shown(store.spool.root, database_url) as (port, _):
+        seen = values(port)
+    gpu = "{device=NVIDIA H100}{engine=ct-cnn}{runtime=tensorrt_rtx}{version=1.2}"
+    cpu = "{device=cpu}{engine=ct-cnn}{runtime=onnx}{version=1.2}"
+    assert (seen[f"luminode_enhanced_series_total{gpu}"], seen[f"luminode_enhanced_slices_total{gpu}"]) == (
+        2,
+        6,
+    )
+    assert (seen[f"luminode_enhanced_series_total{cpu}"], seen[f"luminode_enhanced_slices_total{cpu}"]) == (
+        1,
+        3,
+    )
+    assert seen["luminode_unchanged_slices_total{engine=ct-cnn}"] == 3
+    fallbacks = {name: value for name, value in seen.items() if name.startswith("luminode_fallbacks_total")}
+    assert fallbacks == {"luminode_fallbacks_total{engine=ct-cnn}{reason=unfit}{runtime=tensorrt_rtx}": 1}
+    assert seen["luminode_job_step_seconds_total{engine=ct-cnn}{step=decode}"] == 1.5
+    assert seen["luminode_job_seconds_sum{engine=ct-cnn}{runtime=tensorrt_rtx}"] == 8
+    assert seen["luminode_job_seconds_bucket{engine=ct-cnn}{le=2}{runtime=onnx}"] == 0
+    assert seen["luminode_job_seconds_bucket{engine=ct-cnn}{le=5}{runtime=onnx}"] == 1
 
 
 def test_counters_go_on_after_a_restart_and_never_fall(
