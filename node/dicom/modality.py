@@ -68,7 +68,7 @@ PROFILES: Final[Mapping[str, ModalityProfile]] = {
             sop_classes=frozenset({source.MR, source.ENHANCED_MR, source.LEGACY_MR}),
             rescale=False,
             rescale_types=frozenset({"", "US", "NORMALIZED", "UNSPECIFIED", "NONE", "MAGNITUDE"}),
-            units=frozenset({"1", "no units", "{no units}"}),
+            units=frozenset({"1", "no units", "{no units}", "[arb'U]"}),
         ),
     )
 }
@@ -234,8 +234,10 @@ def _colour(header: InstanceHeader) -> Verdict | None:
     presentation = _one(header, "PixelPresentation")
     if _one(header, "SamplesPerPixel") not in ("", "1") or presentation in ("COLOR", "TRUE_COLOR", "MIXED"):
         return contents.COLOUR
-    if photometric in ("", "MONOCHROME2"):
+    if photometric == "MONOCHROME2":
         return None
+    if not photometric:
+        return Verdict(Bar.DEFECT, "It does not say what its grey scale is (Photometric Interpretation).")
     if photometric == "MONOCHROME1":
         return Verdict(Bar.DEFECT, "Its grey scale is inverted (MONOCHROME1).")
     return contents.COLOUR
@@ -346,14 +348,24 @@ def _rescale(header: InstanceHeader) -> Verdict | None:
         return Verdict(
             Bar.DEFECT, "It has no Rescale Slope and Intercept, so its values are no Hounsfield units."
         )
-    if any(isinstance(v, str) for v in (*slopes, *intercepts)) or 0 in slopes:
+    numbers = [v for v in (*slopes, *intercepts) if not isinstance(v, str)]
+    usable = len(numbers) == len(slopes) + len(intercepts) and max(map(abs, numbers), default=0.0) < 1e30
+    if not usable or any(abs(float(v)) < 1e-30 for v in slopes):
         return Verdict(Bar.DEFECT, "Its Rescale Slope or Intercept is no usable number.")
     return None
 
 
 def _compression(header: InstanceHeader) -> Verdict | None:
     syntax, lossy = header.transfer_syntax_uid, _one(header, "LossyImageCompression")
-    if lossy == "01" or syntax in _LOSSY or (syntax in _MAYBE_LOSSY and lossy != "00"):
+    # C.7.6.1.1.5: whoever names a ratio, or a method without one, has lost something, flag or not.
+    ratios = header.attributes.get("LossyImageCompressionRatio", ())
+    told = any(v != 1 for v in ratios) or (not ratios and "LossyImageCompressionMethod" in header.attributes)
+    if (
+        lossy == "01"
+        or (told and lossy != "00")
+        or syntax in _LOSSY
+        or (syntax in _MAYBE_LOSSY and lossy != "00")
+    ):
         return Verdict(
             Bar.DEFECT, "It was compressed with loss, and an engine would take the artefacts for anatomy."
         )

@@ -23,6 +23,7 @@ from node.dicom.source import (
     SourceLike,
     functional_groups,
     integer_of,
+    items_of,
     number_of,
     text_of,
 )
@@ -112,7 +113,9 @@ def pixel_format(source: SourceLike) -> PixelFormat:
         a Modality LUT.
     """
     s = Source.open(source)
-    if s.integer("SamplesPerPixel", 1) != 1 or not s.text("PhotometricInterpretation").startswith("MONO"):
+    if s.integer("SamplesPerPixel", 1) != 1 or not s.text("PhotometricInterpretation").upper().startswith(
+        "MONO"
+    ):
         raise SeriesError("pixels are in colour or by palette")
     allocated, stored = s.integer("BitsAllocated"), s.integer("BitsStored")
     if allocated not in (8, 16) or not 1 < stored <= allocated:
@@ -346,7 +349,8 @@ def _rescale(
     s: Source, n_frames: int
 ) -> tuple[tuple[float, ...], tuple[float, ...], Literal["HU", "arbitrary"]]:
     is_ct = s.sop_class_uid in CT_CLASSES
-    if s.elements.get(_MODALITY_LUT) is not None:
+    lut = s.elements.get(_MODALITY_LUT)
+    if lut is not None and items_of(lut):
         raise SeriesError("a Modality LUT instead of a rescale is not supported (PS3.3 C.11.1)")
     if not s.is_multi_frame:
         slope, intercept = _linear(s.elements, is_ct)

@@ -59,6 +59,7 @@ _LIFTED: Final[Mapping[int, str]] = {
 
 _CODE_VALUES: Final = (0x00080100, 0x00080119, 0x00080120)
 _SIGNED: Final = 0x00280103
+_MODALITY_LUT: Final = 0x00283000
 _WORLD_VALUES: Final = 0x00409096
 _UNITS: Final = 0x004008EA
 
@@ -240,7 +241,11 @@ def header_of(
     if present and (rows <= 0 or columns <= 0):
         faults.append("it does not say how many rows and columns it has")
     n_frames = root.integer(0x00280008)
+    if n_frames is not None and n_frames < 1:
+        faults.append("it claims to have no frames")
     n_frames = 1 if n_frames is None or n_frames < 1 else n_frames
+    if root.items(_MODALITY_LUT):
+        faults.append("it has a Modality LUT, a table instead of Rescale Slope and Intercept")
     frames: tuple[FrameHeader, ...] = ()
     if n_frames > _MOST_FRAMES:
         faults.append("it claims an absurd number of frames")

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from node.dicom.elements import Element, Elements, sequence, tag_of, text
+from node.dicom.source import items_of
 from node.dicom.words import SOURCE_IMAGE
 
 _SERIES_UID, _STUDY_UID = tag_of("SeriesInstanceUID"), tag_of("StudyInstanceUID")
@@ -51,13 +52,13 @@ def referenced_series(old: Element | None, references: Sequence[Reference]) -> E
     """Referenced Series Sequence with these instances in it: every reference is listed (C.12.2)."""
     return sequence(
         _REFERENCED_SERIES,
-        _merged(old.items if old is not None else (), references, _REFERENCED_INSTANCES),
+        _merged(items_of(old), references, _REFERENCED_INSTANCES),
     )
 
 
 def source_image_evidence(old: Element | None, references: Sequence[Reference]) -> Element:
     """Source Image Evidence Sequence with these instances in it: by study, by series."""
-    items = [dict(item) for item in (old.items if old is not None else ())]
+    items = [dict(item) for item in items_of(old)]
     for study in dict.fromkeys(r.study_uid for r in references):
         ours = [r for r in references if r.study_uid == study]
         at = _find(items, _STUDY_UID, study)
@@ -65,7 +66,7 @@ def source_image_evidence(old: Element | None, references: Sequence[Reference]) 
             items.append({_STUDY_UID: text(_STUDY_UID, "UI", study)})
             at = len(items) - 1
         had = items[at].get(_REFERENCED_SERIES)
-        series = _merged(had.items if had is not None else (), ours, _REFERENCED_SOPS)
+        series = _merged(items_of(had), ours, _REFERENCED_SOPS)
         items[at][_REFERENCED_SERIES] = sequence(_REFERENCED_SERIES, series)
     return sequence("SourceImageEvidenceSequence", items)
 
@@ -78,7 +79,7 @@ def _merged(old: Iterable[Elements], references: Sequence[Reference], inner: int
             items.append({_SERIES_UID: text(_SERIES_UID, "UI", reference.series_uid)})
             at = len(items) - 1
         had = items[at].get(inner)
-        listed = list(had.items) if had is not None else []
+        listed = list(items_of(had))
         if _find(listed, _REFERENCED_INSTANCE, reference.sop_instance_uid) is None:
             listed.append(instance_item(reference))
         items[at][inner] = sequence(inner, listed)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from node.dicom.elements import LONG_VRS, PIXEL_DATA, SHORT_VRS, Element, Elements, tag_of
-from node.dicom.parse import EXPLICIT_LE, MalformedError, parse
+from node.dicom.parse import EXPLICIT_LE, MalformedError, items_in, parse
 from node.errors import SeriesError
 
 SourceLike: TypeAlias = "Source | Path | bytes"
@@ -143,11 +143,19 @@ _FRAME_GROUPS: Final = tag_of("PerFrameFunctionalGroupsSequence")
 _INTEGERS: Final = {"US": (2, False), "SS": (2, True), "UL": (4, False), "SL": (4, True)}
 
 
+def items_of(element: Element | None) -> tuple[Elements, ...]:
+    """The items of a sequence, also of one that a system without a dictionary left as UN (PS3.5 6.2.2)."""
+    if element is None:
+        return ()
+    if element.vr == "UN" and isinstance(element.value, bytes | memoryview):
+        return items_in(element.value) or ()
+    return element.items
+
+
 def functional_groups(elements: Elements) -> tuple[Elements, tuple[Elements, ...]]:
     """Shared functional groups and those of each frame; empty where there are none (PS3.3 C.7.6.16)."""
-    shared, frames = elements.get(_SHARED_GROUPS), elements.get(_FRAME_GROUPS)
-    first = shared.items[0] if shared is not None and shared.items else {}
-    return first, frames.items if frames is not None else ()
+    shared, frames = items_of(elements.get(_SHARED_GROUPS)), items_of(elements.get(_FRAME_GROUPS))
+    return shared[0] if shared else {}, frames
 
 
 def text_of(element: Element | None) -> str:
@@ -158,7 +166,10 @@ def text_of(element: Element | None) -> str:
 
 
 def integer_of(element: Element | None) -> int | None:
-    """First value as an integer, whatever of US, SS, UL, SL, IS or UN it came as; None if it is none."""
+    """First value as an integer, whatever of US, SS, UL, SL, IS or UN it came as; None if it is none.
+
+    ``1.0`` is one: systems write so what they keep as a decimal number.
+    """
     if element is None:
         return None
     raw = element.raw
@@ -167,8 +178,10 @@ def integer_of(element: Element | None) -> int | None:
         width = 2
     if width:
         return int.from_bytes(raw[:width], "little", signed=signed) if len(raw) >= width else None
+    told = raw.split(b"\\", 1)[0].strip(b" \x00")
+    head, _, tail = told.partition(b".")
     try:
-        return int(raw.split(b"\\", 1)[0].strip(b" \x00"))
+        return int(head) if not tail.strip(b"0") else None
     except ValueError:
         return None
 

@@ -19,7 +19,7 @@ from node.dicom.references import (
     source_image_evidence,
     source_image_item,
 )
-from node.dicom.source import CT, Source, functional_groups, integer_of, text_of
+from node.dicom.source import CT, Source, functional_groups, integer_of, items_of, text_of
 from node.dicom.text import appended
 from node.dicom.uids import derived_uid, device_uid, series_number
 from node.dicom.words import ACQUISITION, PROCESSING, Words
@@ -55,8 +55,7 @@ class Task:
         return element.raw if element is not None else b""
 
     def items(self, keyword: str) -> tuple[Elements, ...]:
-        element = self.element(keyword)
-        return element.items if element is not None else ()
+        return items_of(self.element(keyword))
 
     @property
     def multi_frame(self) -> bool:

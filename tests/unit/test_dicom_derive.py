@@ -18,10 +18,12 @@ from node.dicom.derive import Reference, derive
 from node.dicom.elements import Element, Elements, tag_of
 from node.dicom.encode import encode
 from node.dicom.ours import CODE_SCHEME, is_ours
+from node.dicom.parse import EXPLICIT_LE, IMPLICIT_LE, parse
 from node.dicom.part10 import file_meta, write_part10
 from node.dicom.pixels import decode
 from node.dicom.policy import ROWS, Do
 from node.dicom.source import Source
+from node.dicom.source import file_meta as meta_of
 from node.errors import DeriveError, SeriesError
 from tests.deriving import derived, made, written
 from tests.dicom_samples import MR_CLASS, NATIVE, how, image, part10, read
@@ -203,7 +205,19 @@ def test_retained_equipment_leaves_the_scanner_alone() -> None:
     assert is_ours(ds)
 
 
-def test_a_source_that_was_processed_already_keeps_its_story() -> None:
+def as_un(data: bytes) -> bytes:
+    """The same file with every sequence as a system without a dictionary leaves it: UN, implicit inside."""
+    _, at = meta_of(data)
+    elements = parse(data[at:], EXPLICIT_LE)
+    for tag, element in elements.items():
+        if element.vr == "SQ":
+            value = encode({tag: element}, IMPLICIT_LE)[8:]
+            elements[tag] = Element(tag, "UN", value)
+    return data[:at] + encode(elements, EXPLICIT_LE)
+
+
+@pytest.mark.parametrize("un", [False, True])
+def test_a_source_that_was_processed_already_keeps_its_story(un: bool) -> None:
     scanner = Dataset()
     purpose = Dataset()
     purpose.CodeValue, purpose.CodingSchemeDesignator, purpose.CodeMeaning = "109101", "DCM", "Acquisition"
@@ -216,15 +230,14 @@ def test_a_source_that_was_processed_already_keeps_its_story() -> None:
     )
     earlier = Dataset()
     earlier.ReferencedSOPClassUID, earlier.ReferencedSOPInstanceUID = MR_CLASS, "9.8.7"
-    ds = derived(
-        image(
-            ContributingEquipmentSequence=[scanner],
-            DerivationCodeSequence=[step],
-            SourceImageSequence=[earlier],
-            DerivationDescription="MPR 1 mm",
-            ImageComments="motion",
-        )
+    source = image(
+        ContributingEquipmentSequence=[scanner],
+        DerivationCodeSequence=[step],
+        SourceImageSequence=[earlier],
+        DerivationDescription="MPR 1 mm",
+        ImageComments="motion",
     )
+    ds = derived(as_un(part10(source, NATIVE[1])) if un else source)
     assert [e.Manufacturer for e in ds.ContributingEquipmentSequence] == ["FIRST", "ACME"]
     assert [e.PurposeOfReferenceCodeSequence[0].CodeValue for e in ds.ContributingEquipmentSequence] == [
         "109101",

@@ -18,9 +18,10 @@ from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 from node.dicom import pixels
 from node.dicom.decode import announced_size, can_decode, frame_cells
 from node.dicom.elements import PIXEL_DATA, Element, Fragments
-from node.dicom.modality import PROFILES
+from node.dicom.modality import PROFILES, verdict_on
 from node.dicom.pixels import PixelFormat, decode, pixel_format, to_stored, to_values
-from node.dicom.source import Source
+from node.dicom.read import read_bytes
+from node.dicom.source import Source, file_meta
 from node.errors import DeriveError, SeriesError
 from tests.dicom_samples import BIG, DEFLATED, EXPLICIT, IMPLICIT, MR_CLASS, corpus, enhanced, image, part10
 
@@ -296,6 +297,22 @@ def test_frames_of_a_compressed_multi_frame_object_one_by_one() -> None:
 def test_pixels_that_no_engine_can_work_on(changes: dict[str, Any], told: str) -> None:
     with pytest.raises(SeriesError, match=told):
         decode(part10(image(**changes)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ModalityLUTSequence": []},
+        {"NumberOfFrames": ""},
+        {"NumberOfFrames": "1.0"},
+        {"SamplesPerPixel": None},
+        {"PhotometricInterpretation": "monochrome2"},
+    ],
+)
+def test_what_is_odd_and_says_nothing_else_is_taken(changes: dict[str, Any]) -> None:
+    data = part10(image(**changes))
+    assert decode(data).shape == (1, 8, 6)
+    assert verdict_on(read_bytes(data[file_meta(data)[1] :], EXPLICIT)) is None
 
 
 @pytest.mark.parametrize("told", sorted(PROFILES["CT"].rescale_types))

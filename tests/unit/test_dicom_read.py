@@ -177,6 +177,8 @@ def test_missing_and_bad_uids_are_faults(tmp_path: Path) -> None:
         ({"Rows": 0}, "rows and columns"),
         ({"NumberOfFrames": "4"}, "it says nothing of its 4 frames"),
         ({"NumberOfFrames": "200000"}, "absurd number of frames"),
+        ({"NumberOfFrames": "0"}, "no frames"),
+        ({"ModalityLUTSequence": [Dataset()]}, "Modality LUT"),
     ],
 )
 def test_what_does_not_fit_is_a_fault(change: dict[str, object], fault: str, tmp_path: Path) -> None:
