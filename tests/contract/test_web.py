@@ -40,7 +40,7 @@ destinations: {{pacs: {{kind: folder, path: outbox}}}}
 rules: [{{name: chest, when: any, enhance: ct, send_to: [pacs]}}]
 monitoring: {{listen: "127.0.0.1:{port}"}}
 """
-REFUSED = ({"runtime": "tensorrt_rtx", "kind": "unfit", "because": "Doe^Jane"},)
+REFUSED = ({"runtime": "tensorrt_rtx", "kind": "memory", "because": "Doe^Jane"},)
 HELLO = Answer(status=HTTPStatus.OK, kind="text/plain", body=b"hello")
 
 
@@ -317,7 +317,7 @@ def test_which_runtime_ran_and_why_no_better_one_is_counted(store: Store, databa
     )
     assert seen["luminode_unchanged_slices_total{engine=ct-cnn}"] == 3
     fallbacks = {name: value for name, value in seen.items() if name.startswith("luminode_fallbacks_total")}
-    assert fallbacks == {"luminode_fallbacks_total{engine=ct-cnn}{reason=unfit}{runtime=tensorrt_rtx}": 1}
+    assert fallbacks == {"luminode_fallbacks_total{engine=ct-cnn}{reason=memory}{runtime=tensorrt_rtx}": 1}
     assert seen["luminode_job_step_seconds_total{engine=ct-cnn}{step=decode}"] == 1.5
     assert seen["luminode_job_seconds_sum{engine=ct-cnn}{runtime=tensorrt_rtx}"] == 8
     assert seen["luminode_job_seconds_bucket{engine=ct-cnn}{le=2}{runtime=onnx}"] == 0
