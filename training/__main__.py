@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engines.catalog import ZOO
+from engines.errors import EngineError
 from training import verbs
 from training.errors import TrainingError
 from training.recipe import load
@@ -22,7 +23,7 @@ def _export(asked: argparse.Namespace) -> int:
     from training.ship import ship
 
     for name in asked.recipes:
-        done = ship(load(name), asked.runs, asked.zoo)
+        done = ship(load(name), asked.runs, asked.zoo, replace=asked.replace)
         fits = f"fp32 within {done.parity.fp32_max:.2g}, fp16 {done.parity.fp16_max:.2g} {done.parity.unit}"
         told = f"receptive field {done.receptive_field} px, {done.gflop:.1f} GFLOP, {fits}"
         sys.stdout.write(f"{done.name}: {told}\n")
@@ -46,6 +47,9 @@ def _parser() -> argparse.ArgumentParser:
     export = named.add_parser("export", help="ONNX files and card of an engine from a recipe's best weights")
     export.add_argument("recipes", nargs="+")
     export.add_argument("--zoo", type=Path, default=ZOO, help="folder of engines to write into")
+    export.add_argument(
+        "--replace", action="store_true", help="in the place of other weights of the same name and version"
+    )
     export.set_defaults(run=_export)
     verbs.add(named)
     return parser
@@ -56,9 +60,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = _parser().parse_args(arguments)
     try:
         status: int = asked.run(asked)
-    except TrainingError as e:
+    except (TrainingError, EngineError) as e:
         sys.stderr.write(f"{e.message}\n" + (f"{e.hint}\n" if e.hint else ""))
         return 1
+    except OSError as e:  # the name alone: folders above it may be named after people
+        what = Path(str(e.filename)).name if e.filename else "a file"
+        sys.stderr.write(f"{what}: {e.strerror or type(e).__name__}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; the same command goes on from the last checkpoint\n")
+        return 130
     return status
 
 

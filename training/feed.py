@@ -26,6 +26,8 @@ def check(recipe: Recipe, found: Sequence[Shard], part: str) -> None:
     ------
     SplitError
         A shard is of another split, or of another part of it.
+    DataError
+        The recipe does not tell under which terms a patient's shard is.
     """
     for shard in found:
         split, of = str(shard.facts.get("split", "")), str(shard.facts.get("part", part))
@@ -36,6 +38,12 @@ def check(recipe: Recipe, found: Sequence[Shard], part: str) -> None:
             )
         if of != part:
             raise SplitError(f"shard {shard.name} is of a {of} patient and was given for {part}")
+        terms = str(shard.facts.get("licence", ""))
+        if split and terms not in recipe.data.licence:
+            raise DataError(
+                f"the terms of shard {shard.name} ({terms}) are not told by the recipe {recipe.name}",
+                hint="add them to `licence` under data: they go into the card of what is exported",
+            )
 
 
 def levels(recipe: Recipe) -> tuple[float, ...]:

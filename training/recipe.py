@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -25,7 +25,16 @@ FOLDER = Path(__file__).resolve().parent / "recipes"
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _rising(held: list[float]) -> list[float]:
+    if held[0] >= held[1]:
+        raise ValueError("the lowest noise and the highest")
+    return held
+
+
+Levels = Annotated[list[Positive], Field(min_length=2, max_length=2), AfterValidator(_rising)]
 
 
 class NetworkPart(_Part):
@@ -64,7 +73,7 @@ class DataPart(_Part):
     task: Literal["noise", "detail"] = "noise"
     patch: Annotated[int, Field(ge=32, multiple_of=8)] = 128
     projected: Share = 0.5
-    sigma: Annotated[list[Positive], Field(min_length=2, max_length=2)]
+    sigma: Levels
     told: Share = 0.15
     alone: Share = 0.2
     held_out: list[str] = Field(default_factory=list)
@@ -147,12 +156,12 @@ class EnginePart(_Part):
         two directions make a better engine half way (Wortsman et al., Model soups, ICML 2022).
     """
 
-    name: str
-    version: str = "1.0.0"
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,47}$")]
+    version: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$")] = "1.0.0"
     title: str
     family: Literal["cnn", "gan", "autoencoder"]
     modality: Literal["CT", "MR"]
-    sigma_range: Annotated[list[Positive], Field(min_length=2, max_length=2)]
+    sigma_range: Levels
     bound: Positive
     lock: Annotated[int, Field(ge=0, le=128)] = 16
     default_strength: Share = 0.6
@@ -175,7 +184,7 @@ class Recipe(_Part):
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
-    seed: int = 1
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 1
     network: NetworkPart
     data: DataPart
     loss: LossPart = LossPart()
@@ -236,7 +245,8 @@ def parse(text: str, name: str) -> Recipe:
     """
     try:
         loaded: Any = YAML(typ="safe", pure=True).load(text)
-    except (YAMLError, RecursionError) as e:
+    # A date or number that is none (2001-99-99) leaves the parser as what its constructor raised.
+    except (YAMLError, ValueError, KeyError, TypeError, RecursionError) as e:
         mark = getattr(e, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
         raise RecipeError(f"{name}: not YAML{where}") from e

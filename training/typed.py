@@ -15,7 +15,7 @@ from training.errors import RecipeError
 class Part(BaseModel):
     """A mapping that knows all of its keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -31,7 +31,8 @@ def parse(model: type[Model], text: str, name: str) -> Model:
     """
     try:
         loaded: Any = YAML(typ="safe", pure=True).load(text)
-    except (YAMLError, RecursionError) as e:
+    # A date or number that is none (2001-99-99) leaves the parser as what its constructor raised.
+    except (YAMLError, ValueError, KeyError, TypeError, RecursionError) as e:
         raise RecipeError(f"{name}: not YAML") from e
     if not isinstance(loaded, dict):
         raise RecipeError(f"{name}: not a mapping")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from training import prepare
+from training import prepare, typed
 from training.errors import DataError
 from training.prepare import SEEDS, Wanted
 from training.recipe import Recipe, load
@@ -63,6 +63,34 @@ def fitted(recipe: Recipe, asked: argparse.Namespace, *, fresh: bool = False) ->
     return 0
 
 
+def _shorter(recipe: Recipe, updates: int) -> Recipe:
+    """A recipe with another number of updates; 0 leaves its own."""
+    if not updates:
+        return recipe
+    told = recipe.model_dump(mode="json")
+    told["optim"]["updates"] = updates
+    return typed.checked(Recipe, told, recipe.name)
+
+
+def _secret(path: Path | None) -> str:
+    """The text of a file that keeps a secret.
+
+    Raises
+    ------
+    DataError
+        It cannot be read, or there is nothing in it: hashes without a secret would tell patients' numbers.
+    """
+    if path is None:
+        return ""
+    try:
+        told = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as e:
+        raise DataError(f"the secret in {path.name} cannot be read", hint="any long text in UTF-8") from e
+    if not told:
+        raise DataError(f"{path.name} holds no secret", hint="put any long text into it, and keep it")
+    return told
+
+
 # tune ----------------------------------------------------------------------------------------------
 def _tune(asked: argparse.Namespace) -> int:
     from training import space
@@ -112,11 +140,7 @@ def _generate(asked: argparse.Namespace) -> int:
             asked.picture, [("truth", real), (asked.using, widen.some(asked.data / out, 12))], source.unit
         )
     if asked.compare is not None:
-        judged = load(asked.compare)
-        if asked.updates:
-            told = judged.model_dump(mode="json")
-            told["optim"]["updates"] = asked.updates
-            judged = Recipe.model_validate(told)
+        judged = _shorter(load(asked.compare), asked.updates)
         seeds = list(range(1, asked.seeds + 1))
         figures = widen.compare(judged, asked.data, asked.runs, out, seeds=seeds, say=say)
         sys.stdout.write(json.dumps(figures, indent=1) + "\n")
@@ -164,6 +188,8 @@ def _shards(asked: argparse.Namespace) -> int:
             raise DataError(
                 "no label map was given", hint="NIfTI files of whole-head labels: --labels FOLDER"
             )
+        if not asked.labels.is_dir():
+            raise DataError(f"no folder {asked.labels.name!r}", hint="NIfTI files of labels: --labels FOLDER")
         maps = sorted(p for p in asked.labels.iterdir() if p.name.endswith((".nii", ".nii.gz")))
         prepare.mr_truth(wanted, maps, say)
     else:
@@ -184,9 +210,9 @@ def _written(asked: argparse.Namespace, name: str) -> Any:
     from training.data.folder import USUAL_PATTERN
     from training.data.records import Found
 
-    secret = asked.secret_file.read_text(encoding="utf-8").strip() if asked.secret_file else ""
     ask = real.Ask(
-        images=asked.images, kind=asked.kind, modality=asked.modality, secret=secret, licence=asked.licence,
+        images=asked.images, kind=asked.kind, modality=asked.modality, licence=asked.licence,
+        secret=_secret(asked.secret_file),
         patient_pattern=asked.patient_pattern or USUAL_PATTERN, n_slices=asked.slices, noisiest=asked.noisiest,
     )  # fmt: skip
     made = real.write(
@@ -240,11 +266,9 @@ def _retrain(asked: argparse.Namespace) -> int:
     recipe = load(asked.recipe)
     asked.modality = "CT" if recipe.data.unit == "HU" else "MR"
     _written(asked, asked.name)
-    copy = retrain.own(recipe, asked.data, asked.name, licence=asked.licence, alone=asked.alone)
-    if asked.updates:
-        told = copy.model_dump(mode="json")
-        told["optim"]["updates"] = asked.updates
-        copy = Recipe.model_validate(told)
+    copy = _shorter(retrain.own(recipe, asked.data, asked.name, asked.runs, alone=asked.alone), asked.updates)
+    if copy.engine is None:
+        say(f"{copy.name} makes no engine: its recipe, or the one that it is a copy of, has no part `engine`")
     path = retrain.write(copy, asked.runs)
     status = fitted(copy, asked)
     sys.stdout.write(f"{path}\n")

@@ -117,7 +117,9 @@ def test_too_few_patients_are_not_cut_up() -> None:
     assert all_in.parts == {"train": (), "validation": (), "test": (slices[0].patient,)}
 
 
-@pytest.mark.parametrize("fractions", [(0.5, 0.5), (0.9, 0.2, 0.1), (1.2, -0.1, -0.1)])
+@pytest.mark.parametrize(
+    "fractions", [(0.5, 0.5), (0.9, 0.2, 0.1), (1.2, -0.1, -0.1), (float("nan"), 0.5, 0.5)]
+)
 def test_fractions_that_are_none(fractions: tuple[float, ...]) -> None:
     with pytest.raises(SplitError, match="are not 3 shares of 1"):
         splits.make(MANY, salt="a", fractions=fractions)

@@ -147,7 +147,7 @@ def test_noisy_series_and_the_low_dose_of_pairs_can_be_left_out(images: Path, tm
 
 
 def test_shards_of_another_split_or_part_are_refused(images: Path, tmp_path: Path) -> None:
-    made = real.write(asked(images), tmp_path, "own", fractions=(0.5, 0.25, 0.25))
+    made = real.write(asked(images, licence="synthetic"), tmp_path, "own", fractions=(0.5, 0.25, 0.25))
     write_shards(tmp_path, n=2, matrix=64)
     text = RECIPE.replace("truth: [toy-truth]", "truth: [toy-truth, own-train]")
     good = parse(text.replace("patch: 32", f"patch: 32, split: {made.split_hash}"), "good")

@@ -8,6 +8,7 @@ that are noisier than asked for are left out. Test patients are never written: w
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ Kind = Literal["folder", "lidc", "ixi", "mayo"]
 
 WRITTEN = ("train", "validation")
 SPLIT = "split.json"
+NAME = re.compile("[a-z][a-z0-9-]*")
 FEWEST = 3
 """Slices of a run: a network sees three."""
 
@@ -148,10 +150,15 @@ def write(
     Raises
     ------
     DataError
-        No scan can be used for one of the two.
+        No scan can be used for one of the two, or ``name`` is none for folders and recipes.
     SplitError
         See :func:`split_of`.
     """
+    if not NAME.fullmatch(name):
+        raise DataError(
+            f"{name!r} is no name of a set of shards",
+            hint="small letters, digits and -, a letter first: site-a",
+        )
     seen = found(ask)
     parts = split_of(seen.scans, data / name, given, salt, fractions)
     left_out = list(seen.left_out)

@@ -159,7 +159,7 @@ def make(
         Fractions that are none, too few patients to give every wanted part one, or one scan under two patients.
     """
     shares = tuple(float(f) for f in fractions)
-    if len(shares) != len(PARTS) or min(shares) < 0 or abs(sum(shares) - 1) > 1e-9:
+    if len(shares) != len(PARTS) or not min(shares) >= 0 or not abs(sum(shares) - 1) <= 1e-9:
         raise SplitError(
             f"fractions {shares} are not {len(PARTS)} shares of 1", hint="for example 0.7, 0.15, 0.15"
         )
