@@ -7,6 +7,7 @@
     ├── StoreError             the database or the spool: retry, then a person
     │   ├── OutOfSpace         free space; C-STORE answers A700H until then
     │   ├── SchemaTooNew       a newer Luminode wrote this database
+    │   ├── SchemaTooOld       an older one did, and this caller may not upgrade it
     │   └── TransitionRefused  somebody else moved this row first: read again
     ├── ReceiveError           carries the DIMSE status that answers it
     │   └── HeaderFault        the bytes are no data set, or one beyond the reader's bounds
@@ -93,6 +94,12 @@ class OutOfSpace(StoreError):
 
 class SchemaTooNew(StoreError):
     """The database was migrated by a newer Luminode."""
+
+    retryable = False
+
+
+class SchemaTooOld(StoreError):
+    """The database waits for an upgrade of its schema."""
 
     retryable = False
 

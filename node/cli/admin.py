@@ -9,11 +9,13 @@ from typing import Annotated
 
 import typer
 
+from node.app.alone import alone
 from node.cli.backup import db_rebuild
-from node.cli.common import ConfigOption, JsonOption, loaded, opened, out, print_json, visible
+from node.cli.common import ConfigOption, JsonOption, as_owner, loaded, opened, out, print_json, visible
 from node.config.explain import explain, json_schema, markdown
 from node.config.snapshot import forwarding
 from node.config.values import Refused
+from node.errors import SchemaTooNew, StoreError
 from node.housekeep import read_orphan
 
 _FINDINGS: Mapping[str, str] = {
@@ -80,9 +82,18 @@ def config_history(config: ConfigOption = None, json: JsonOption = False) -> Non
 
 
 def db_upgrade(config: ConfigOption = None) -> None:
-    """Bring the database's schema up to date. `serve` does it by itself."""
-    with opened(config):
-        out.print("the schema is up to date")
+    """Bring the database's schema up to date. `serve` does it by itself. The node must not run."""
+    settings = loaded(config).config.store
+    as_owner(settings)
+    try:
+        with opened(config):
+            pass
+    except StoreError as error:
+        if error.retryable or isinstance(error, SchemaTooNew):
+            raise
+        with alone(settings), opened(config, create=True):
+            pass
+    out.print("the schema is up to date")
 
 
 def spool_fsck(

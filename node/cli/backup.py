@@ -8,9 +8,20 @@ from typing import Annotated
 
 import typer
 
+from node.app.alone import alone
 from node.app.health import health
 from node.app.rebuild import rebuild
-from node.cli.common import ConfigOption, JsonOption, config_file, loaded, opened, out, print_json
+from node.cli.common import (
+    ConfigOption,
+    JsonOption,
+    as_owner,
+    config_file,
+    loaded,
+    opened,
+    out,
+    print_json,
+    tell_error,
+)
 from node.config.snapshot import forwarding
 from node.errors import StoreError
 from node.store.archive import restore, save
@@ -41,6 +52,11 @@ def backup(
             f"{saved.folder}: the database and {saved.n_files} files, {saved.n_bytes / 1e6:.1f} MB",
             highlight=False,
         )
+    if saved.missing:
+        hint = "the backup is good but for them; `luminode spool fsck` names them. Is the spool's volume mounted?"
+        tell_error(
+            f"{saved.missing} files that are on record are not in the spool, and so in no backup", hint
+        )
 
 
 def restore_(
@@ -50,6 +66,7 @@ def restore_(
 ) -> None:
     """Put a backup in place of nothing, and verify it; never overwrites. The node must not run."""
     settings = loaded(config).config.store
+    as_owner(settings)
     done = restore(folder.absolute(), settings.database, Path(settings.spool), datetime.now(UTC))
     if json:
         print_json(done)
@@ -69,9 +86,14 @@ def db_rebuild(config: ConfigOption = None, json: JsonOption = False) -> None:
     """Set a damaged SQLite database aside and make a new one from the spool. The node must not run."""
     whole = loaded(config).config
     settings, spool = whole.store, Path(whole.store.spool)
+    as_owner(settings)
+    if not spool.is_dir():
+        hint = "run this where the node runs"
+        raise StoreError(f"there is no spool at {spool.absolute()}", hint=hint, retryable=False)
     if any(part.ok and part.name == "process" for part in health(spool)):
         raise StoreError("the node runs", hint="stop it first", retryable=False)
-    done = rebuild(settings.database, spool, datetime.now(UTC), forward=forwarding(whole))
+    with alone(settings):
+        done = rebuild(settings.database, spool, datetime.now(UTC), forward=forwarding(whole))
     if json:
         print_json(done)
         return

@@ -18,8 +18,10 @@ from rich.table import Table
 
 from engines.catalog import Catalog
 from node.config.load import LoadedConfig, load
+from node.config.schema import StoreSettings
 from node.errors import ConfigError, ConfigFault
 from node.store import Store
+from node.store.place import require_owner, sqlite_file
 
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
@@ -60,11 +62,22 @@ def loaded(given: Path | None) -> LoadedConfig:
     return load(config_file(given), os.environ, catalogue=Catalog.default().names())
 
 
+def as_owner(settings: StoreSettings) -> None:
+    """Refuse to go on as root where the node is another user's.
+
+    Raises
+    ------
+    StoreError
+    """
+    require_owner(*(p for p in (Path(settings.spool), sqlite_file(settings.database)) if p is not None))
+
+
 @contextmanager
-def opened(given: Path | None) -> Iterator[Store]:
-    """The store that the configuration names."""
-    config = loaded(given).config
-    store = Store.open(config.store.database, Path(config.store.spool), create=True)
+def opened(given: Path | None, *, create: bool = False) -> Iterator[Store]:
+    """The store that the configuration names, which is there: nothing is made in its place but with ``create``."""
+    settings = loaded(given).config.store
+    as_owner(settings)
+    store = Store.open(settings.database, Path(settings.spool), create=create)
     try:
         yield store
     finally:

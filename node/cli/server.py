@@ -12,9 +12,10 @@ from typing import Annotated
 
 import typer
 
+from node.app.alone import alone
 from node.app.doors import Doors, how_many
 from node.app.supervise import ROLES, WEB, Supervisor
-from node.cli.common import ConfigOption, config_file, err, out
+from node.cli.common import ConfigOption, as_owner, config_file, err, loaded, out
 from node.log import configure
 from node.process import stop_on_signals
 
@@ -40,16 +41,20 @@ def serve(
             raise typer.BadParameter(f"one role of {', '.join((*ROLES, WEB))}, or none for all of them")
         from node.app.roles import run_role
 
+        as_owner(loaded(config).config.store)
         raise typer.Exit(run_role(role[0], path))
     from node.app.settings import Settings
 
     settings = Settings(path, "supervisor")
-    with settings.open_store() as store:  # the schema is brought up to date once, before anybody works
-        store.spool.sweep_tmp(datetime.now(UTC))  # so are names given back that a power cut took
-    roles = ROLES if settings.started.monitoring.listen is None else (*ROLES, WEB)
-    listen = settings.started.node.listen
-    doors = Doors(listen.host, listen.port, how_many(settings.started))
-    raise typer.Exit(Supervisor(path, roles, last_good=settings.keep_last_good(), doors=doors).run())
+    as_owner(settings.started.store)
+    with alone(settings.started.store):
+        with settings.open_store() as store:  # the schema is brought up to date once, before anybody works
+            store.spool.sweep_tmp(datetime.now(UTC))  # so are names given back that a power cut took
+        roles = ROLES if settings.started.monitoring.listen is None else (*ROLES, WEB)
+        listen = settings.started.node.listen
+        doors = Doors(listen.host, listen.port, how_many(settings.started))
+        status = Supervisor(path, roles, last_good=settings.keep_last_good(), doors=doors).run()
+    raise typer.Exit(status)
 
 
 def demo(

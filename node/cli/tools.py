@@ -21,6 +21,7 @@ from node.app.engines import cards, place, threads
 from node.cli.common import (
     ConfigOption,
     JsonOption,
+    as_owner,
     err,
     loaded,
     out,
@@ -35,10 +36,12 @@ from node.config.values import Refused, ae_title
 from node.deliver.files import FileOutcome, echo, send_files
 from node.enhance.health import marks
 from node.enhance.offline import Found, Made, enhance_series, find
-from node.errors import ConfigError, EnhanceError, NodeError
+from node.errors import ConfigError, EnhanceError, NodeError, SchemaTooOld
 from node.gather.decide import decide_series
 from node.model import Decision
 from node.store import Store
+from node.store.disk import free_bytes, refuse_network_filesystem
+from node.store.place import sqlite_file
 
 
 def register(app: typer.Typer) -> None:
@@ -65,7 +68,7 @@ def check(
             tell_error(f"{f.what}: {f.text}", f.hint)
         raise
     findings = [Finding(what="config.yaml", ok=True, text=f"valid, digest {given.digest[:12]}")]
-    findings += [Finding(what="config.yaml", ok=True, text=f"warning: {w}") for w in given.warnings]
+    findings += [Finding(what="config.yaml", ok=True, note=True, text=str(w)) for w in given.warnings]
     findings += _check_store(given.config)
     findings += broken
     findings += check_runtimes(given.config)
@@ -95,15 +98,37 @@ def check(
 
 
 def _check_store(config: Config) -> list[Finding]:
+    """Looks, and makes nothing: neither a database nor a spool, nor a newer schema under a node that runs."""
+    spool = Path(config.store.spool)
     try:
-        with Store.open(config.store.database, Path(config.store.spool), create=True) as store:
-            chain = store.provenance.verify()
-            free = store.spool.free_bytes()
+        as_owner(config.store)
+        file = sqlite_file(config.store.database)
+        if file is not None and not file.exists():
+            findings = [_new("database", file)]
+        else:
+            findings = _check_database(config)
+        findings.append(_new("spool", spool / "tmp") if not spool.exists() else _check_room(config))
     except (NodeError, OSError) as e:
         text = e.message if isinstance(e, NodeError) else f"{e.strerror}: {e.filename}"
         hint = getattr(e, "hint", "") or "check store.spool, store.database, and who owns them"
         return [Finding(what="store", ok=False, text=text, hint=hint)]
-    least = config.store.refuse_below
+    return findings
+
+
+def _check_database(config: Config) -> list[Finding]:
+    try:
+        with Store.open(config.store.database, Path(config.store.spool), create=False) as store:
+            chain = store.provenance.verify()
+    except SchemaTooOld as error:
+        return [
+            Finding(
+                what="database",
+                ok=True,
+                note=True,
+                text=error.message,
+                hint="`luminode serve` brings it up to date at its start: have a backup before",
+            )
+        ]
     return [
         Finding(what="database", ok=True, text="opens, schema up to date"),
         Finding(
@@ -112,13 +137,38 @@ def _check_store(config: Config) -> list[Finding]:
             text=f"{chain.checked} records, chain {'holds' if chain.ok else 'broken'}",
             hint="`luminode provenance --verify` tells which record; compare with a backup",
         ),
-        Finding(
-            what="spool",
-            ok=free >= least,
-            text=f"{free / 1e9:.1f} GB free, C-STORE is refused below {least / 1e9:.1f} GB",
-            hint="free space, or lower store.refuse_below",
-        ),
     ]
+
+
+def _check_room(config: Config) -> Finding:
+    spool = Path(config.store.spool).absolute()
+    if not spool.is_dir() or not os.access(spool, os.W_OK | os.X_OK):
+        what = "cannot be written to" if spool.is_dir() else "is no folder"
+        hint = "let the user that the node runs as write in it, or name another folder in store.spool"
+        return Finding(what="spool", ok=False, text=f"{spool} {what}", hint=hint)
+    free, least = free_bytes(config.store.spool), config.store.refuse_below
+    return Finding(
+        what="spool",
+        ok=free >= least,
+        text=f"{free / 1e9:.1f} GB free, C-STORE is refused below {least / 1e9:.1f} GB",
+        hint="free space, or lower store.refuse_below",
+    )
+
+
+def _new(what: str, wanted: Path) -> Finding:
+    """What `luminode serve` will make at its first start, if it may."""
+    folder = next(p for p in wanted.absolute().parents if p.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        hint = f"let the user that the node runs as write in {folder}, or name another place in config.yaml"
+        return Finding(
+            what=what, ok=False, text=f"there is none, and none can be made in {folder}", hint=hint
+        )
+    if what == "database":
+        refuse_network_filesystem(folder)
+    place = wanted if what == "database" else wanted.parent
+    text = f"there is none at {place.absolute()} yet"
+    hint = "the first `luminode serve` makes it; if the node ran before, this is the wrong folder"
+    return Finding(what=what, ok=True, note=True, text=text, hint=hint)
 
 
 def _check_catalog() -> list[Finding]:

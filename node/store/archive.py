@@ -48,12 +48,14 @@ _PIECE: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saved:
-    """A backup that was made. ``gone`` files were delivered and removed while it was being made."""
+    """A backup that was made. ``gone`` files were delivered and removed while it was being made; ``missing`` are on
+    record, unfinished, and not in the spool: no backup has them."""
 
     folder: Path
     n_files: int
     n_bytes: int
     gone: int
+    missing: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +136,11 @@ def save(store: Store, folder: Path, config: str, at: datetime, *, whole: bool =
         shutil.rmtree(partial, ignore_errors=True)
         raise
     n_bytes = sum(size for size, _ in files.values())
-    return Saved(folder=folder, n_files=len(files), n_bytes=n_bytes, gone=len(wanted) - len(files))
+    absent = wanted - files.keys()
+    missing = len(absent & _wanted(store.database, whole)) if absent else 0
+    return Saved(
+        folder=folder, n_files=len(files), n_bytes=n_bytes, gone=len(absent) - missing, missing=missing
+    )
 
 
 def restore(folder: Path, database_url: str, spool_root: Path, at: datetime) -> Restored:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,16 @@ def filesystem_type(path: Path, mounts: str | None = None) -> str:
         parts = line.split(" ")
         if len(parts) < 3:
             continue
-        point = parts[1].encode("utf-8", "surrogateescape").decode("unicode_escape")
+        point = _unescaped(parts[1])
         inside = real == point or real.startswith(point.rstrip("/") + "/")
         if inside and len(point) >= len(best):  # a later mount on the same point hides the earlier
             best, kind = point, parts[2]
     return kind
+
+
+def _unescaped(point: str) -> str:
+    """A mount point as it is: /proc/mounts writes space, tab, newline and backslash as three octal digits."""
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), point)
 
 
 def refuse_network_filesystem(path: Path, mounts: str | None = None) -> None:

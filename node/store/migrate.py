@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, inspect, text
 
-from node.errors import SchemaTooNew, StoreError
+from node.errors import SchemaTooNew, SchemaTooOld
 from node.store.db import Database
 
 HEAD = "0005"
@@ -46,15 +46,14 @@ def require_current(database: Database) -> None:
     Raises
     ------
     SchemaTooNew
-    StoreError
-        The schema is older than this Luminode, or not there.
+    SchemaTooOld
+        It is older than this Luminode's, or not there.
     """
     with database.read() as connection:
         if _checked(connection) != HEAD:
-            raise StoreError(
+            raise SchemaTooOld(
                 "the database's schema is older than this Luminode",
-                hint="run `luminode db upgrade`",
-                retryable=False,
+                hint="make a backup, stop the node, then run `luminode db upgrade` or start the new one",
             )
 
 

@@ -15,6 +15,7 @@ from node.store.events import Events
 from node.store.jobs import Jobs
 from node.store.migrate import require_current, upgrade
 from node.store.outlooks import Outlooks
+from node.store.place import require_database, require_spool
 from node.store.provenance import ProvenanceStore
 from node.store.reception import Reception
 from node.store.reconcile import Reconcile
@@ -62,21 +63,27 @@ class Store:
         spool_root
             Folder of the spool.
         create
-            Bring the schema up to date; False only checks that it is.
+            Bring the schema up to date, and make the database if there is none; False only checks that it is there.
 
         Raises
         ------
         SchemaTooNew
             A newer Luminode wrote this database.
+        SchemaTooOld
+            Without ``create``: it has an older schema.
         StoreError
-            The database or the spool cannot be used, or (without ``create``) has an older schema.
+            The database or the spool cannot be used; without ``create``, or where the database knows of files in the
+            spool: it is not there.
         """
+        if not create:
+            require_database(database_url)
         database = Database(database_url)
         try:
             if create:
                 upgrade(database)
             else:
                 require_current(database)
+            require_spool(database, Path(spool_root))
             return cls(database, Spool(Path(spool_root)))
         except BaseException:
             database.close()

@@ -15,7 +15,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import event, inspect, text
 
-from node.errors import SchemaTooNew, StoreError
+from node.errors import SchemaTooNew, SchemaTooOld, StoreError
 from node.store import Store
 from node.store.db import Database
 from node.store.disk import filesystem_type, refuse_network_filesystem
@@ -80,10 +80,37 @@ def test_a_newer_schema_is_refused_and_left_alone(empty: Database, empty_url: st
         assert current(connection) == "9999"
 
 
-def test_without_create_an_older_schema_is_refused(empty_url: str, tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="older") as raised:
+def test_without_create_an_older_schema_is_refused(empty: Database, empty_url: str, tmp_path: Path) -> None:
+    with empty.read() as connection:
+        assert current(connection) == ""
+    with pytest.raises(SchemaTooOld, match="older") as raised:
         Store.open(empty_url, tmp_path / "spool", create=False)
     assert "db upgrade" in raised.value.hint
+
+
+def test_without_create_nothing_is_made_where_no_database_is(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="there is no database at") as raised:
+        Store.open(f"sqlite:///{tmp_path}/var/luminode.db", tmp_path / "var" / "spool", create=False)
+    assert "where the node runs" in raised.value.hint
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_spool_that_is_not_mounted_is_refused_until_somebody_says_that_it_is_lost(
+    empty_url: str, tmp_path: Path
+) -> None:
+    """A volume that comes later would hide whatever was received into the folder below it."""
+    spool = tmp_path / "spool"
+    with Store.open(empty_url, spool) as store:
+        store.reception.record([received(store, 1)])
+    spool.rename(tmp_path / "the volume")
+    for create in (True, False):
+        with pytest.raises(StoreError, match="knows of files in the spool") as raised:
+            Store.open(empty_url, spool, create=create)
+        assert "mounted" in raised.value.hint
+        assert not spool.exists()
+    (spool / "tmp").mkdir(parents=True)
+    with Store.open(empty_url, spool) as store:
+        assert len(store.reconcile.fsck().missing) == 1
 
 
 class _Cut(Exception):

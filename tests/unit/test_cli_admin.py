@@ -108,6 +108,7 @@ def test_a_configuration_that_is_not_there(site: Path, verb: tuple[str, ...]) ->
 
 
 # check --------------------------------------------------------------------------------------------
+@pytest.mark.usefixtures("site_store")
 def test_check_offline_says_that_all_is_well(site: Path) -> None:
     told = luminode("check", "--json", "--offline")
     assert told.status == 0, told
@@ -132,11 +133,12 @@ def test_check_tells_what_is_wrong_with_the_store(site: Path) -> None:
     (site / "spool").write_text("a file where a folder should be")
     told = luminode("check", "--offline", "--json")
     assert told.status == 1
-    store = next(f for f in told.json if f["what"] == "store")
-    assert store["text"]
-    assert store["hint"]
+    spool = next(f for f in told.json if f["what"] == "spool")
+    assert spool["text"] == f"{site}/spool is no folder"
+    assert spool["hint"]
 
 
+@pytest.mark.usefixtures("site_store")
 def test_check_tells_of_too_little_space(site: Path) -> None:
     (site / "config.yaml").write_text(CONFIG.replace("1MB", "900000GB"))
     told = luminode("check", "--offline")
@@ -190,7 +192,7 @@ def test_a_database_that_is_none_is_told_with_a_hint(site: Path) -> None:
 
 def test_a_path_that_cannot_be_made_is_told(site: Path) -> None:
     (site / "config.yaml").write_text(CONFIG.replace("luminode.db", "config.yaml/x.db"))
-    told = luminode("jobs", "list")
+    told = luminode("db", "upgrade")
     assert told.status == 1
     assert "config.yaml" in told.err
     assert "check path, owner" in told.err
@@ -259,6 +261,7 @@ def test_fsck_tells_of_what_it_cannot_adopt(site_store: Store) -> None:
     ],
     ids=" ".join,
 )  # fmt: skip
+@pytest.mark.usefixtures("site_store")
 def test_usage_errors_end_with_2(arguments: tuple[str, ...]) -> None:
     told = luminode(*arguments)
     assert told.status == 2

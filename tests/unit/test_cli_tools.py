@@ -188,6 +188,7 @@ def test_what_is_no_dicom_is_not_sent(site: Path) -> None:
 
 
 # as a process -------------------------------------------------------------------------------------
+@pytest.mark.usefixtures("site_store")
 def test_the_command_as_a_process(site: Path) -> None:
     command = [sys.executable, "-m", "node", "series", "show", "7"]
     told = subprocess.run(
