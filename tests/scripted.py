@@ -73,6 +73,8 @@ class ScriptedScp:
         Announced maximum; 0 is without limit.
     reads_at_most
         After so many bytes of an association nothing is read any more, and nothing closed; 0 is no limit.
+    goes_after, how
+        After so many answers of an association it is ended from here, at once and in this way; 0 is never.
     """
 
     associate: Callable[[int], Reject | str | None] = lambda _n: None
@@ -80,6 +82,8 @@ class ScriptedScp:
     accepts: Callable[[str, str], bool] = lambda _c, _s: True
     max_pdu: int = 16384
     reads_at_most: int = 0
+    goes_after: int = 0
+    how: str = "release"
     stored: list[Stored] = field(default_factory=list)
     n_associations: int = 0
     n_stores: int = 0
@@ -148,7 +152,7 @@ class ScriptedScp:
             return
         contexts, answer = self._negotiate(body)
         sock.sendall(answer)
-        command, data, n_read = b"", b"", 0
+        command, data, n_read, n_answered = b"", b"", 0, 0
         while not self.reads_at_most or n_read < self.reads_at_most:
             kind, body = self._pdu(sock)
             n_read += len(body)
@@ -170,9 +174,18 @@ class ScriptedScp:
                 else:
                     data += piece
                 if control & 2 and (not control & 1 or _elements(command)[0x0800] == b"\x01\x01"):
+                    n_answered += 1
+                    goes = n_answered == self.goes_after
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, int(goes))  # in one segment
                     if not self._respond(sock, context, contexts, command, data):
                         return
                     command = data = b""
+                    if goes:
+                        sock.sendall(bytes((5 if self.how == RELEASE else 7, 0, 0, 0, 0, 4, 0, 0, 0, 0)))
+                        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
+                        self._pdu(sock)
+                        sock.close()
+                        return
 
     def _respond(
         self, sock: socket.socket, context: int, contexts: dict[int, str], command: bytes, data: bytes

@@ -219,15 +219,15 @@ class DimseLine:
         """As :meth:`Dimse.send`. After trouble nothing of the association is used again (R30)."""
         missing = [p for p in parcels if p.sop_instance_uid not in done]
         for contexts, group in associations(missing):
-            if stop():
-                return
-            sender = self._associated(contexts)
-            try:
-                send_over(sender, group, on_outcome, stop)
-            except BaseException:
-                self._sender = None
-                sender.abort()
-                raise
+            while group and not stop():
+                sender = self._associated(contexts)
+                try:
+                    n_told = send_over(sender, group, on_outcome, stop)
+                except BaseException:
+                    self._sender = None
+                    sender.abort()
+                    raise
+                group = group[n_told:]
 
     def close(self) -> None:
         """Release the association, if there is one."""
@@ -250,8 +250,12 @@ def send_over(
     parcels: Iterable[Parcel],
     on_outcome: OnOutcome,
     stop: Stop = lambda: False,
-) -> None:
-    """Send parcels over an association, in order."""
+) -> int:
+    """Send parcels over an association, in order; returns of how many of them something is known now.
+
+    That is not all of them where ``stop`` says so, or where the peer ends the association between two of them: some
+    take so many instances over one, and no more.
+    """
     accepted = sender.accepted
 
     def is_quick(parcel: Parcel) -> bool:
@@ -259,13 +263,14 @@ def send_over(
         return small and (parcel.sop_class_uid, parcel.transfer_syntax_uid) in accepted
 
     with Ahead(parcels, lambda parcel: prepare(parcel, accepted), is_quick) as coming:
-        _send_each(sender, coming, on_outcome, stop)
+        return _send_each(sender, coming, on_outcome, stop)
 
 
-def _send_each(sender: Sender, coming: Ahead[Parcel, Ready], on_outcome: OnOutcome, stop: Stop) -> None:
-    in_a_row = 0
+def _send_each(sender: Sender, coming: Ahead[Parcel, Ready], on_outcome: OnOutcome, stop: Stop) -> int:
+    in_a_row = n_answered = n_told = 0
     for parcel, ready in coming:
         uid = parcel.sop_instance_uid
+        n_told += 1
         try:
             prepared = ready()
         except ParcelDamaged as error:
@@ -274,9 +279,9 @@ def _send_each(sender: Sender, coming: Ahead[Parcel, Ready], on_outcome: OnOutco
         except NoContext as error:
             on_outcome(refused(uid, Status.SOP_CLASS_NOT_SUPPORTED, error.message))
             continue
-        if stop():
+        if stop() or (n_answered and not sender.is_idle):
             prepared.close()
-            return
+            return n_told - 1
         try:
             answer = sender.store(
                 prepared.context_id, parcel.sop_class_uid, uid, prepared.body, meanwhile=coming.look
@@ -286,6 +291,7 @@ def _send_each(sender: Sender, coming: Ahead[Parcel, Ready], on_outcome: OnOutco
             raise
         finally:
             prepared.close()
+        n_answered += 1
         is_done, retryable = storage_outcome(answer.status)
         on_outcome(
             Outcome(
@@ -304,6 +310,7 @@ def _send_each(sender: Sender, coming: Ahead[Parcel, Ready], on_outcome: OnOutco
                 retryable=True,
                 hint="It may be out of space.",
             )
+    return n_told
 
 
 def prepare(parcel: Parcel, accepted: Mapping[Context, int]) -> Ready:

@@ -48,6 +48,7 @@ _GATHERED = 4096
 _APPLICATION_CONTEXT = UID("1.2.840.10008.3.1.1.1")
 _BUFFERED = 2 << 20
 _RELEASE_S = 10.0
+_SAID_S = 0.5
 
 _REJECTED: Mapping[tuple[int, int], str] = {
     (1, 1): "no reason given",
@@ -189,14 +190,26 @@ class Sender:
         self._is_open = False
         deadline = time.monotonic() + min(self._peer.timeout_s, _RELEASE_S)
         with contextlib.suppress(PeerUnreachable):
-            self._wire.send(pdu.RELEASE_REQUEST, deadline)
-            while True:
-                kind, _ = self._wire.receive_pdu(deadline)
-                if kind == pdu.RELEASE_RQ:  # both asked at once (PS3.8 7.2.2.7)
-                    self._wire.send(pdu.RELEASE_RESPONSE, deadline)
-                elif kind in (pdu.RELEASE_RP, pdu.ABORT):
-                    break
+            if self._wire.is_quiet() or not self._peer_ended_it():
+                self._wire.send(pdu.RELEASE_REQUEST, deadline)
+                while True:
+                    kind, _ = self._wire.receive_pdu(deadline)
+                    if kind == pdu.RELEASE_RQ:  # both asked at once (PS3.8 7.2.2.7)
+                        self._wire.send(pdu.RELEASE_RESPONSE, deadline)
+                    elif kind in (pdu.RELEASE_RP, pdu.ABORT):
+                        break
         self._wire.close()
+
+    def _peer_ended_it(self) -> bool:
+        """Whether what the peer has said since its last answer is that it ends the association; agreed to then."""
+        soon = time.monotonic() + _SAID_S
+        try:
+            kind, _ = self._wire.receive_pdu(soon)
+        except PeerUnreachable:  # it said nothing to us, or it is gone
+            return False
+        if kind == pdu.RELEASE_RQ:
+            self._wire.send(pdu.RELEASE_RESPONSE, soon)
+        return kind in (pdu.RELEASE_RQ, pdu.ABORT)
 
     def abort(self) -> None:
         """Abort the association and close it."""

@@ -339,6 +339,19 @@ def test_an_echo_measures_and_tells(scripted: Scripted) -> None:
     assert "2/3/2" in busy.text
 
 
+@pytest.mark.parametrize("how", [RELEASE, ABORT])
+def test_a_pacs_that_takes_so_many_over_one_association_gets_the_rest_over_others(
+    scripted: Scripted, parcels: list[Parcel], how: str
+) -> None:
+    """It answers, and then ends the association by itself: no try is lost over it, nor anything sent twice."""
+    scp = scripted(goes_after=2, how=how)
+    told, error = send(scp, parcels)
+    assert error is None
+    assert [o.done for o in told] == [True] * len(parcels)
+    assert len(scp.stored) == len(parcels)
+    assert scp.n_associations == -(-len(parcels) // 2)
+
+
 def test_the_end_of_the_peer_between_two_sends_is_noticed(scripted: Scripted, parcels: list[Parcel]) -> None:
     scp = scripted()
     send(scp, parcels[:1])
