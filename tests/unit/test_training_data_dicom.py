@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,11 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
-from training.data import dicom, headers
+from training.data import dicom, headers, split
 from training.data.folder import scan_folder
 from training.data.lookalike import Series, stored_of, uid, write_ct
 from training.data.records import Scan, patient_key
-from training.errors import DataError
+from training.errors import DataError, SplitError
 
 SIDE = 8
 
@@ -301,6 +303,30 @@ def test_files_that_are_no_dicom_or_damaged(tmp_path: Path) -> None:
     paths[0].unlink()
     with pytest.raises(DataError, match=f"{name}: the file is gone"):
         found.scans[0].load()
+
+
+def test_pipes_and_dead_links_are_no_files(tmp_path: Path) -> None:
+    write(tmp_path / "in", CT, [0.0, 1.0])
+    os.mkfifo(tmp_path / "in" / "pipe.nii")
+    os.mkfifo(tmp_path / "in" / "pipe")
+    (tmp_path / "in" / "dead").symlink_to(tmp_path / "nowhere")
+    (scan,) = scan_folder(tmp_path, nifti_modality="CT").scans
+    assert scan.shape[0] == 2
+
+
+def test_a_study_under_two_numbers_is_no_two_patients(tmp_path: Path) -> None:
+    study = generate_uid()
+
+    def of(number: str) -> Callable[[Dataset, int], None]:
+        def change(ds: Dataset, i: int) -> None:
+            ds.PatientID, ds.StudyInstanceUID = number, study
+
+        return change
+
+    write(tmp_path / "a", CT, [0.0], change=of("4711"))
+    write(tmp_path / "b", replace(CT, name="b"), [0.0], change=of("4712"))
+    with pytest.raises(SplitError, match="study"):
+        split.make(scan_folder(tmp_path).scans, salt="a", fractions=(0.5, 0.5, 0))
 
 
 def test_links_to_folders_are_not_followed(tmp_path: Path) -> None:

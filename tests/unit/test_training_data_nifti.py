@@ -134,6 +134,21 @@ def test_who_the_patient_is(tmp_path: Path) -> None:
     assert not keyed & patients
 
 
+def test_one_patient_in_several_spellings_is_one(tmp_path: Path) -> None:
+    for name in (
+        "a/patient03.nii",
+        "b/Patient_3.nii",
+        "c/patient-003_T1.nii",
+        "d/patient30.nii",
+        "e/sub-a1.nii",
+    ):
+        write(tmp_path / name, ARRAY)
+    found = scan_folder(tmp_path, nifti_modality="MR")
+    assert set(found.patients()) == {patient_key(p) for p in ("patient03", "patient30", "sub-a1")}
+    told = scan_folder(tmp_path, nifti_modality="MR", patient_pattern="([^/]+).nii")
+    assert len(told.patients()) == 5, "who gives a pattern means it"
+
+
 def test_nothing_is_guessed(tmp_path: Path) -> None:
     write(tmp_path / "a" / "scan.nii", ARRAY)
     with pytest.raises(DataError, match=r"a/scan.nii: .* which patient") as told:

@@ -102,6 +102,14 @@ def test_one_scan_under_two_patients_is_refused() -> None:
         split.select([*MANY, leak], "train")
 
 
+def test_one_study_under_two_patients_is_refused() -> None:
+    first, second, third = (replace(scan(p), study="s") for p in (7, 7, 8))
+    splits.check(splits.make(MANY, salt="a"), [first, replace(second, key="7-9")])
+    with pytest.raises(SplitError, match="of a study of patient") as caught:
+        splits.make([*MANY, first, third], salt="a")
+    assert "correct one of them" in caught.value.hint
+
+
 def test_a_patient_whom_the_split_does_not_know_is_refused() -> None:
     with pytest.raises(SplitError, match="does not know patient"):
         splits.make(MANY, salt="a").select([scan(1000)], "train")
@@ -159,6 +167,9 @@ def test_files_that_are_no_split(tmp_path: Path, text: str) -> None:
 
 def test_keys_of_patients() -> None:
     assert patient_key(" IXI002") == patient_key("ixi002 ")
+    assert patient_key("ward  7\0") == patient_key("WARD 7")
+    assert patient_key("ﾀﾅｶ１") == patient_key("タナカ1")
+    assert patient_key("Mu\u0308ller") == patient_key("M\u00fcller")
     assert patient_key("a", secret="s") != patient_key("a") != patient_key("b")
     assert len(patient_key("a", secret="s")) == 16
     with pytest.raises(DataError, match="empty"):

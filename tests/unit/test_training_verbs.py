@@ -127,6 +127,18 @@ def test_real_series_become_shards_by_patient(images: Path, tmp_path: Path) -> N
         real.write(asked(images), data, "own", given=other)
 
 
+def test_no_name_of_a_file_is_among_the_reasons(images: Path, tmp_path: Path) -> None:
+    for folder in sorted({p.parent for p in images.rglob("C001/**/*.dcm")}):
+        named = folder / "DOE^JOHN"
+        named.mkdir()
+        for path in folder.glob("*.dcm"):
+            path.write_bytes(path.read_bytes()[:-100])
+            path.rename(named / path.name)
+    made = real.write(asked(images), tmp_path, "own", fractions=(0.5, 0.5, 0.0))
+    assert any("cannot be decoded" in o.reason for o in made.left_out)
+    assert not any("DOE" in o.reason for o in made.left_out)
+
+
 def test_values_of_a_shard_are_those_of_the_series(images: Path, tmp_path: Path) -> None:
     real.write(asked(images, n_slices=4), tmp_path, "own", fractions=(0.75, 0.25, 0.0))
     scans = {s.key: s for s in real.found(asked(images)).scans}

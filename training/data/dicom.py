@@ -100,10 +100,14 @@ class Index:
 
 
 def files_below(root: Path) -> Iterator[Path]:
-    """Yield every file below ``root``, sorted, hidden ones and links to folders not followed."""
+    """Yield every file below ``root``, sorted, hidden ones and links to folders not followed.
+
+    Pipes and devices are no files: to open one may take for ever.
+    """
     for folder, below, names in os.walk(root):
         below[:] = sorted(d for d in below if not d.startswith("."))
-        yield from (Path(folder) / name for name in sorted(names) if not name.startswith("."))
+        found = (Path(folder) / name for name in sorted(names) if not name.startswith("."))
+        yield from (path for path in found if path.is_file())
 
 
 def is_dicom(path: Path) -> bool:
@@ -316,4 +320,5 @@ def scan_of(
             unit=unit,
         ),
         notes=tuple(said),
+        study=scan_key("study", told) if (told := "".join(headers.values(first, "StudyInstanceUID"))) else "",
     )

@@ -52,10 +52,15 @@ def scan_folder(
     scans = [dicom.scan_of(stack, licence=licence, secret=secret) for stack in found.stacks]
     left_out = list(found.left_out)
     pattern = _compiled(patient_pattern)
+    spelled: dict[str, str] = {}
     for path in dicom.files_below(root):
         name = relative(path, root)
         if path.name.lower().endswith(nifti.ENDINGS):
             who = _patient(name, pattern)
+            if (
+                patient_pattern == USUAL_PATTERN
+            ):  # files come in order, so the same spelling is the first each time
+                who = spelled.setdefault(_code(who), who)
             if nifti_modality is None:
                 raise DataError(
                     f"{name}: a NIfTI file does not say whether it is CT or MR", hint="give nifti_modality"
@@ -110,6 +115,11 @@ def _compiled(pattern: str) -> re.Pattern[str]:
         return re.compile(pattern)
     except re.error as error:
         raise DataError(f"patient pattern: {error}", hint="give a regular expression") from None
+
+
+def _code(who: str) -> str:
+    """What ``patient03``, ``Patient_3`` and ``patient-003`` have in common: they are taken for one person."""
+    return re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"[-_]", "", who.casefold()))
 
 
 def _patient(name: str, pattern: re.Pattern[str]) -> str:

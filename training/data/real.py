@@ -197,7 +197,7 @@ def _add(writer: Writer, scan: Scan, ask: Ask, split_hash: str, part: str) -> st
     try:
         volume = _cut(scan.load(), run)
     except DataError as e:
-        return e.message
+        return _unnamed(e.message, scan)
     survey = noise.survey(volume)
     scale = noise.scale(survey, volume.unit)
     known = survey.sigma[np.isfinite(survey.sigma)]
@@ -219,6 +219,12 @@ def _add(writer: Writer, scan: Scan, ask: Ask, split_hash: str, part: str) -> st
     }
     writer.add(f"{scan.key}-{run[0]:04d}", values, scan.spacing_mm, span=span, **facts)
     return ""
+
+
+def _unnamed(message: str, scan: Scan) -> str:
+    """What is wrong with a file of a scan, without its name: people are named in names of folders."""
+    names = getattr(scan.source, "names", None) or (getattr(scan.source, "name", ""),)
+    return next((message[len(n) + 2 :] for n in names if n and message.startswith(f"{n}: ")), message)
 
 
 def _cut(volume: Volume, run: Run) -> Volume:

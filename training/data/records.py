@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,15 +24,15 @@ def patient_key(patient_id: str, *, secret: str = "") -> str:
     """Hash a patient's identifier: 16 hex digits of SHA-256, or of HMAC-SHA-256 (RFC 2104) with ``secret``.
 
     Whoever can list a hospital's numbers can hash them all: give a secret for anything that is not public.
-    Case and surrounding blanks do not tell patients apart. The key has no name of a data set in it, so one
-    patient who is in two folders is one patient for the split.
+    Case, blanks around and doubled within, and forms of one letter (Unicode NFKC) do not tell patients apart. The
+    key has no name of a data set in it, so one patient who is in two folders is one patient for the split.
 
     Raises
     ------
     DataError
         The identifier is empty.
     """
-    named = patient_id.strip().casefold().encode()
+    named = " ".join(unicodedata.normalize("NFKC", patient_id).strip(" \0").casefold().split()).encode()
     if not named:
         raise DataError("a patient's identifier is empty", hint="give each patient a code of its own")
     if secret:
@@ -97,6 +98,8 @@ class Scan:
         What was repaired while indexing, in words, with no identifier in them.
     licence
         Under which the data may be used.
+    study
+        Hash of the study, empty where none is told: one study is of one patient, whatever numbers it was filed under.
     """
 
     patient: str
@@ -111,6 +114,7 @@ class Scan:
     source: Source = field(repr=False, compare=False)
     findings: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
+    study: str = ""
 
     def load(self) -> Volume:
         """Read the voxels: float32 (z, y, x), HU or arbitrary units, padding marked invalid.

@@ -100,7 +100,7 @@ class Split:
 
 
 def check(split: Split, scans: Iterable[Scan]) -> None:
-    """Refuse scans that leak: the same scan under two patients, or a patient the split does not know.
+    """Refuse scans that leak: a scan or a study under two patients, or a patient the split does not know.
 
     Raises
     ------
@@ -114,6 +114,11 @@ def check(split: Split, scans: Iterable[Scan]) -> None:
             raise SplitError(
                 f"scan {scan.key} belongs to patients {owner[scan.key]} and {scan.patient}",
                 hint="the same series was filed under two patient IDs: correct one of them",
+            )
+        if scan.study and owner.setdefault(scan.study, scan.patient) != scan.patient:
+            raise SplitError(
+                f"scan {scan.key} of patient {scan.patient} is of a study of patient {owner[scan.study]}",
+                hint="one study was filed under two patient IDs, so one person would count as two: correct one of them",
             )
 
 
