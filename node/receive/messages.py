@@ -64,7 +64,7 @@ class Messages:
     owed
         Instances that were refused and not taken since: the peer has more than we hold.
     only_asks
-        Whether nothing but storage commitment was agreed to: no series is to wait for this association.
+        Whether nothing can be stored here, by what was agreed to: no series is to wait for this association.
     """
 
     def __init__(
@@ -92,10 +92,7 @@ class Messages:
             ),
             None,
         )
-        self.only_asks = self._desk is not None and {a for a, _ in syntaxes.values()} <= {
-            COMMITMENT,
-            VERIFICATION,
-        }
+        self.only_asks = {abstract for abstract, _ in syntaxes.values()} <= {COMMITMENT, VERIFICATION}
         self.owed: set[str] = set()
         self.n_stored = self.n_refused = self.n_bytes = 0
 

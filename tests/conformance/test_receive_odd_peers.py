@@ -14,7 +14,20 @@ from node.config.network import Peer as Allowed
 from node.store import Store
 from tests.peers import wait_until
 from tests.receiving import House, config, house
-from tests.senders import CT, EXPLICIT, IMPLICIT, MR, Peer, associate_rq, data_set, item, sha256
+from tests.senders import (
+    CT,
+    EXPLICIT,
+    IMPLICIT,
+    MR,
+    VERIFICATION,
+    Peer,
+    associate_rq,
+    data_set,
+    echo_rq,
+    item,
+    message,
+    sha256,
+)
 
 RETIRED = (
     "1.2.840.10008.5.1.4.1.1.3", "1.2.840.10008.5.1.4.1.1.5", "1.2.840.10008.5.1.4.1.1.6", "1.2.840.10008.5.1.4.1.1.9",
@@ -65,6 +78,20 @@ def test_a_release_is_on_record_before_the_peer_closes(door: House) -> None:
         peer.sock.setblocking(False)
         with pytest.raises(BlockingIOError):
             peer.sock.recv(1)
+
+
+def test_who_only_echoes_keeps_no_series_waiting(door: House) -> None:
+    """An association that a scanner keeps to see whether we are there brings no slices: it is no reason to wait."""
+    with door.peer() as watch, door.peer() as peer:
+        watch.associate(VERIFICATION)
+        watch.send(message(1, echo_rq(), None))
+        assert watch.answer().status == 0
+        peer.associate(CT)
+        assert peer.store("1.2.3.1", data_set("1.2.3.1")).status == 0
+        (one,) = door.instances()
+        assert [each.id for each in door.store.series.open_associations("CT1")] == [one.association]
+        watch.send(message(1, echo_rq(), None))
+        assert watch.answer().status == 0
 
 
 # --- odd requests ----------------------------------------------------------------------------------------
