@@ -19,6 +19,11 @@ def cards() -> dict[str, Card]:
     return {name: catalog.card(name) for name in catalog.names()}
 
 
+def offered() -> dict[str, tuple[str, ...]]:
+    """The modalities of each installed engine, by its name: what a configuration may name."""
+    return {name: tuple(map(str, card.modalities)) for name, card in cards().items()}
+
+
 def threads(workers: int = 1) -> int:
     """Threads for an engine: every core that this process may use, shared by so many workers."""
     return max(1, len(os.sched_getaffinity(0)) // max(1, workers))

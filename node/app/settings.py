@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from engines.catalog import Catalog
+from node.app.engines import offered
 from node.app.lastgood import keep, kept, last_good
 from node.config.live import LiveConfig, restart_needed, text_diff
 from node.config.load import LoadedConfig
@@ -51,7 +51,7 @@ class Settings:
             os.environ,
             on_applied=self._applied,
             on_refused=self._refused,
-            catalogue=Catalog.default().names(),
+            catalogue=offered(),
             fallback=kept(fallback),
         )
         self._at_start = self.loaded

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from engines.catalog import Catalog
+from node.app.engines import offered
 from node.config.load import LoadedConfig, load
 from node.config.schema import StoreSettings
 from node.errors import ConfigError, ConfigFault
@@ -59,7 +59,7 @@ def config_file(given: Path | None) -> Path:
 
 def loaded(given: Path | None) -> LoadedConfig:
     """Load and validate the configuration."""
-    return load(config_file(given), os.environ, catalogue=Catalog.default().names())
+    return load(config_file(given), os.environ, catalogue=offered())
 
 
 def as_owner(settings: StoreSettings) -> None:

@@ -10,10 +10,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from node.config.checks import Finding, conditions, cross
+from node.config.doubts import doubts, folders
 from node.config.faults import findings
-from node.config.masks import has_password, mask, mask_more
-from node.config.schema import Config, DimseDestination
+from node.config.masks import mask, mask_more
+from node.config.schema import Config
 from node.config.secret import digest, shown
+from node.config.tlsfiles import tls_faults
 from node.config.tree import MAX_CHARACTERS, Node, read_tree
 from node.config.values import legible
 from node.errors import ConfigError, ConfigFault
@@ -72,9 +74,10 @@ def load(
     env
         What ``${NAME}`` may name, usually ``os.environ``.
     catalogue
-        Names of the installed engines, to check ``engines:`` against; None leaves that out.
+        Names of the installed engines, to check ``engines:`` against; None leaves that out. A mapping also tells the
+        modalities of each, for the rules.
     files
-        Check that the files which the configuration names (TLS) can be read.
+        Check that the files which the configuration names (TLS) can be used.
 
     Raises
     ------
@@ -162,8 +165,8 @@ def parse(
         found += findings(error, root)
     found += cross(root, whens, catalogue)
     if config is not None:
-        found += _doubts(config, root)
-        found += _unreadable(config, root) if files else []
+        found += [*doubts(config, root, catalogue), *folders(config, root)]
+        found += tls_faults(config, root) if files else []
     blamed = {(fault.line, fault.column) for fault in faults}  # what follows from those is no news
     faults += [
         _fault(each, file) for each in found if not each.warning and (each.line, each.column) not in blamed
@@ -253,58 +256,3 @@ def _without_nulls(value: Any) -> Any:
     if isinstance(value, list):
         return ["" if each is None else _without_nulls(each) for each in value]
     return value
-
-
-def _doubts(config: Config, root: Node) -> list[Finding]:
-    found: list[Finding] = []
-
-    def warn(keys: tuple[str, ...], message: str, hint: str) -> None:
-        node = root
-        for key in keys:
-            node = node.get(key) or node
-        found.append(Finding(node.line, node.column, ".".join(keys), message, hint, True))
-
-    if config.node.accept_from == "any":
-        hint = "for a trial only: list the scanners' AE titles, pinned to their addresses"
-        warn(("node", "accept_from"), "every AE title may send from everywhere", hint)
-    if has_password(_written(root, ("store", "database"))):
-        warn(("store", "database"), "the password stands in the file", "write ${DB_PASSWORD} in its place")
-    for name, destination in config.destinations.items():
-        if isinstance(destination, DimseDestination) and _is_self(config, destination):
-            warn(("destinations", name), "this destination is the node itself", "name the PACS")
-    return found
-
-
-def _written(root: Node, keys: tuple[str, ...]) -> str:
-    node: Node | None = root
-    for key in keys:
-        node = node.get(key) if node is not None else None
-    return node.written if node is not None else ""
-
-
-def _is_self(config: Config, destination: DimseDestination) -> bool:
-    local = {"localhost", "127.0.0.1", "::1", config.node.listen.host}
-    return destination.port == config.node.listen.port and destination.host in local
-
-
-def _unreadable(config: Config, root: Node) -> list[Finding]:
-    """TLS files that are not there."""
-    places: list[tuple[tuple[str, ...], Any]] = [(("node", "tls"), config.node.tls)]
-    for name, destination in config.destinations.items():
-        places.append((("destinations", name, "tls"), getattr(destination, "tls", None)))
-    found: list[Finding] = []
-    for keys, tls in places:
-        for key, value in tls.model_dump().items() if tls is not None else ():
-            if value is None:
-                continue
-            try:
-                with Path(value).open("rb"):
-                    continue
-            except OSError as error:
-                node = root
-                for each in (*keys, key):
-                    node = node.get(each) or node
-                message = f"the file cannot be read: {error.strerror}"
-                hint = "relative paths start at the working directory"
-                found.append(Finding(node.line, node.column, ".".join((*keys, key)), message, hint))
-    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import (
@@ -118,9 +119,11 @@ def _peer(value: object) -> object:
 
 def _any_or_list(value: object) -> object:
     if isinstance(value, str) and value != "any":
+        meant = re.split(r"[\s,]+-?|^-", value.strip())
+        everybody = value.strip().casefold() in ("any", "all", "*")
         raise Refused(
             f"{quote(value)} is neither `any` nor a list",
-            f"write [{value}]",
+            "write any, in lower case" if everybody else f"write [{', '.join(filter(None, meant))}]",
             wanted="`any` or a list in brackets",
         )
     return value

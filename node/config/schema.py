@@ -49,7 +49,7 @@ from node.config.values import (
     Receivers,
     Refused,
     Size,
-    Text,
+    Suffix,
     Truth,
     Whole,
     did_you_mean,
@@ -67,13 +67,16 @@ RESTART: dict[str, Any] = {"restart": True}
 """Marks a key whose change takes effect only when the node starts again."""
 
 
+Positive: TypeAlias = Annotated[Duration, Field(gt=0)]
+
+
 class Timeouts(Section):
     """How long the receiver waits for a peer."""
 
-    acse: Duration = Field(default=30.0, description="For an association to be asked for or released.")
-    dimse: Duration = Field(default=60.0, description="Between two messages' parts inside one DIMSE message.")
-    network: Duration = Field(default=120.0, description="For an idle association to say anything at all.")
-    pdu: Duration = Field(
+    acse: Positive = Field(default=30.0, description="For an association to be asked for or released.")
+    dimse: Positive = Field(default=60.0, description="Between two messages' parts inside one DIMSE message.")
+    network: Positive = Field(default=120.0, description="For an idle association to say anything at all.")
+    pdu: Positive = Field(
         default=20.0,
         description="For a PDU to arrive whole after its first byte. A peer that drips bytes is cut off.",
     )
@@ -260,7 +263,7 @@ class EngineSettings(Section):
         "(CPU) that is there and answers rightly. Jobs of an engine that insists on one wait or are held without it.",
     )
     options: Options = Field(default={}, description="Further settings of this engine, see its card.")
-    description_suffix: Annotated[Text, Field(max_length=32)] = Field(
+    description_suffix: Annotated[Suffix, Field(max_length=32)] = Field(
         default=" [LUM]",
         description="Appended to Series Description, which is cut to fit 64 characters; this never is.",
     )

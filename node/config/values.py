@@ -99,8 +99,19 @@ _NUMBER = re.compile(
 )
 
 
+_LONGEST_S = 100 * 366 * 86400.0
+"""Beyond a life's length, and within what a date can be moved by."""
+
+
 def duration(value: object) -> float:
-    """Seconds. ``30s``, ``5m``, ``2h``, ``7d``, ``500ms``; a bare 0; or a Python number of seconds."""
+    """Seconds, at most 100 years. ``30s``, ``5m``, ``2h``, ``7d``, ``500ms``; a bare 0; or a number of seconds."""
+    seconds = _seconds(value)
+    if seconds > _LONGEST_S:
+        raise Refused(f"{quote(value)} is more than 100 years", "write less", wanted=_DURATION_HINT)
+    return seconds
+
+
+def _seconds(value: object) -> float:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if math.isfinite(value) and value >= 0:
             return float(value)
@@ -207,6 +218,16 @@ def ae_title(value: object) -> str:
     if "\\" in title or not all(" " <= c <= "~" for c in title):
         raise Refused(f"the AE title {quote(title)} has a character that is not allowed", _AE_HINT)
     return title
+
+
+def suffix(value: object) -> str:
+    """Text that is appended to one value of a description."""
+    said = text(value)
+    if "\\" in said:
+        raise Refused(
+            f"{quote(value)} has a backslash, which begins another value (PS3.5 6.2)", "take it out"
+        )
+    return said
 
 
 def host_and_port(value: object) -> tuple[str, int]:
@@ -354,6 +375,7 @@ Receivers: TypeAlias = Annotated[
 Number: TypeAlias = Annotated[float, BeforeValidator(number)]
 Truth: TypeAlias = Annotated[bool, BeforeValidator(truth)]
 Text: TypeAlias = Annotated[str, BeforeValidator(text)]
+Suffix: TypeAlias = Annotated[str, BeforeValidator(suffix)]
 Filled: TypeAlias = Annotated[str, BeforeValidator(filled)]
 AETitle: TypeAlias = Annotated[
     str, BeforeValidator(ae_title), WithJsonSchema({"type": "string", "minLength": 1, "maxLength": 16})

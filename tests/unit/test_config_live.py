@@ -12,6 +12,7 @@ import pytest
 from node.config.live import LiveConfig, diff, restart_needed
 from node.config.load import LoadedConfig, parse
 from node.errors import ConfigError
+from tests.faults.tls_samples import Authority
 
 GOOD = "node: {accept_from: [CT1]}\nrules: [{name: a, when: any, ignore: true}]\n"
 OTHER = GOOD.replace("CT1", "MR1")
@@ -205,7 +206,8 @@ def test_reload_judges_a_refused_file_again(tmp_path: Path, path: Path, watch: W
     tls = f"tls: {{certificate: {tmp_path}/c.pem, key: {tmp_path}/c.pem}}"
     path.write_text(OTHER.replace("[MR1]", f"[MR1], {tls}"))
     assert not watch.live.reload()
-    (tmp_path / "c.pem").write_text("x")
+    pair = Authority(tmp_path, "ca").issue("node")
+    (tmp_path / "c.pem").write_bytes(pair.certificate.read_bytes() + pair.key.read_bytes())
     assert not any(watch.live.poll() for _ in range(3))
     assert watch.live.reload()
 

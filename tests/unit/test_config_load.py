@@ -12,6 +12,7 @@ import pytest
 from node.config.load import LoadedConfig, load, parse, read_text, shipped
 from node.config.schema import Config, DimseDestination, FolderDestination
 from node.errors import ConfigError, ConfigFault
+from tests.faults.tls_samples import Authority
 
 HEAD = "node: {accept_from: [CT1]}\n"
 WHOLE = """\
@@ -387,12 +388,43 @@ def test_tls_files_must_be_there(tmp_path: Path) -> None:
     path.write_text(
         f"node: {{accept_from: [CT1], tls: {{certificate: {tmp_path}/c.pem, key: {tmp_path}/k.pem}}}}\n"
     )
-    (tmp_path / "c.pem").write_text("x")
+    good = Authority(tmp_path, "ca").issue("node")
+    (tmp_path / "c.pem").write_bytes(good.certificate.read_bytes())
     with pytest.raises(ConfigError) as raised:
         load(path, {})
     assert [fault.path for fault in raised.value.faults] == ["node.tls.key"]
-    (tmp_path / "k.pem").write_text("x")
+    (tmp_path / "k.pem").write_bytes(good.key.read_bytes())
     load(path, {})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "key", "told"),
+    [
+        ("other key", "key", "this is not the key of `certificate`"),
+        ("passphrase", "key", "the key has no passphrase"),
+        ("text", "key", "certificate and key cannot be used"),
+        ("authorities", "authorities", "no certificate can be read"),
+    ],
+)
+def test_tls_files_are_tried_before_the_node_starts_on_them(
+    tmp_path: Path, spoil: str, key: str, told: str
+) -> None:
+    authority = Authority(tmp_path, "ca")
+    files = authority.issue("node", passphrase="secret" if spoil == "passphrase" else "")
+    chosen = authority.issue("other").key if spoil == "other key" else files.key
+    if spoil == "text":
+        files.certificate.write_text("no PEM")
+    if spoil == "authorities":
+        authority.pem.write_text("no PEM")
+    path = tmp_path / "config.yaml"
+    tls = f"tls: {{certificate: {files.certificate}, key: {chosen}, authorities: {authority.pem}}}"
+    path.write_text(f"node: {{accept_from: [CT1], {tls}}}\n")
+    with pytest.raises(ConfigError) as raised:
+        load(path, {})
+    (fault,) = raised.value.faults
+    assert fault.path == f"node.tls.{key}"
+    assert told in str(fault)
+    load(path, {}, files=False)
 
 
 def test_faults_are_capped() -> None:
