@@ -44,7 +44,10 @@ R = TypeVar("R")
 
 
 NOTHING = "nothing was reconstructed in them"
+LITTLE = "hardly anything was reconstructed in them"
 BACKGROUND = "they show nothing but background"
+FEWEST = noise.BLOCK**2
+"""Of fewer valid voxels nobody can tell the noise, and their mean is all that they have."""
 
 LOOKS = 8
 """Of so many slices the noise of one is measured again afterwards: the figures are for people."""
@@ -243,11 +246,17 @@ class Enhancer:
 
     def _blank(self, volume: Volume, found: Survey, first: int) -> dict[int, str]:
         """Slices that show nothing, and why: they are left as they were, and are nobody's neighbours."""
-        blank = {i: NOTHING for i in range(volume.shape[0]) if not volume.valid[i].any()}
-        if self._card.family != "identity":
-            for i in range(volume.shape[0]):
-                if noise.bare(found, volume.unit, first + i):
-                    blank.setdefault(i, BACKGROUND)
+        blank = {}
+        for i, valid in enumerate(volume.valid):
+            n = int(np.count_nonzero(valid))
+            if n == 0:
+                blank[i] = NOTHING
+            elif self._card.family == "identity":
+                continue
+            elif n < FEWEST:
+                blank[i] = LITTLE
+            elif noise.bare(found, volume.unit, first + i):
+                blank[i] = BACKGROUND
         return blank
 
     def _outcomes(

@@ -123,8 +123,6 @@ def _own(given: Volume, after: Floats, sigmas: Floats, changed: npt.NDArray[np.i
     start = range(given.shape[0])[keep].start
     step = max(1, given.shape[1] * given.shape[2] // SAMPLES)
     textures, taken = [], []
-    rows = given.valid[:, ::step, :]
-    changed = changed[[int((r[:, 1:] & r[:, :-1]).sum()) >= LEAST for r in rows[keep][changed]]]
     for i in range(given.shape[0]):
         top = np.float32(4 * np.sqrt(2) * sigmas[i]) if np.isfinite(sigmas[i]) else np.float32(0)
         textures.append(np.clip(_texture(given.values[i], given.valid[i], step), -top, top))

@@ -69,14 +69,32 @@ def test_a_slice_of_which_little_can_be_stored_is_left_as_it_was(tmp_path: Path)
     assert np.array_equal(made.stored[slices[2].SOPInstanceUID][0], odd)
 
 
+@pytest.mark.parametrize("name", ["ct-cnn", "mr-nlm", "mr-sr2"])
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_few_voxels_in_an_empty_slice_refuse_no_series(name: str, size: int, tmp_path: Path) -> None:
+    """The outermost slices of a head without its skull, and an empty slice with a spike."""
+    slices = series("CT" if name == "ct-cnn" else "MR", 6, size=SIZE)
+    for i in (0, 1, 4):
+        few = np.zeros((SIZE, SIZE), np.uint16)
+        few[60 : 60 + size, 70 : 70 + size] = pixels(slices[i])[60 : 60 + size, 70 : 70 + size] + 50
+        slices[i].PixelData = few.tobytes()
+    (tmp_path / "scratch").mkdir()
+    made = chained(files(tmp_path / "in", slices), engine(name), tmp_path / "scratch")
+    assert made.report.n_skipped == 3
+    assert any("hardly anything" in note for note in made.report.notes)
+    for i in (0, 1, 4):
+        if name != "mr-sr2":
+            assert np.array_equal(made.stored[slices[i].SOPInstanceUID][0], pixels(slices[i]))
+
+
 @pytest.mark.parametrize("name", ["ct-tv", "mr-nlm"])
 def test_the_little_that_there_is_of_a_slice_is_not_taken_for_that_of_another(
     name: str, tmp_path: Path
 ) -> None:
-    """The tip of a head in three slices: too few pixels to tell whose noise is whose."""
+    """The tip of a head in three slices, alike and small, with nothing around it."""
     slices = series("CT" if name == "ct-tv" else "MR", 6, size=SIZE)
     for ds in slices[:3]:
-        ds.PixelData = np.where(disc(4), pixels(ds), 0).astype(np.uint16).tobytes()
+        ds.PixelData = np.where(disc(7), pixels(ds), 0).astype(np.uint16).tobytes()
     (tmp_path / "scratch").mkdir()
     made = chained(files(tmp_path / "in", slices), engine(name), tmp_path / "scratch")
     assert len(made.stored) == 6
