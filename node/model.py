@@ -68,7 +68,7 @@ DELIVERY_EDGES: Mapping[DeliveryState, frozenset[DeliveryState]] = {
         {DeliveryState.SENT, DeliveryState.PENDING, DeliveryState.FAILED, DeliveryState.CANCELLED}
     ),
     DeliveryState.SENT: frozenset({DeliveryState.COMMITTED, DeliveryState.PENDING}),
-    DeliveryState.COMMITTED: frozenset(),
+    DeliveryState.COMMITTED: frozenset({DeliveryState.PENDING}),
     DeliveryState.FAILED: frozenset({DeliveryState.PENDING, DeliveryState.CANCELLED}),
     DeliveryState.CANCELLED: frozenset({DeliveryState.PENDING}),
 }
@@ -342,6 +342,34 @@ class Delivery:
     not_before: datetime
     created_at: datetime
     lease: Lease | None = None
+    failure: str = ""
+
+
+class PledgeState(StrEnum):
+    """``DUE > ASKED > KEPT``; ``ASKED > RESENT > DUE`` where something is missing there; ``GIVEN_UP`` at any time."""
+
+    DUE = "DUE"
+    ASKED = "ASKED"
+    RESENT = "RESENT"
+    KEPT = "KEPT"
+    GIVEN_UP = "GIVEN_UP"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pledge:
+    """How far a destination has committed to what was delivered to it (PS3.4 J, as its user).
+
+    ``attempt`` counts the requests since all was there, ``rounds`` how often something had to be sent again.
+    """
+
+    delivery_id: int
+    destination: str
+    state: PledgeState
+    attempt: int
+    rounds: int
+    not_before: datetime
+    give_up_at: datetime
+    asked_at: datetime | None
     failure: str = ""
 
 

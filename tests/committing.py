@@ -1,4 +1,4 @@
-"""Scanners that ask for storage commitment: by pynetdicom, waiting on their association or listening elsewhere."""
+"""Scanners that ask for storage commitment, and PACS that are asked: by pynetdicom."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pydicom.dataset import Dataset
-from pynetdicom import AE, evt
-from pynetdicom.sop_class import StorageCommitmentPushModel  # type: ignore[attr-defined]
+from pynetdicom import AE, build_role, evt
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    CTImageStorage,
+    StorageCommitmentPushModel,
+)
 
-from tests.peers import free_port, wait_until
+from node.config.schema import DimseDestination
+from tests.peers import HOST, free_port, wait_until
+from tests.scripted import dimse_settings
 from tests.senders import CT
 
 MODEL, INSTANCE = "1.2.840.10008.1.20.1", "1.2.840.10008.1.20.1.1"
@@ -119,3 +124,101 @@ def listening(**more: Any) -> Iterator[Scanner]:
         yield one
     finally:
         one.stop()
+
+
+@dataclass
+class Pacs:
+    """A PACS by pynetdicom with storage commitment.
+
+    ``answers``: on the association that asks, on one of its own, or not at all. ``lost``: instances of which it says
+    that they are not there, until they come again.
+    """
+
+    answers: str
+    calls: int = 0
+    ae_title: str = "PACS"
+    port: int = field(default_factory=free_port)
+    stored: dict[str, int] = field(default_factory=dict)
+    lost: set[str] = field(default_factory=set)
+    asked: list[str] = field(default_factory=list)
+    statuses: list[int] = field(default_factory=list)
+    roles: list[tuple[Any, Any]] = field(default_factory=list)
+    status: int = 0
+
+    def store(self, event: Any) -> int:
+        uid = str(event.request.AffectedSOPInstanceUID)
+        self.stored[uid] = self.stored.get(uid, 0) + 1
+        if self.stored[uid] > 1:
+            self.lost.discard(uid)
+        return 0
+
+    def action(self, event: Any) -> tuple[int, None]:
+        ds = event.action_information
+        self.asked.append(str(ds.TransactionUID))
+        return self.status, None
+
+    def result(self, transaction: str, wanted: Mapping[str, str]) -> tuple[int, Dataset]:
+        ds = Dataset()
+        ds.TransactionUID = transaction
+        good, bad = [], []
+        for uid in wanted:
+            item = Dataset()
+            item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = CT, uid
+            if uid in self.lost or uid not in self.stored:
+                item.FailureReason = 0x0112
+                bad.append(item)
+            else:
+                good.append(item)
+        if good:
+            ds.ReferencedSOPSequence = good
+        if bad:
+            ds.FailedSOPSequence = bad
+        return (2 if bad else 1), ds
+
+    def call(self, transaction: str, wanted: Mapping[str, str]) -> None:
+        """Tell a result on an association of its own, in the role of the provider."""
+        ae = AE(ae_title=self.ae_title)
+        ae.add_requested_context(StorageCommitmentPushModel)
+        role = build_role(StorageCommitmentPushModel, scp_role=True)
+        assoc = ae.associate(HOST, self.calls, ae_title="LUMINODE", ext_neg=[role])
+        assert assoc.is_established
+        self.roles += [(c.as_scu, c.as_scp) for c in assoc.accepted_contexts]
+        event, ds = self.result(transaction, wanted)
+        status, _ = assoc.send_n_event_report(ds, event, MODEL, INSTANCE)
+        self.statuses.append(int(status.Status))
+        assoc.release()
+
+    @contextmanager
+    def running(self) -> Iterator[Pacs]:
+        wanted: dict[str, dict[str, str]] = {}
+
+        def action(event: Any) -> tuple[int, None]:
+            status, _ = self.action(event)
+            ds = event.action_information
+            named = {str(i.ReferencedSOPInstanceUID): CT for i in ds.ReferencedSOPSequence}
+            wanted[str(ds.TransactionUID)] = named
+            if self.answers == "early":
+                told, result = self.result(str(ds.TransactionUID), named)
+                event.assoc.send_n_event_report(result, told, MODEL, INSTANCE)
+            return status, None
+
+        def released(event: Any) -> None:
+            if self.answers == "calls":
+                for transaction in list(wanted):
+                    self.call(transaction, wanted.pop(transaction))
+
+        ae = AE(ae_title=self.ae_title)
+        ae.add_supported_context(CTImageStorage)
+        ae.add_supported_context(StorageCommitmentPushModel)
+        handlers = [
+            (evt.EVT_C_STORE, self.store), (evt.EVT_N_ACTION, action), (evt.EVT_RELEASED, released),
+        ]  # fmt: skip
+        server = ae.start_server((HOST, self.port), block=False, evt_handlers=handlers)
+        try:
+            yield self
+        finally:
+            server.shutdown()
+
+    def settings(self, **more: Any) -> dict[str, Any]:
+        whole = dimse_settings(self.port, self.ae_title, commit=True, commit_within=3600.0, **more)
+        return DimseDestination.model_validate(whole).model_dump(mode="json", by_alias=True)

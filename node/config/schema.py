@@ -53,7 +53,6 @@ from node.config.values import (
     Truth,
     Whole,
     did_you_mean,
-    not_yet,
     quote,
 )
 
@@ -365,8 +364,16 @@ class DimseDestination(Section):
     )
     tls: ClientTLS | None = Field(default=None, description="Use TLS with these files. Left out: plain TCP.")
     forward_originals: Truth = Field(default=False, description=FORWARD_ORIGINALS)
-    commit: Annotated[Truth, BeforeValidator(not_yet("storage commitment"))] = Field(
-        default=False, description="Not built yet: only `false`. Ask the PACS to commit to what it stored."
+    commit: Truth = Field(
+        default=False,
+        description="Ask the destination for storage commitment of all that was sent there: it has to say that it "
+        "holds each instance for good, and what it does not hold is sent again. It calls `node.listen` with the "
+        "result, by its `ae_title`, or answers on the association that asks; files stay until it has.",
+    )
+    commit_within: Annotated[Duration, Field(gt=0)] = Field(
+        default=2 * 86400.0,
+        description="With `commit`: how long to wait for the destination's answer. After that the delivery counts as "
+        "sent, and `delivery.uncommitted` tells a person.",
     )
 
     @property

@@ -11,7 +11,7 @@ import difflib
 import ipaddress
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, WithJsonSchema
@@ -329,17 +329,6 @@ def database(value: object) -> str:
     if value.startswith(("postgresql:", "postgres:", "postgresql+")):
         raise Refused("the database URL does not name the driver psycopg", hint)
     raise Refused("this is no database URL that Luminode knows", hint)
-
-
-def not_yet(what: str) -> Callable[[object], object]:
-    """A validator that takes anything but ``true``, with a word about when it will."""
-
-    def check(value: object) -> object:
-        if value is True or (isinstance(value, str) and value.strip().lower() == "true"):
-            raise Refused(f"{what} comes with a later release", "take the line out or write false")
-        return value
-
-    return check
 
 
 def natural(value: object) -> object:

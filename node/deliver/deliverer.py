@@ -12,6 +12,7 @@ import time
 from node.deliver.commitments import Commitments
 from node.deliver.health import Clock, Watchers
 from node.deliver.lane import Lane
+from node.deliver.pledges import Pledges
 from node.errors import StoreError
 from node.log import get_logger
 from node.model import DeliveryState
@@ -62,6 +63,8 @@ class Deliverer:
         look_for_orphans = 0.0
         commitments = Commitments(self._store)
         commitments.start()
+        pledges = Pledges(self._store, calling_ae=self._calling_ae, clock=self._clock.now)
+        pledges.start()
         try:
             while not stop.is_set():
                 if time.monotonic() >= look_for_orphans:
@@ -74,6 +77,7 @@ class Deliverer:
             ticker.close()
             self.drain(drain_s)
             commitments.stop(2.0)
+            pledges.stop(2.0)
 
     def drain(self, within_s: float) -> None:
         """Stop claiming; let each lane end its current instance, and put back what does not end in time."""

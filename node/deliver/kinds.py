@@ -3,7 +3,7 @@
 A new kind is a module with a class like :class:`node.deliver.destination.Destination`, a member of the union
 in config/schema.py, and a line in :data:`KINDS`. DICOMweb (STOW-RS) comes this way. Storage commitment is a
 property of a kind and not a kind: a delivery is SENT when every instance is held by the word of its C-STORE
-response, and COMMITTED when the destination has committed to them, which the deliverer leaves open.
+response, and COMMITTED when the destination has committed to them (pledges.py).
 """
 
 from __future__ import annotations

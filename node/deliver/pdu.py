@@ -20,6 +20,7 @@ RELEASE_RESPONSE = b"\x06\x00\x00\x00\x00\x04\x00\x00\x00\x00"
 
 C_STORE_RQ, C_STORE_RSP, C_ECHO_RQ, C_ECHO_RSP = 0x0001, 0x8001, 0x0030, 0x8030
 N_EVENT_REPORT_RQ, N_EVENT_REPORT_RSP = 0x0100, 0x8100
+N_ACTION_RQ, N_ACTION_RSP = 0x0130, 0x8130
 VERIFICATION = "1.2.840.10008.1.1"
 
 HEADER = 12
@@ -145,6 +146,30 @@ def event_report_request(message_id: int, sop_class_uid: str, sop_instance_uid: 
     )
 
 
+def action_request(message_id: int, sop_class_uid: str, sop_instance_uid: str, action: int) -> bytes:
+    """The command set of an N-ACTION-RQ with Action Information (PS3.7 10.3.4.1)."""
+    return _command(
+        _element(0x0003, _uid(sop_class_uid)),
+        _element(0x0100, struct.pack("<H", N_ACTION_RQ)),
+        _element(0x0110, struct.pack("<H", message_id)),
+        _element(0x0800, struct.pack("<H", _DATA_SET)),
+        _element(0x1001, _uid(sop_instance_uid)),
+        _element(0x1008, struct.pack("<H", action)),
+    )
+
+
+def event_report_response(request: Mapping[int, bytes], status: int) -> bytes:
+    """The command set of an N-EVENT-REPORT-RSP without Event Reply (PS3.7 10.3.1.2); ``request`` as of `elements`."""
+    said_back = ((0x0002, 0x0002), (0x0110, 0x0120), (0x1000, 0x1000), (0x1002, 0x1002))
+    values = {answered: request[asked] for asked, answered in said_back if asked in request}
+    values |= {
+        0x0100: struct.pack("<H", N_EVENT_REPORT_RSP),
+        0x0800: struct.pack("<H", _NO_DATA_SET),
+        0x0900: struct.pack("<H", status),
+    }
+    return _command(*(_element(number, values[number]) for number in sorted(values)))
+
+
 def fragment_size(peer_maximum: int) -> int:
     """The largest data fragment that a peer takes, in bytes, always even (PS3.8 Annex E, D.1).
 
@@ -257,13 +282,13 @@ def fragments(body: bytes) -> list[Fragment]:
     return found
 
 
-def response(command: bytes) -> Response:
-    """Read the command set of a response (implicit VR little endian, PS3.7 6.3.1).
+def elements(command: bytes) -> dict[int, bytes]:
+    """The elements of a command set (implicit VR little endian, PS3.7 6.3.1) by their number in group 0000H.
 
     Raises
     ------
     ProtocolFault
-        If it is cut short, or lacks its command field, the message it answers or its status.
+        If it is cut short.
     """
     values: dict[int, bytes] = {}
     at = 0
@@ -276,13 +301,35 @@ def response(command: bytes) -> Response:
             raise ProtocolFault("a command set holds what is no command element")
         values[number] = command[at : at + length]
         at += length
+    return values
+
+
+def has_data(command: Mapping[int, bytes]) -> bool:
+    """Whether a data set follows a command set; ``command`` as of `elements`."""
+    return int.from_bytes(command.get(0x0800, b"\1\1")[:2], "little") != _NO_DATA_SET
+
+
+def field(command: Mapping[int, bytes]) -> int:
+    """Command Field (0000,0100), 0 if there is none; ``command`` as of `elements`."""
+    return int.from_bytes(command.get(0x0100, b"")[:2], "little")
+
+
+def response(command: bytes) -> Response:
+    """Read the command set of a response.
+
+    Raises
+    ------
+    ProtocolFault
+        If it is cut short, or lacks its command field, the message it answers or its status.
+    """
+    values = elements(command)
     try:
-        field, responds_to, status = (_short(values[n]) for n in (0x0100, 0x0120, 0x0900))
+        kind, responds_to, status = (_short(values[n]) for n in (0x0100, 0x0120, 0x0900))
     except KeyError:
         raise ProtocolFault("a response without command field, message id or status") from None
     comment = values.get(0x0902, b"").decode("ascii", "replace").strip(" \0")[:64]
     return Response(
-        command=field,
+        command=kind,
         responds_to=responds_to,
         status=status,
         comment="".join(c if c.isprintable() else "?" for c in comment),

@@ -30,6 +30,7 @@ from pynetdicom.transport import AddressInformation
 from node.deliver import pdu
 from node.deliver.parcel import Body, MemoryBody
 from node.deliver.wire import Wire, connect
+from node.dicom.commitment import LARGEST_REQUEST
 from node.dicom.ours import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from node.errors import AssociationRejected, PeerUnreachable
 
@@ -61,6 +62,22 @@ _REJECTED: Mapping[tuple[int, int], str] = {
     (3, 2): "it has reached its limit of associations",
 }
 """(source, reason) of an A-ASSOCIATE-RJ (PS3.8 9.3.4)."""
+
+
+OnEvent = Callable[[bytes], int]
+"""Takes the data set of an N-EVENT-REPORT, gives the status to answer it with."""
+
+_LOOK_S = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Got:
+    """A message of the peer: its command set, as bytes and by number, and its data set."""
+
+    context_id: int
+    command: bytes
+    elements: Mapping[int, bytes]
+    data: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,6 +200,100 @@ class Sender:
             self._send_body(context_id, MemoryBody(data), deadline)
             return self._answer(message, pdu.N_EVENT_REPORT_RSP, deadline)
 
+    def action(
+        self,
+        context_id: int,
+        sop_class_uid: str,
+        sop_instance_uid: str,
+        action: int,
+        data: bytes,
+        on_event: OnEvent,
+    ) -> pdu.Response:
+        """N-ACTION with encoded Action Information. Raises PeerUnreachable as :meth:`store`.
+
+        Parameters
+        ----------
+        on_event
+            Given the data set of an N-EVENT-REPORT that comes before the answer; says with which status to answer it.
+        """
+        message = self._next_message()
+        deadline = time.monotonic() + self._peer.timeout_s + len(data) / SLOWEST_RATE
+        command = pdu.action_request(message, sop_class_uid, sop_instance_uid, action)
+        with self._dropped_on_trouble():
+            self._wire.send(pdu.command_pdus(context_id, command, self._fragment), deadline)
+            self._send_body(context_id, MemoryBody(data), deadline)
+            while True:
+                got = self._message(deadline)
+                if got is None:
+                    raise PeerUnreachable("the peer released the association instead of answering")
+                if pdu.field(got.elements) == pdu.N_EVENT_REPORT_RQ:
+                    self._heard(got, on_event, deadline)
+                    continue
+                with _readable():
+                    answer = pdu.response(got.command)
+                    if (answer.command, answer.responds_to) != (pdu.N_ACTION_RSP, message):
+                        raise pdu.ProtocolFault("this answers another request")
+                return answer
+
+    def listen(self, for_s: float, on_event: OnEvent, stop: Callable[[], bool]) -> bool:
+        """Wait for one N-EVENT-REPORT and answer it; False if none came in that many seconds.
+
+        Raises
+        ------
+        PeerUnreachable
+            If what comes cannot be read, or the association is lost.
+        """
+        until = time.monotonic() + for_s
+        while self._wire.is_quiet():
+            if time.monotonic() >= until or stop():
+                return False
+            time.sleep(_LOOK_S)
+        with self._dropped_on_trouble():
+            deadline = time.monotonic() + self._peer.timeout_s
+            got = self._message(deadline)
+            if got is None or pdu.field(got.elements) != pdu.N_EVENT_REPORT_RQ:
+                return False
+            self._heard(got, on_event, deadline)
+        return True
+
+    def _heard(self, got: _Got, on_event: OnEvent, deadline: float) -> None:
+        answer = pdu.event_report_response(got.elements, on_event(got.data))
+        self._wire.send(pdu.command_pdus(got.context_id, answer, self._fragment), deadline)
+
+    def _message(self, deadline: float) -> _Got | None:
+        """The next message of the peer, with its data set; None if it releases the association instead."""
+        command, data = bytearray(), bytearray()
+        elements: dict[int, bytes] | None = None
+        while True:
+            kind, body = self._wire.receive_pdu(deadline)
+            if kind == pdu.RELEASE_RQ:
+                self._is_open = False
+                self._wire.send(pdu.RELEASE_RESPONSE, deadline)
+                self._wire.close()
+                return None
+            if kind != pdu.P_DATA:
+                raise PeerUnreachable(
+                    _aborted(body) if kind == pdu.ABORT else "the peer sent a PDU that is no message"
+                )
+            with _readable():
+                for piece in pdu.fragments(body):
+                    if piece.is_command is (elements is not None):
+                        raise pdu.ProtocolFault("command set and data set out of order")
+                    (command if piece.is_command else data).extend(piece.data)
+                    if len(command) > pdu.LARGEST_COMMAND or len(data) > LARGEST_REQUEST:
+                        raise pdu.ProtocolFault("a message is of ordinary size")
+                    if not piece.is_last:
+                        continue
+                    if piece.is_command:
+                        elements = pdu.elements(bytes(command))
+                    if not piece.is_command or not pdu.has_data(elements or {}):
+                        return _Got(
+                            context_id=piece.context_id,
+                            command=bytes(command),
+                            elements=elements or {},
+                            data=bytes(data),
+                        )
+
     def release(self) -> None:
         """End the association in order (PS3.8 9.3.6); a peer that does not answer is left."""
         if not self._is_open:
@@ -280,6 +391,14 @@ class Sender:
                         return answer
             except pdu.ProtocolFault as fault:
                 raise PeerUnreachable(f"the peer's answer cannot be read: {fault}") from None
+
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    try:
+        yield
+    except pdu.ProtocolFault as fault:
+        raise PeerUnreachable(f"the peer's answer cannot be read: {fault}") from None
 
 
 def associate(peer: Peer, contexts: Iterable[Context]) -> Sender:

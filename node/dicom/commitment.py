@@ -58,6 +58,15 @@ class ActionStatus(IntEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """A result: what is committed, and SOP Instance UID -> Failure Reason of what is not."""
+
+    transaction_uid: str
+    committed: frozenset[str]
+    failed: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
     """A request for commitment: each reference once, in the order of the request."""
 
@@ -73,14 +82,7 @@ def read_request(data: bytes, transfer_syntax_uid: str) -> Asked:
     HeaderFault
         It is none. ``status`` is what the N-ACTION-RSP is to say, the message its Error Comment.
     """
-    try:
-        top, end = parse_header(
-            data, transfer_syntax_uid, elements=8 * MOST_INSTANCES, items=4 * MOST_INSTANCES
-        )
-    except SeriesError:
-        raise _invalid("data set cannot be parsed") from None
-    if end != len(data):
-        raise _invalid("data set cannot be parsed")
+    top = _read(data, transfer_syntax_uid)
     transaction = _uid(top, _TRANSACTION)
     if not transaction:
         raise _invalid("Transaction UID is missing or no UID")
@@ -95,6 +97,34 @@ def read_request(data: bytes, transfer_syntax_uid: str) -> Asked:
     if len({instance for _, instance in found}) < len(found):
         raise _invalid("an instance is referenced with two classes")
     return Asked(transaction_uid=transaction, references=tuple(found))
+
+
+def request(transaction_uid: str, references: Iterable[Reference], transfer_syntax_uid: str) -> bytes:
+    """The encoded Action Information of an N-ACTION-RQ (PS3.4 Table J.3-1)."""
+    items = [(text(_CLASS, "UI", c), text(_INSTANCE, "UI", i)) for c, i in references]
+    elements = (text(_TRANSACTION, "UI", transaction_uid), sequence(_REFERENCED, items))
+    return encode({e.tag: e for e in elements}, transfer_syntax_uid)
+
+
+def read_report(data: bytes, transfer_syntax_uid: str) -> Told:
+    """The Event Information of an N-EVENT-REPORT-RQ (PS3.4 Table J.3-2). What is named as failed is not committed,
+    whatever else is said of it.
+
+    Raises
+    ------
+    HeaderFault
+        It is none. ``status`` is what the N-EVENT-REPORT-RSP is to say, the message its Error Comment.
+    """
+    top = _read(data, transfer_syntax_uid)
+    transaction = _uid(top, _TRANSACTION)
+    if not transaction:
+        raise _invalid("Transaction UID is missing or no UID")
+    failed: dict[str, int] = {}
+    for item in top[_FAILED].items if _FAILED in top else ():
+        reason = item[_REASON].raw if _REASON in item else b""
+        failed[_uid(item, _INSTANCE)] = int.from_bytes(reason[:2], "little")
+    good = {_uid(item, _INSTANCE) for item in (top[_REFERENCED].items if _REFERENCED in top else ())}
+    return Told(transaction_uid=transaction, committed=frozenset(good - failed.keys() - {""}), failed=failed)
 
 
 def report(
@@ -129,6 +159,18 @@ def report(
     if bad:
         elements.append(sequence(_FAILED, bad))
     return (2 if bad else 1), encode({e.tag: e for e in elements}, transfer_syntax_uid)
+
+
+def _read(data: bytes, transfer_syntax_uid: str) -> Elements:
+    try:
+        top, end = parse_header(
+            data, transfer_syntax_uid, elements=8 * MOST_INSTANCES, items=4 * MOST_INSTANCES
+        )
+    except SeriesError:
+        raise _invalid("data set cannot be parsed") from None
+    if end != len(data):
+        raise _invalid("data set cannot be parsed")
+    return top
 
 
 def _uid(elements: Elements, tag: int) -> str:

@@ -12,6 +12,8 @@ import struct
 from collections.abc import Iterator
 from typing import Final
 
+from node.dicom.commitment import PUSH_MODEL
+
 _FIXED: Final = 74
 """Bytes before the first item: PDU header, protocol version, the two AE titles, reserved (Table 9-11)."""
 
@@ -24,9 +26,10 @@ _NOBODYS: Final = b"0"
 _APPLICATION_CONTEXT, _PRESENTATION_CONTEXT, _USER_INFORMATION = 0x10, 0x20, 0x50
 _ABSTRACT_SYNTAX, _TRANSFER_SYNTAX = 0x30, 0x40
 _MAXIMUM_LENGTH, _IMPLEMENTATION_UID = 0x51, 0x52
+_ROLE_SELECTION: Final = 0x54
 # Left out on purpose: 55H implementation version name (decides nothing, and is often odd), 53H asynchronous
-# operations (one at a time is the default), 54H role selection (default roles), 56H and 57H extended negotiation,
-# 58H user identity (accepted, and secrets are not even read).
+# operations (one at a time is the default), 56H and 57H extended negotiation, 58H user identity (accepted, and secrets
+# are not even read). Role selection (54H) is for results of storage commitment; all else has its default roles.
 
 _ITEM = struct.Struct(">BxH")
 
@@ -138,4 +141,17 @@ def _user_information(raw: bytes) -> bytes:
             out += _item(kind, value)
         elif kind == _IMPLEMENTATION_UID and 0 < len(_bare(value)) <= 64 and value.isascii():
             out += _item(kind, _bare(value))
+        elif kind == _ROLE_SELECTION:
+            out += _role(value)
     return bytes(out)
+
+
+def _role(value: bytes) -> bytes:
+    """A role selection sub-item (PS3.7 D.3.3.4) if it is one of storage commitment, else nothing."""
+    if len(value) < 4:
+        return b""
+    (length,) = struct.unpack_from(">H", value)
+    uid, roles = _bare(value[2 : 2 + length]), value[2 + length : 4 + length]
+    if uid != PUSH_MODEL.encode() or len(roles) != 2 or not set(roles) <= {0, 1}:
+        return b""
+    return _item(_ROLE_SELECTION, struct.pack(">H", len(uid)) + uid + roles)

@@ -17,10 +17,11 @@ from node.dicom.commitment import (
     PUSH_MODEL,
     REQUEST,
     ActionStatus,
+    read_report,
     read_request,
     report,
 )
-from node.errors import ReceiveError, StoreError
+from node.errors import HeaderFault, ReceiveError, StoreError
 from node.failpoints import failpoint
 from node.log import get_logger
 from node.model import Association, Commitment, CommitmentState
@@ -174,6 +175,38 @@ class Desk:
             instances=len(asked.references),
             tells=there["address"]["host"] if there is not None else "on its association",
         )
+
+    def hear(self, context_id: int, request: Request) -> None:
+        """A destination tells what it commits to: it is on record before it is answered.
+
+        Who tells is not asked: only the one that was asked knows the Transaction UID.
+        """
+        command, comment = request.command, ""
+        try:
+            told = read_report(request.data(), request.syntax)
+            what = self._house.pledges.result(told, self._house.clock())
+            status = 0
+            if what == "unknown":
+                status, comment = ActionStatus.INVALID_ARGUMENT, "Transaction UID is not known here"
+            log.info(
+                "pledge.heard",
+                assoc=self._association.id,
+                transaction=told.transaction_uid,
+                failed=len(told.failed),
+                outcome=what,
+            )
+        except HeaderFault as refused:
+            status, comment = refused.status, refused.message
+        except ReceiveError as refused:
+            status, comment = refused.status, refused.message
+        except StoreError as error:
+            log.error("pledge.store_failed", assoc=self._association.id, why=str(error))
+            status, comment = ActionStatus.RESOURCE_LIMITATION, "storage failed, try again later"
+        except Exception as error:
+            log.error("pledge.failed", assoc=self._association.id, error=type(error).__name__)
+            status, comment = ActionStatus.PROCESSING_FAILURE, "processing failure"
+        failpoint("receive.before_report_answer")
+        self._send(as_pdus(context_id, answer(command, status, comment), self._largest_pdu))
 
     def look(self) -> None:
         """The peer is silent: tell it a result that is there, if nobody else is to. Raises OSError."""

@@ -265,6 +265,8 @@ class Contexts:
         Transfer syntaxes for storage; None is all that are known.
     commitment
         Whether storage commitment is offered.
+    reports
+        Whether destinations call with its results, as its providers.
     """
 
     def __init__(
@@ -273,21 +275,40 @@ class Contexts:
         allowed: Iterable[str] | None = None,
         *,
         commitment: bool = False,
+        reports: bool = False,
     ) -> None:
-        self.commitment = commitment
+        self.commitment, self.reports = commitment, reports
         self.storage = STORAGE_CLASSES | frozenset(private_classes)
         self._syntaxes = transfer_syntaxes(allowed)
         self._by_class = {VERIFICATION: _context(VERIFICATION, _PLAIN)}
-        if commitment:
+        if commitment or reports:
             self._by_class[COMMITMENT] = _context(COMMITMENT, _PLAIN[:2])
+        if reports:
+            self._by_class[COMMITMENT].scu_role = commitment
+            self._by_class[COMMITMENT].scp_role = True
 
     def for_storage(self, proposed: Iterable[PresentationContext]) -> bool:
         """Whether a peer proposes to store anything that we take."""
         return any(str(each.abstract_syntax) in self.storage for each in proposed)
 
-    def supported(self, proposed: Iterable[PresentationContext]) -> list[PresentationContext]:
-        """Of what we support, that which a peer proposed: shared, not copied, never to be changed."""
+    def only_reports(self, proposed: Iterable[PresentationContext]) -> bool:
+        """Whether a peer proposes nothing but to tell results of storage commitment, and to be verified."""
+        told = {str(each.abstract_syntax) for each in proposed}
+        return self.reports and COMMITMENT in told and told <= {COMMITMENT, VERIFICATION}
+
+    def supported(
+        self, proposed: Iterable[PresentationContext], *, tells: bool = False
+    ) -> list[PresentationContext]:
+        """Of what we support, that which a peer proposed: shared, not copied, never to be changed.
+
+        Parameters
+        ----------
+        tells
+            The peer is a destination that may tell results of storage commitment.
+        """
         wanted = dict.fromkeys(str(each.abstract_syntax) for each in proposed)
+        if not self.commitment and not tells:  # who would ask for it must see that it is not offered
+            wanted.pop(COMMITMENT, None)
         return [found for found in map(self._supported, wanted) if found is not None]
 
     def _supported(self, abstract_syntax: str) -> PresentationContext | None:

@@ -414,7 +414,8 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
         self.acceptor.implementation_class_uid = self.ae.implementation_class_uid
         self.acceptor.implementation_version_name = self.ae.implementation_version_name
         self.acceptor.supported_contexts = terms.contexts.supported(
-            request.presentation_context_definition_list
+            request.presentation_context_definition_list,
+            tells=request.calling_ae_title.strip(" ") in terms.committers,
         )
         self.acse.negotiate_association()
         self._pump()  # AE-7
@@ -442,6 +443,8 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
             called_ae=called,
             address=self.address,
             context=str(request.application_context_name or ""),
+            tells=calling in terms.committers
+            and terms.contexts.only_reports(request.presentation_context_definition_list),
         )
         if rejection is not None:
             return rejection

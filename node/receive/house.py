@@ -13,6 +13,7 @@ from node.receive.guard import Gate
 from node.receive.known import Known
 from node.receive.terms import Terms
 from node.store.commitments import Commitments
+from node.store.pledges import Pledges
 from node.store.spool import Spool
 
 
@@ -28,6 +29,7 @@ class House:
     spool: Spool
     commit: GroupCommit
     commitments: Commitments
+    pledges: Pledges
     gate: Gate
     alarm: Alarm
     clock: Callable[[], datetime]

@@ -13,7 +13,7 @@ from node.errors import StoreError
 from node.failpoints import failpoint
 from node.log import get_logger
 from node.model import Association
-from node.receive.commands import C_ECHO_RQ, N_ACTION_RQ, Command, answer, as_pdus
+from node.receive.commands import C_ECHO_RQ, N_ACTION_RQ, N_EVENT_REPORT_RQ, Command, answer, as_pdus
 from node.receive.commitment import Desk, Request
 from node.receive.contexts import COMMITMENT, VERIFICATION
 from node.receive.counts import REFUSED
@@ -126,7 +126,7 @@ class Messages:
             if wrong is not None:
                 return _Drain(command, wrong)
             return Intake(house.spool, command, transfer_syntax, self._association, terms)
-        if command.field == N_ACTION_RQ and self._desk is not None and abstract_syntax == COMMITMENT:
+        if command.field in (N_ACTION_RQ, N_EVENT_REPORT_RQ) and abstract_syntax == COMMITMENT:
             return Request(command, transfer_syntax)
         if not command.is_request:  # C-CANCEL of nothing, or a response
             if self._desk is not None:
@@ -182,7 +182,9 @@ class Messages:
         if isinstance(message, Intake):
             self._answer(context_id, message.command, self._store(message))
         elif isinstance(message, Request):
-            if self._desk is not None:
+            if self._desk is not None and message.command.field == N_EVENT_REPORT_RQ:
+                self._desk.hear(context_id, message)
+            elif self._desk is not None:
                 self._desk.answer(context_id, message, authorized=self._authorized(self._house.terms))
         elif message.refused is not None:
             self._answer(context_id, message.command, message.refused)

@@ -99,6 +99,7 @@ class Receiver:
             spool=store.spool,
             commit=commit,
             commitments=store.commitments,
+            pledges=store.pledges,
             gate=gate,
             alarm=Alarm(store.events, clock),
             clock=clock,

@@ -25,7 +25,7 @@ class Terms:
 
     ``refuse_below``, ``reject_below`` and ``max_instance`` are bytes; ``forward`` names the destinations that get
     originals. ``promise`` is what a storage commitment means, None where it is not offered; ``listeners`` are the
-    settings of destinations by AE title.
+    settings of destinations by AE title; ``committers`` are the AE titles of those that are asked to commit.
     """
 
     node: NodeSettings
@@ -37,6 +37,7 @@ class Terms:
     forward: Forward
     promise: Promise | None
     listeners: Mapping[str, Mapping[str, Any]]
+    committers: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +69,11 @@ def terms(config: Config, contexts: Contexts | None = None) -> Terms:
     soft = config.store.reject_below
     allowed = None if node.transfer_syntaxes == "any" else node.transfer_syntaxes
     promise = _promise(config)
-    if contexts is None or contexts.commitment != (promise is not None):
-        contexts = Contexts(node.private_classes, allowed, commitment=promise is not None)
+    dimse = [each for each in config.destinations.values() if each.kind == "dimse"]
+    committers = frozenset(each.ae_title.strip(" ") for each in dimse if each.commit)
+    offered = promise is not None, bool(committers)
+    if contexts is None or (contexts.commitment, contexts.reports) != offered:
+        contexts = Contexts(node.private_classes, allowed, commitment=offered[0], reports=offered[1])
     return Terms(
         node=node,
         contexts=contexts,
@@ -79,11 +83,8 @@ def terms(config: Config, contexts: Contexts | None = None) -> Terms:
         duplicates=config.store.duplicates,
         forward=forwarding(config),
         promise=promise,
-        listeners={
-            each.ae_title.strip(" "): each.model_dump(mode="json", by_alias=True)
-            for each in config.destinations.values()
-            if each.kind == "dimse"
-        },
+        listeners={each.ae_title.strip(" "): each.model_dump(mode="json", by_alias=True) for each in dimse},
+        committers=committers,
     )
 
 
@@ -124,7 +125,7 @@ def pinned(node: NodeSettings, calling_ae: str, address: str) -> bool:
 
 
 def admit(
-    node: NodeSettings, *, calling_ae: str, called_ae: str, address: str, context: str
+    node: NodeSettings, *, calling_ae: str, called_ae: str, address: str, context: str, tells: bool = False
 ) -> Rejection | None:
     """Whether a peer may associate; None if so.
 
@@ -138,12 +139,15 @@ def admit(
         The peer's IP address.
     context
         Application Context Name of the request.
+    tells
+        It is a destination that calls with nothing but results of storage commitment: it need not be listed, for
+        it can do nothing here without a Transaction UID that only the one who was asked knows.
     """
     if context != APPLICATION_CONTEXT:
         return _NO_CONTEXT
     if node.require_called_ae and called_ae != node.ae_title.strip(" "):
         return _NOT_CALLED
-    if not node.peer(calling_ae, address):
+    if not tells and not node.peer(calling_ae, address):
         return _NOT_KNOWN
     return None
 

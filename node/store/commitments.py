@@ -15,12 +15,12 @@ from typing import Any, Literal
 from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, or_, select, update
 
 from node.dicom.status import Status
-from node.model import Commitment, CommitmentState, DeliveryState, Promise
+from node.model import Commitment, CommitmentState, DeliveryState, PledgeState, Promise
 from node.store import owners, rows
 from node.store.clock import WATCH
 from node.store.db import Database, to_json
 from node.store.dialect import upsert
-from node.store.tables import CommitmentRow, ConflictRow, DeliveryRow, InstanceRow, OutcomeRow
+from node.store.tables import CommitmentRow, ConflictRow, DeliveryRow, InstanceRow, OutcomeRow, PledgeRow
 
 _FAR = timedelta(hours=1)
 """No pause is as long as this: a time further ahead was written while the clock was wrong (R53)."""
@@ -28,6 +28,7 @@ _FRESH = timedelta(minutes=10)
 """A result is told while it is as young as this: files rot, and people cancel deliveries, while nobody listens."""
 _AT_ONCE = 500
 _OPEN = (CommitmentState.ASKED.value, CommitmentState.READY.value)
+_PLEDGING = (PledgeState.DUE.value, PledgeState.ASKED.value, PledgeState.RESENT.value)
 _SENDING = (DeliveryState.PENDING.value, DeliveryState.SENDING.value)
 
 Way = Literal["safe", "waits", "unsafe"]
@@ -289,7 +290,8 @@ class Commitments:
 def _held(connection: Connection, wanted: Sequence[str], promise: Promise) -> dict[str, Held]:
     """Other bytes under a UID make it unsafe: nobody can tell which of the two the peer means.
 
-    Nor does a PACS say which bytes it holds that answers 0111H, that it has this UID already.
+    Nor does a PACS say which bytes it holds that answers 0111H, that it has this UID already. Where a destination is
+    asked to commit itself (``commit``), its C-STORE response alone is not enough.
     """
     of = and_(
         DeliveryRow.series_id == InstanceRow.series_id,
@@ -306,8 +308,16 @@ def _held(connection: Connection, wanted: Sequence[str], promise: Promise) -> di
         )
         .correlate(DeliveryRow, InstanceRow)  # else it asks for any instance of the delivery
     )
+    asked = func.coalesce(DeliveryRow.settings["commit"].as_boolean(), False)
+    pledged = exists().where(PledgeRow.delivery_id == DeliveryRow.id).correlate(DeliveryRow)
     n = select(func.count()).select_from(DeliveryRow).where(of)
-    missing = n.where(~has_outcome)
+    missing = n.where(
+        or_(~has_outcome, and_(asked, ~pledged.where(PledgeRow.state == PledgeState.KEPT.value)))
+    )
+    on_its_way = or_(
+        DeliveryRow.state.in_(_SENDING),
+        and_(DeliveryRow.state == DeliveryState.SENT.value, pledged.where(PledgeRow.state.in_(_PLEDGING))),
+    )
     was_there = (
         exists()
         .where(
@@ -321,10 +331,7 @@ def _held(connection: Connection, wanted: Sequence[str], promise: Promise) -> di
     columns = (
         n.correlate(InstanceRow).scalar_subquery().label("n"),
         missing.correlate(InstanceRow).scalar_subquery().label("missing"),
-        missing.where(DeliveryRow.state.in_(_SENDING))
-        .correlate(InstanceRow)
-        .scalar_subquery()
-        .label("coming"),
+        missing.where(on_its_way).correlate(InstanceRow).scalar_subquery().label("coming"),
         n.where(was_there, ~folder).correlate(InstanceRow).scalar_subquery().label("unsure"),
         exists().where(ConflictRow.sop_instance_uid == InstanceRow.sop_instance_uid).label("conflict"),
     )

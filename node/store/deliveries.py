@@ -19,6 +19,7 @@ from node.store.derived import read_derived
 from node.store.dialect import hold_files
 from node.store.originals import Cargo
 from node.store.outcomes import progress, read_outcomes, tell_delivery, write_outcomes
+from node.store.pledges import open_pledge, reset_rounds
 from node.store.tables import DeliveryRow, DerivedRow, JobRow, OutcomeRow, SeriesRow
 
 Settled = Literal["sent", "more", "waits"]
@@ -148,6 +149,7 @@ class Deliveries:
             if n_done != n_instances:
                 raise StoreError(f"only {n_done} of {n_instances} instances are done", retryable=False)
             tell_delivery(connection, delivery_id, "series.delivered", body or {}, at)
+            open_pledge(connection, delivery_id, at)
 
         self._db.transact(work)
 
@@ -193,6 +195,7 @@ class Deliveries:
             if waits is not None:
                 return "more" if waits["not_before"] <= at else "waits"
             tell_delivery(connection, delivery_id, "originals.delivered", body or {}, at)
+            open_pledge(connection, delivery_id, at)
             return "sent"
 
         return self._db.transact(work)
@@ -282,8 +285,8 @@ class Deliveries:
             return moves.shorten_pauses(connection, DeliveryRow, DeliveryState.PENDING, now, step_s)
 
     def retry(self, delivery_id: int, at: datetime) -> None:
-        """A person's retry: SENT, FAILED or CANCELLED -> PENDING. A delivery that was SENT is sent anew,
-        whole; one that failed goes on with what is missing.
+        """A person's retry: SENT, COMMITTED, FAILED or CANCELLED -> PENDING. A delivery that was SENT is sent anew,
+        whole, and its destination asked anew to commit to it; one that failed goes on with what is missing.
 
         Raises
         ------
@@ -310,10 +313,13 @@ class Deliveries:
                 )
             moved = moves.move(
                 connection, DeliveryRow, delivery_id, DeliveryState.PENDING,
-                only_from=(DeliveryState.SENT, DeliveryState.FAILED, DeliveryState.CANCELLED),
+                only_from=(
+                    DeliveryState.SENT, DeliveryState.COMMITTED, DeliveryState.FAILED, DeliveryState.CANCELLED,
+                ),
                 values={"attempt": 0, "not_before": at, "created_at": at, "failure": "", "finished_at": None},
             )  # fmt: skip
             moves.must(moved, f"delivery {delivery_id}")
+            reset_rounds(connection, delivery_id)
 
     def cancel(self, delivery_id: int, at: datetime) -> None:
         """A person's end of a delivery that was not sent.
@@ -466,7 +472,8 @@ class Deliveries:
 
 def _is_sent(connection: Connection, delivery_id: int, attempt: int | None) -> bool:
     statement = select(DeliveryRow.id).where(
-        DeliveryRow.id == delivery_id, DeliveryRow.state == DeliveryState.SENT.value
+        DeliveryRow.id == delivery_id,
+        DeliveryRow.state.in_((DeliveryState.SENT.value, DeliveryState.COMMITTED.value)),
     )
     if attempt is not None:
         statement = statement.where(DeliveryRow.attempt == attempt)

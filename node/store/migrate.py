@@ -13,8 +13,8 @@ from sqlalchemy import Connection, inspect, text
 from node.errors import SchemaTooNew, SchemaTooOld
 from node.store.db import Database
 
-HEAD = "0005"
-KNOWN = frozenset({"0001", "0002", "0003", "0004", "0005"})
+HEAD = "0006"
+KNOWN = frozenset({"0001", "0002", "0003", "0004", "0005", "0006"})
 _UPGRADE_LOCK = 0x4C554D00
 FOLDER = Path(__file__).parent / "migrations"
 

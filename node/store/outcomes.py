@@ -23,7 +23,7 @@ from node.store.tables import (
 
 
 def read_outcomes(connection: Connection, delivery_id: int) -> dict[str, Outcome]:
-    table, _ = _instances(connection, delivery_id)
+    table, _ = instances_of(connection, delivery_id)
     found = connection.execute(
         select(
             table.sop_instance_uid,
@@ -40,7 +40,7 @@ def read_outcomes(connection: Connection, delivery_id: int) -> dict[str, Outcome
 
 
 def write_outcomes(connection: Connection, delivery_id: int, outcomes: Sequence[Outcome]) -> None:
-    table, mine = _instances(connection, delivery_id)
+    table, mine = instances_of(connection, delivery_id)
     ids: dict[str, int] = {}
     for start in range(0, len(outcomes), 500):
         uids = [one.sop_instance_uid for one in outcomes[start : start + 500]]
@@ -93,7 +93,7 @@ def progress(connection: Connection, deliveries: Sequence[rows.AnyRow]) -> dict[
     return far
 
 
-def _instances(connection: Connection, delivery_id: int) -> tuple[Any, ColumnElement[bool]]:
+def instances_of(connection: Connection, delivery_id: int) -> tuple[Any, ColumnElement[bool]]:
     """The table that a delivery's instances are in, and which of them."""
     of = connection.execute(
         select(DeliveryRow.derived_id, DeliveryRow.series_id).where(DeliveryRow.id == delivery_id)

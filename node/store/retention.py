@@ -21,7 +21,7 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, no
 from sqlalchemy.orm import aliased
 
 from node.model import DeliveryState, JobState, SeriesState
-from node.store import originals, provenance
+from node.store import originals, pledges, provenance
 from node.store.db import Database
 from node.store.dialect import own_files, upsert
 from node.store.spool import Spool
@@ -230,7 +230,7 @@ def _series_done(before: datetime) -> ColumnElement[bool]:
     unsent = exists().where(
         DerivedRow.job_id == JobRow.id,
         DeliveryRow.derived_id == DerivedRow.id,
-        DeliveryRow.state.not_in(_SENT),
+        or_(DeliveryRow.state.not_in(_SENT), pledges.awaited()),
     )
     unworked = exists().where(
         JobRow.series_id == any_generation.id, or_(JobRow.state.not_in(_WORKED), unsent)
@@ -245,6 +245,7 @@ def _series_done(before: datetime) -> ColumnElement[bool]:
                 any_generation.last_received_at >= before,
                 unworked,
                 originals.unsent(any_generation.id, _SENT),
+                exists().where(DeliveryRow.series_id == any_generation.id, pledges.awaited()),
             ),
         )
         .correlate(SeriesRow)
@@ -260,7 +261,10 @@ def _series_done(before: datetime) -> ColumnElement[bool]:
 def _derived_done(before: datetime) -> ColumnElement[bool]:
     """A derived series whose job rests and which was sent wherever it was to go."""
     working = exists().where(JobRow.id == DerivedRow.job_id, JobRow.state.not_in(_WORKED))
-    unsent = exists().where(DeliveryRow.derived_id == DerivedRow.id, DeliveryRow.state.not_in(_SENT))
+    unsent = exists().where(
+        DeliveryRow.derived_id == DerivedRow.id,
+        or_(DeliveryRow.state.not_in(_SENT), pledges.awaited()),
+    )
     return and_(DerivedRow.purged_at.is_(None), DerivedRow.created_at < before, ~working, ~unsent)
 
 

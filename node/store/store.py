@@ -16,6 +16,7 @@ from node.store.jobs import Jobs
 from node.store.migrate import require_current, upgrade
 from node.store.outlooks import Outlooks
 from node.store.place import require_database, require_spool
+from node.store.pledges import Pledges
 from node.store.provenance import ProvenanceStore
 from node.store.reception import Reception
 from node.store.reconcile import Reconcile
@@ -31,7 +32,7 @@ class Store:
     Attributes
     ----------
     spool, reception, series, jobs, deliveries, provenance, configs, retention, reconcile, events,
-    changes, turns, outlooks, commitments
+    changes, turns, outlooks, commitments, pledges
         See the modules of the same names.
     """
 
@@ -51,6 +52,7 @@ class Store:
         self.turns = Turns(database)
         self.outlooks = Outlooks(database)
         self.commitments = Commitments(database)
+        self.pledges = Pledges(database)
 
     @classmethod
     def open(cls, database_url: str, spool_root: Path | str, *, create: bool = True) -> Store:

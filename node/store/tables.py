@@ -341,6 +341,37 @@ class OutcomeRow(Base):
     __table_args__ = {"sqlite_with_rowid": False}  # noqa: RUF012
 
 
+class PledgeRow(Base):
+    """What a destination is asked to commit to: one row for each delivery that is to be committed."""
+
+    __tablename__ = "pledge"
+    delivery_id: Mapped[int] = mapped_column(
+        Big, ForeignKey("delivery.id"), primary_key=True, autoincrement=False
+    )
+    destination: Mapped[str] = mapped_column(String(128))
+    state: Mapped[str] = mapped_column(String(16))
+    attempt: Mapped[int] = mapped_column(server_default="0")
+    rounds: Mapped[int] = mapped_column(server_default="0")
+    opened_at: Mapped[datetime]
+    not_before: Mapped[datetime]
+    give_up_at: Mapped[datetime]
+    asked_at: Mapped[datetime | None]
+    lease_owner: Mapped[str] = mapped_column(String(128), server_default="")
+    lease_until: Mapped[datetime | None]
+    failure: Mapped[str] = mapped_column(Text, server_default="")
+    __table_args__ = (Index("ix_pledge_due", "state", "not_before"),)
+
+
+class AskedRow(Base):
+    """Every Transaction UID that a destination was asked with: an answer may come days later."""
+
+    __tablename__ = "asked"
+    transaction_uid: Mapped[str] = mapped_column(String(64), primary_key=True)
+    delivery_id: Mapped[int] = mapped_column(Big, ForeignKey("delivery.id"))
+    at: Mapped[datetime]
+    __table_args__ = (Index("ix_asked_delivery", "delivery_id"),)
+
+
 class CommitmentRow(Base):
     """A request for storage commitment. ``digest`` tells the same request from another under one Transaction
     UID; ``tellable`` is whether there is an address to tell its result to."""

@@ -337,7 +337,7 @@ def test_a_database_with_work_in_it_is_upgraded(database_url: str, tmp_path: Pat
         assert store.deliveries.derived(derived) is not None
         arrived(store, 1, series=9)
         assert answered(store, claimed(store)) == ["1.2.3.9.1"]
-    assert {"0001", "0002", "0003", "0004", "0005"} == KNOWN
+    assert {"0001", "0002", "0003", "0004", "0005", "0006"} == KNOWN
 
 
 def old_of(url: str, folder: Path) -> str:
@@ -348,7 +348,8 @@ def old_of(url: str, folder: Path) -> str:
             connection.execute(text("ALTER TABLE delivery DROP COLUMN series_id, DROP COLUMN wakes"))
             connection.execute(text("ALTER TABLE delivery ALTER COLUMN derived_id SET NOT NULL"))
             connection.execute(text("DROP TABLE outlook"))
-            connection.execute(text("DROP TABLE commitment"))
+            for table in ("commitment", "pledge", "asked"):
+                connection.execute(text(f"DROP TABLE {table}"))
             for name in ("job_state", "delivery_state", "association_ended", "series_purged"):
                 connection.execute(text(f"DROP INDEX ix_{name}"))
             connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))

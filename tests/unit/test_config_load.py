@@ -89,7 +89,7 @@ engines:
   ct: {engine: ct-nlmm, strength: 1.6}
   "b d": {engine: ct-nlm}
 destinations:
-  pacs: {kind: dimse, ae_title: PACS, address: pacs, commit: true, path: x}
+  pacs: {kind: dimse, ae_title: PACS, address: pacs, commit: maybe, path: x}
   web: {kind: dicomweb, url: x}
   fol: {kind: foldr}
   non: {path: x}
@@ -126,8 +126,8 @@ EXPECTED: Sequence[tuple[int, int, str, str]] = [
     (17, 35, "out of range", "at most 1"),
     (18, 3, "no name", "letters"),
     (20, 48, "no host:port", "pacs.hospital.lan:104"),
-    (20, 62, "later release", "false"),
-    (20, 68, 'no key "path"', "destinations.folder.path"),
+    (20, 62, "maybe", "true or false"),
+    (20, 69, 'no key "path"', "destinations.folder.path"),
     (21, 15, "not built yet", "dimse or kind: folder"),
     (22, 15, "no kind", "folder?"),
     (23, 8, "has no kind", "kind: dimse or kind: folder"),

@@ -1,0 +1,212 @@
+"""What destinations commit to: asked once all is there, believed only when every instance is named, kept until then."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+import pytest
+
+from node.dicom.commitment import Told
+from node.model import Delivery, DeliveryState, PledgeState
+from node.store import Store
+from node.store.pledges import MOST_ROUNDS, Asking
+from tests.parcels import delivery
+from tests.storing import NOW, after, delivered
+
+PACS = {
+    "pacs": {
+        "kind": "dimse",
+        "ae_title": "PACS",
+        "address": "pacs:104",
+        "commit": True,
+        "commit_within": 1000,
+    }
+}
+
+
+def sent(store: Store, at: datetime = NOW, settings: Mapping[str, Mapping[str, object]] = PACS) -> Delivery:
+    """A derived series that its destination has answered for."""
+    one = delivery(store, settings, n=3, at=at)[0]
+    return resent(store, one, at)
+
+
+def resent(store: Store, one: Delivery, at: datetime) -> Delivery:
+    claimed = store.deliveries.claim("d1", 30, at)
+    assert claimed is not None
+    assert claimed.id == one.id
+    store.deliveries.finish(one.id, "d1", claimed.attempt, at, outcomes=delivered(store, claimed, "d1"))
+    return claimed
+
+
+def ask(store: Store, transaction: str, at: datetime, again_s: float = 250) -> Asking:
+    asking = store.pledges.claim("pacs", transaction, "p1", 60, at)
+    assert asking is not None
+    assert store.pledges.asked(asking, "p1", at, at + timedelta(seconds=again_s))
+    return asking
+
+
+def told(transaction: str, good: Collection[str], bad: Mapping[str, int] | None = None) -> Told:
+    return Told(transaction_uid=transaction, committed=frozenset(good), failed=bad or {})
+
+
+def state(store: Store, one: Delivery) -> tuple[DeliveryState, PledgeState]:
+    now, pledge = store.deliveries.get(one.id), store.pledges.get(one.id)
+    assert now is not None
+    assert pledge is not None
+    return now.state, pledge.state
+
+
+def uids(asking: Asking) -> list[str]:
+    return [uid for _, uid in asking.references]
+
+
+def test_who_is_not_asked_owes_nothing(store: Store) -> None:
+    settings = {"pacs": {**PACS["pacs"], "commit": False}}
+    one = sent(store, settings=settings)
+    assert store.pledges.get(one.id) is None
+    assert store.pledges.due(after(1e6)) == []
+
+
+def test_a_delivery_is_committed_when_every_instance_is_named(store: Store) -> None:
+    one = sent(store)
+    assert store.pledges.due(NOW) == []  # a moment after the last answer
+    assert store.pledges.due(after(2)) == ["pacs"]
+    asking = ask(store, "2.25.1", after(2))
+    assert len(asking.references) == 3
+    assert state(store, one) == (DeliveryState.SENT, PledgeState.ASKED)
+    assert store.pledges.result(told("2.25.9", uids(asking)), after(3)) == "unknown"
+    for _ in range(2):  # told twice, as after a lost answer
+        assert store.pledges.result(told("2.25.1", uids(asking)), after(3)) == "committed"
+    assert state(store, one) == (DeliveryState.COMMITTED, PledgeState.KEPT)
+    kinds = [r.kind for r in store.provenance.story(uids(asking)[0]).records]
+    assert kinds.count("series.committed") == 1
+    assert store.pledges.due(after(1e6)) == []
+    assert store.pledges.give_up(after(1e6)) == []
+
+
+def test_an_answer_may_overtake_the_one_to_the_request(store: Store) -> None:
+    one = sent(store)
+    asking = store.pledges.claim("pacs", "2.25.1", "p1", 60, after(2))
+    assert asking is not None
+    assert store.pledges.result(told("2.25.1", uids(asking)), after(3)) == "committed"
+    assert not store.pledges.asked(asking, "p1", after(3), after(9))
+    assert state(store, one) == (DeliveryState.COMMITTED, PledgeState.KEPT)
+
+
+@pytest.mark.parametrize("how", ["failed", "not mentioned", "both lists"])
+def test_what_is_missing_there_is_sent_again_alone(store: Store, how: str) -> None:
+    one = sent(store)
+    asking = ask(store, "2.25.1", after(2))
+    good, bad = uids(asking)[:2], uids(asking)[2]
+    answer = {
+        "failed": told("2.25.1", good, {bad: 0x0112}),
+        "not mentioned": told("2.25.1", good),
+        "both lists": told("2.25.1", [*good, bad], {bad: 0x0110}),
+    }[how]
+    assert store.pledges.result(answer, after(3)) == "resent"
+    assert state(store, one) == (DeliveryState.PENDING, PledgeState.RESENT)
+    assert {u for u, o in store.deliveries.outcomes(one.id).items() if not o.done} == {bad}
+    assert store.pledges.result(answer, after(3)) == "stale"  # told twice
+    assert store.pledges.due(after(900)) == []
+    resent(store, one, after(4))
+    assert store.pledges.result(answer, after(5)) == "stale"  # of a time before it was sent again
+    second = ask(store, "2.25.2", after(6))
+    assert store.pledges.result(told("2.25.2", uids(second)), after(7)) == "committed"
+
+
+def test_a_destination_that_never_holds_it_is_for_a_person(store: Store) -> None:
+    one = sent(store)
+    for n in range(MOST_ROUNDS):
+        asking = ask(store, f"2.25.{n}", after(10 * n + 5))
+        assert store.pledges.result(told(f"2.25.{n}", uids(asking)[:2]), after(10 * n + 6)) == "resent"
+        resent(store, one, after(10 * n + 7))
+    asking = ask(store, "2.25.99", after(100))
+    assert store.pledges.result(told("2.25.99", uids(asking)[:2]), after(101)) == "given_up"
+    assert state(store, one) == (DeliveryState.SENT, PledgeState.GIVEN_UP)
+    names = [event.name for event in store.events.list()]
+    assert names.count("delivery.uncommitted") == 1
+    assert names.count("delivery.not_committed") == MOST_ROUNDS
+    store.deliveries.retry(one.id, after(200))  # a person has seen to it
+    resent(store, one, after(201))
+    asking = ask(store, "2.25.100", after(210))
+    assert store.pledges.result(told("2.25.100", uids(asking)), after(211)) == "committed"
+    store.deliveries.retry(one.id, after(300))  # the PACS lost it all the same
+    assert state(store, one)[0] is DeliveryState.PENDING
+
+
+def test_who_does_not_answer_is_asked_again_and_given_up_in_the_end(store: Store) -> None:
+    one = sent(store)
+    first = ask(store, "2.25.1", after(2))
+    assert store.pledges.due(after(251)) == []
+    second = ask(store, "2.25.2", after(252))
+    assert second.attempt == 1
+    assert store.pledges.give_up(after(999)) == []
+    assert [each.delivery_id for each in store.pledges.give_up(after(1000))] == [one.id]
+    assert store.pledges.give_up(after(1000)) == []
+    assert store.pledges.due(after(2000)) == []
+    # Days later it does answer, to the first request of all: that is as good.
+    assert store.pledges.result(told("2.25.1", uids(first)), after(1e5)) == "committed"
+    assert state(store, one) == (DeliveryState.COMMITTED, PledgeState.KEPT)
+
+
+def test_a_destination_that_is_away_puts_off_all_that_waits_for_it(store: Store) -> None:
+    sent(store)
+    two = delivery(store, PACS, n=2, series=2, at=NOW)[0]
+    resent(store, two, NOW)
+    asking = store.pledges.claim("pacs", "2.25.1", "p1", 60, after(2))
+    assert asking is not None
+    assert store.pledges.later(asking, "p1", after(50), "connection refused")
+    assert store.pledges.due(after(49)) == []
+    assert store.pledges.due(after(50)) == ["pacs"]
+    pledge = store.pledges.get(asking.delivery_id)
+    assert pledge is not None
+    assert (pledge.failure, pledge.attempt) == ("connection refused", 1)
+
+
+def test_a_lease_that_ran_out_is_taken_over(store: Store) -> None:
+    sent(store)
+    lost = store.pledges.claim("pacs", "2.25.1", "p1", 60, after(2))
+    assert lost is not None
+    assert store.pledges.due(after(61)) == []
+    again = store.pledges.claim("pacs", "2.25.2", "p2", 60, after(63))
+    assert again is not None
+    assert not store.pledges.asked(lost, "p1", after(64), after(99))
+    assert store.pledges.asked(again, "p2", after(64), after(99))
+    assert store.pledges.result(told("2.25.1", uids(lost)), after(70)) == "committed"
+
+
+def test_nothing_is_removed_before_its_destination_has_answered(store: Store) -> None:
+    one = sent(store)
+    asking = ask(store, "2.25.1", after(2))
+    assert one.derived_id is not None
+
+    def removable() -> tuple[int, ...]:
+        return store.retention.purgeable(received_before=after(1e6), derived_before=after(1e6)).derived
+
+    assert removable() == ()
+    assert store.pledges.result(told("2.25.1", uids(asking)[:1]), after(3)) == "resent"
+    assert removable() == ()
+    resent(store, one, after(4))
+    assert removable() == ()
+    again = ask(store, "2.25.2", after(7))
+    assert store.pledges.result(told("2.25.2", uids(again)), after(8)) == "committed"
+    assert removable() == (one.derived_id,)
+
+
+def test_what_was_given_up_does_not_fill_the_disk_for_ever(store: Store) -> None:
+    one = sent(store)
+    ask(store, "2.25.1", after(2))
+    assert store.pledges.give_up(after(1000))
+    found = store.retention.purgeable(received_before=after(1e6), derived_before=after(1e6))
+    assert found.derived == (one.derived_id,)
+    store.retention.purge(received_before=after(1e6), derived_before=after(1e6), at=after(1e6))
+    assert store.pledges.result(told("2.25.1", ["1.2.3"]), after(1e6)) == "stale"
+
+
+def test_counts_are_by_destination(store: Store) -> None:
+    sent(store)
+    assert store.pledges.counts() == {("pacs", PledgeState.DUE): 1}
+    assert replace(ask(store, "2.25.1", after(2)), references=()).destination == "pacs"
+    assert store.pledges.counts() == {("pacs", PledgeState.ASKED): 1}
