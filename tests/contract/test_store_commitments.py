@@ -5,9 +5,10 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+from node.dicom.commitment import Told
 from node.model import Commitment, CommitmentState, Outcome, Promise
 from node.store import Store, owners
-from tests.storing import CT, NOW, after, received
+from tests.storing import CT, NOW, after, indexed, received
 
 ASKED, READY, TOLD = CommitmentState.ASKED, CommitmentState.READY, CommitmentState.TOLD
 THERE: dict[str, Any] = {"address": {"host": "h", "port": 1}}
@@ -206,3 +207,27 @@ def test_what_every_destination_had_before_is_held_nowhere(store: Store) -> None
         assert store.deliveries.record_outcomes(delivery.id, "d", delivery.attempt, [there])
         assert store.commitments.held([uid], "held")[uid].way == way
     assert store.commitments.held([uid], "kept")[uid].way == "safe"
+
+
+def test_where_a_destination_commits_itself_its_answer_to_a_c_store_is_not_enough(store: Store) -> None:
+    forward = {"pacs": {"kind": "dimse", "ae_title": "P", "commit": True, "commit_within": 1000.0}}
+    store.reception.record([received(store, 1)], forward=forward)
+    uid = "1.2.3.1.1"
+
+    def way() -> str:
+        return store.commitments.held([uid], "delivered")[uid].way
+
+    indexed(store)
+    assert store.series.close(store.series.list()[0].id, "count", NOW, count=1)
+    delivery = store.deliveries.claim("d", 60, after(10), originals=True)
+    assert delivery is not None
+    done = Outcome(sop_instance_uid=uid, status=0, done=True, retryable=False)
+    assert store.deliveries.record_outcomes(delivery.id, "d", delivery.attempt, [done])
+    assert way() == "waits"
+    assert store.deliveries.settle(delivery.id, "d", delivery.attempt, after(11)) == "sent"
+    assert way() == "waits"
+    asking = store.pledges.claim("pacs", "2.25.1", "p", 60, after(20))
+    assert asking is not None
+    told = Told(transaction_uid="2.25.1", committed=frozenset({uid}), failed={})
+    assert store.pledges.result(told, after(21)) == "committed"
+    assert way() == "safe"
