@@ -21,10 +21,10 @@ from node.cli.common import (
     print_table,
     visible,
 )
-from node.cli.story import told, waits_for
+from node.cli.story import pledge_in_words, told, waits_for
 from node.config.snapshot import snapshot
 from node.errors import StoreError, TransitionRefused
-from node.model import Action, Decision, Delivery, DeliveryState, JobState, Pledge, PledgeState, SeriesState
+from node.model import Action, Decision, Delivery, DeliveryState, JobState, SeriesState
 from node.store import Store
 from node.store.deliveries import Deliveries
 from node.store.jobs import Jobs
@@ -356,22 +356,6 @@ def _what(delivery: Delivery) -> str:
     return "derived" if delivery.series_id is None else f"originals of series {delivery.series_id}"
 
 
-_COMMITMENT: Mapping[PledgeState, str] = {
-    PledgeState.DUE: "to be asked for",
-    PledgeState.ASKED: "asked for, the destination has not answered yet",
-    PledgeState.RESENT: "something is sent again",
-    PledgeState.KEPT: "the destination has committed to all of it",
-    PledgeState.GIVEN_UP: "given up",
-}
-
-
-def _commitment(one: Pledge) -> str:
-    """How far the destination has committed, and what was in the way."""
-    said = _COMMITMENT[one.state]
-    again = f", {one.rounds} times sent again" if one.rounds else ""
-    return f"{said}{again}" + (f": {one.failure}" if one.failure else "")
-
-
 def deliveries_show(number: IdArgument, config: ConfigOption = None, json: JsonOption = False) -> None:
     """One delivery, with the outcome of every instance that was not taken."""
     with opened(config) as store:
@@ -403,7 +387,7 @@ def deliveries_show(number: IdArgument, config: ConfigOption = None, json: JsonO
             ("queued", ago(d.created_at)),
             ("finished", ago(detail.finished_at)),
             ("failure", d.failure),
-            ("commitment", _commitment(pledge) if pledge is not None else ""),
+            ("commitment", pledge_in_words(pledge) if pledge is not None else ""),
             ("derived series UID", derived.series_uid if derived else ""),
         ]
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from node.cli.common import ago, loaded, visible
 from node.gather.gatherer import Gatherer, InForce
-from node.model import Job, Series
+from node.model import Job, Pledge, PledgeState, Series
 from node.store import Store
 from node.store.provenance import Story
 
@@ -126,3 +126,19 @@ def _fact(name: str, value: str) -> str:
 
 def _joined(fact: str, because: str) -> str:
     return f"{fact}. {because}" if because else fact
+
+
+_COMMITMENT: Mapping[PledgeState, str] = {
+    PledgeState.DUE: "to be asked for",
+    PledgeState.ASKED: "asked for, the destination has not answered yet",
+    PledgeState.RESENT: "something is sent again",
+    PledgeState.KEPT: "the destination has committed to all of it",
+    PledgeState.GIVEN_UP: "given up",
+}
+
+
+def pledge_in_words(one: Pledge) -> str:
+    """How far the destination has committed, and what was in the way."""
+    said = _COMMITMENT[one.state]
+    again = f", {one.rounds} times sent again" if one.rounds else ""
+    return f"{said}{again}" + (f": {one.failure}" if one.failure else "")

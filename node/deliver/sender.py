@@ -28,9 +28,9 @@ from pynetdicom.presentation import build_context
 from pynetdicom.transport import AddressInformation
 
 from node.deliver import pdu
+from node.deliver.incoming import Message, aborted, read_message, readable
 from node.deliver.parcel import Body, MemoryBody
 from node.deliver.wire import Wire, connect
-from node.dicom.commitment import LARGEST_REQUEST
 from node.dicom.ours import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from node.errors import AssociationRejected, PeerUnreachable
 
@@ -68,16 +68,6 @@ OnEvent = Callable[[bytes], int]
 """Takes the data set of an N-EVENT-REPORT, gives the status to answer it with."""
 
 _LOOK_S = 0.05
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Got:
-    """A message of the peer: its command set, as bytes and by number, and its data set."""
-
-    context_id: int
-    command: bytes
-    elements: Mapping[int, bytes]
-    data: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,7 +219,7 @@ class Sender:
                 if pdu.field(got.elements) == pdu.N_EVENT_REPORT_RQ:
                     self._heard(got, on_event, deadline)
                     continue
-                with _readable():
+                with readable():
                     answer = pdu.response(got.command)
                     if (answer.command, answer.responds_to) != (pdu.N_ACTION_RSP, message):
                         raise pdu.ProtocolFault("this answers another request")
@@ -256,43 +246,18 @@ class Sender:
             self._heard(got, on_event, deadline)
         return True
 
-    def _heard(self, got: _Got, on_event: OnEvent, deadline: float) -> None:
+    def _heard(self, got: Message, on_event: OnEvent, deadline: float) -> None:
         answer = pdu.event_report_response(got.elements, on_event(got.data))
         self._wire.send(pdu.command_pdus(got.context_id, answer, self._fragment), deadline)
 
-    def _message(self, deadline: float) -> _Got | None:
-        """The next message of the peer, with its data set; None if it releases the association instead."""
-        command, data = bytearray(), bytearray()
-        elements: dict[int, bytes] | None = None
-        while True:
-            kind, body = self._wire.receive_pdu(deadline)
-            if kind == pdu.RELEASE_RQ:
-                self._is_open = False
-                self._wire.send(pdu.RELEASE_RESPONSE, deadline)
-                self._wire.close()
-                return None
-            if kind != pdu.P_DATA:
-                raise PeerUnreachable(
-                    _aborted(body) if kind == pdu.ABORT else "the peer sent a PDU that is no message"
-                )
-            with _readable():
-                for piece in pdu.fragments(body):
-                    if piece.is_command is (elements is not None):
-                        raise pdu.ProtocolFault("command set and data set out of order")
-                    (command if piece.is_command else data).extend(piece.data)
-                    if len(command) > pdu.LARGEST_COMMAND or len(data) > LARGEST_REQUEST:
-                        raise pdu.ProtocolFault("a message is of ordinary size")
-                    if not piece.is_last:
-                        continue
-                    if piece.is_command:
-                        elements = pdu.elements(bytes(command))
-                    if not piece.is_command or not pdu.has_data(elements or {}):
-                        return _Got(
-                            context_id=piece.context_id,
-                            command=bytes(command),
-                            elements=elements or {},
-                            data=bytes(data),
-                        )
+    def _message(self, deadline: float) -> Message | None:
+        """The next message of the peer; None if it releases the association instead."""
+        got = read_message(self._wire, deadline)
+        if got is None:
+            self._is_open = False
+            self._wire.send(pdu.RELEASE_RESPONSE, deadline)
+            self._wire.close()
+        return got
 
     def release(self) -> None:
         """End the association in order (PS3.8 9.3.6); a peer that does not answer is left."""
@@ -374,7 +339,7 @@ class Sender:
         while True:
             kind, body = self._wire.receive_pdu(deadline)
             if kind == pdu.ABORT:
-                raise PeerUnreachable(_aborted(body))
+                raise PeerUnreachable(aborted(body))
             if kind == pdu.RELEASE_RQ:
                 raise PeerUnreachable("the peer released the association instead of answering")
             if kind != pdu.P_DATA:
@@ -391,14 +356,6 @@ class Sender:
                         return answer
             except pdu.ProtocolFault as fault:
                 raise PeerUnreachable(f"the peer's answer cannot be read: {fault}") from None
-
-
-@contextlib.contextmanager
-def _readable() -> Iterator[None]:
-    try:
-        yield
-    except pdu.ProtocolFault as fault:
-        raise PeerUnreachable(f"the peer's answer cannot be read: {fault}") from None
 
 
 def associate(peer: Peer, contexts: Iterable[Context]) -> Sender:
@@ -441,7 +398,7 @@ def _negotiate(wire: Wire, peer: Peer, proposed: list[Context]) -> Sender:
     wire.send(_request(peer, requested), deadline)
     kind, body = wire.receive_pdu(deadline)
     if kind == pdu.ABORT:
-        raise PeerUnreachable(_aborted(body))
+        raise PeerUnreachable(aborted(body))
     if kind not in (pdu.ASSOCIATE_AC, pdu.ASSOCIATE_RJ):
         raise PeerUnreachable("the peer answered a request for an association with another PDU")
     if kind == pdu.ASSOCIATE_RJ:
@@ -500,9 +457,3 @@ def _rejected(raw: bytes) -> AssociationRejected:
         retryable=transient,
         hint="" if transient else "Ask the PACS administrator to admit this node's AE title and address.",
     )
-
-
-def _aborted(body: bytes) -> str:
-    who = "the peer" if len(body) < 4 or body[2] == 0 else "the peer's protocol machine"
-    reason = f", reason {body[3]}" if len(body) >= 4 and body[2] != 0 else ""
-    return f"{who} aborted the association{reason}"
