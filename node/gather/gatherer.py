@@ -339,8 +339,10 @@ class Gatherer:
         decision = self._decided(series, config.config, headers, n_unreadable)
         offset = now.astimezone().utcoffset() or timedelta(0)
         jobs = plan(
-            series, decision, config.config, self._cards, utc_offset_minutes=int(offset.total_seconds()) // 60
-        )
+            series, decision, config.config, self._cards,
+            utc_offset_minutes=int(offset.total_seconds()) // 60,
+            derived_gone=series.generation > 1 and self._store.series.derived_gone(series.id),
+        )  # fmt: skip
         if headers:
             self._store.series.index((), {series.id: merge(headers)})
         ids = self._store.series.route(series.id, decision, jobs, config.digest, now)

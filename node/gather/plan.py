@@ -26,6 +26,7 @@ def plan(
     cards: Mapping[str, Card],
     *,
     utc_offset_minutes: int = 0,
+    derived_gone: bool = False,
 ) -> tuple[NewJob, ...]:
     """Jobs that a decision asks for.
 
@@ -44,6 +45,9 @@ def plan(
         Engine cards by catalogue name.
     utc_offset_minutes
         Of this hospital's clocks now, for own times in objects whose source names no time zone.
+    derived_gone
+        Whether what was made of earlier generations is here no more. Nothing can be appended to it then: an instance
+        that comes again would get other pixels, made of other neighbours, under the UID that PACS has.
     """
     if decision.action is not Action.ENHANCE:
         return ()
@@ -55,7 +59,7 @@ def plan(
     for name in decision.destinations:
         destination = config.destinations[name]
         groups.setdefault(destination.equipment, {})[name] = destination
-    revise = config.series.late == "revise" and series.generation > 1
+    revise = (config.series.late == "revise" or derived_gone) and series.generation > 1
     revision = series.generation if revise else 1
     return tuple(
         _job(

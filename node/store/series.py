@@ -24,7 +24,7 @@ from node.model import (
 from node.store import codec, events, moves, originals, outlooks, provenance, rows
 from node.store.db import Database
 from node.store.jobs import NewJob, insert_job, supersede_jobs
-from node.store.tables import AssociationRow, CarriedRow, InstanceRow, SeriesRow
+from node.store.tables import AssociationRow, CarriedRow, DerivedRow, InstanceRow, JobRow, SeriesRow
 
 _UNREAD: ColumnElement[int] = literal_column("0")
 """To the letter what the partial index says, or it is not used."""
@@ -266,6 +266,17 @@ class SeriesStore:
             found[one.key.calling_ae, one.key.called_ae] = None
             found.update(dict.fromkeys((a.calling_ae, a.called_ae) for a in self.associations(one.id)))
         return [*found]
+
+    def derived_gone(self, series_id: int) -> bool:
+        """Whether retention has removed something that was made of this series, in any generation of it."""
+        ids = [one.id for one in self.generations(series_id)]
+        with self._db.read() as connection:
+            found = (
+                select(DerivedRow.id)
+                .join(JobRow, JobRow.id == DerivedRow.job_id)
+                .where(JobRow.series_id.in_(ids), DerivedRow.purged_at.is_not(None))
+            )
+            return connection.execute(found.limit(1)).first() is not None
 
     def open_associations(self, calling_ae: str, address: str | None = None) -> builtins.list[Association]:
         """Associations of this sender that have not ended."""

@@ -21,6 +21,7 @@ from node.gather.gatherer import Gatherer, InForce
 from node.model import Action, Association, AssociationEnd, Instance, InstanceHeader, JobState, SeriesState
 from node.store import Store
 from tests.phantoms import small_ct
+from tests.storing import delivered, made
 
 NOW = datetime(2026, 5, 4, 12, tzinfo=UTC)
 
@@ -362,3 +363,26 @@ def test_an_outlook_follows_the_configuration(store: Store) -> None:
     now[0] = parse(CONFIG.replace("CHEST", "FOOT"))
     rounds(gatherer, 3)
     assert store.outlooks.list() == []
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_what_comes_again_after_retention_becomes_no_part_of_what_was_sent(
+    store: Store, gatherer: Gatherer, gone: bool
+) -> None:
+    """Of the derived series nothing is left here: the same UIDs would get pixels that were made of fewer slices."""
+    slices = small_ct(seed=2, n_slices=8)
+    receive(store, slices, "a")
+    end(store, "a", AssociationEnd.RELEASED, 2)
+    rounds(gatherer, 4)
+    while (job := store.jobs.claim("w", 60, at(5))) is not None:
+        store.jobs.finish(job.id, "w", job.attempt, made(store, job), {}, at(6))
+    while (delivery := store.deliveries.claim("d", 60, at(7))) is not None:
+        outcomes = delivered(store, delivery, "d")
+        store.deliveries.finish(delivery.id, "d", delivery.attempt, at(8), {}, outcomes=outcomes)
+    purged = store.retention.purge(received_before=at(900), derived_before=at(900 if gone else 0), at=at(900))
+    assert (purged.n_series, purged.n_derived) == (1, 2 if gone else 0)
+    receive(store, slices[2:6], "b", begin_s=1000)
+    end(store, "b", AssociationEnd.RELEASED, 1002)
+    rounds(gatherer, 1060)
+    again = [job for job in store.jobs.list() if job.state is JobState.QUEUED]
+    assert [job.revision for job in again] == [2 if gone else 1] * 2
