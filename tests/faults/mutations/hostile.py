@@ -207,7 +207,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         invariant="R25",
         what="everybody may call",
         file="node/receive/terms.py",
-        old="    if not node.peer(calling_ae, address):\n",
+        old="    if not tells and not node.peer(calling_ae, address):\n",
         new="    if not calling_ae:\n",
         test=_test("strangers", "a_stranger_leaves_no_byte_and_an_event"),
     ),
