@@ -9,7 +9,7 @@ import numpy as np
 
 from training.data import patches, shards
 from training.data.patches import Batch, Draw, Sampler
-from training.data.shards import Shard
+from training.data.shards import LARGEST, Shard
 from training.errors import DataError, SplitError
 from training.recipe import Recipe
 
@@ -18,7 +18,7 @@ VALIDATION_LEVELS = 3
 
 
 def check(recipe: Recipe, found: Sequence[Shard], part: str) -> None:
-    """Refuse shards of patients that the recipe's split does not vouch for (training/data/real.py).
+    """Refuse shards of another unit, and patients that the recipe's split does not vouch for (training/data/real.py).
 
     Material without patients has no split and is free. What was generated from patients has theirs.
 
@@ -27,9 +27,10 @@ def check(recipe: Recipe, found: Sequence[Shard], part: str) -> None:
     SplitError
         A shard is of another split, or of another part of it.
     DataError
-        The recipe does not tell under which terms a patient's shard is.
+        The recipe does not tell under which terms a patient's shard is, or works in another unit.
     """
     for shard in found:
+        _in_unit(recipe, shard)
         split, of = str(shard.facts.get("split", "")), str(shard.facts.get("part", part))
         if split and split != recipe.data.split:
             raise SplitError(
@@ -44,6 +45,17 @@ def check(recipe: Recipe, found: Sequence[Shard], part: str) -> None:
                 f"the terms of shard {shard.name} ({terms}) are not told by the recipe {recipe.name}",
                 hint="add them to `licence` under data: they go into the card of what is exported",
             )
+
+
+def _in_unit(recipe: Recipe, shard: Shard) -> None:
+    """Refuse HU for a network of the series scale, and the other way round: it would learn, and learn nonsense."""
+    low, high = shard.offset, shard.offset + shard.scale * LARGEST
+    strange = low < -100.0 if recipe.data.unit == "arbitrary" else low >= 0.0 and high < 20.0
+    if strange:
+        raise DataError(
+            f"shard {shard.name} holds {low:g} to {high:g}, the recipe {recipe.name} is for {recipe.data.unit}",
+            hint="recipes for CT take shards of CT, those for MR shards of MR",
+        )
 
 
 def levels(recipe: Recipe) -> tuple[float, ...]:

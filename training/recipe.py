@@ -18,6 +18,7 @@ from ruamel.yaml.error import YAMLError
 from training.errors import RecipeError
 
 Positive = Annotated[float, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, le=10)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(gt=0)]
 
@@ -116,7 +117,7 @@ class AdversaryPart(_Part):
     texture: Annotated[float, Field(ge=0)] = 0.05
     grain: Share = 0.4
     strength: Annotated[float, Field(gt=0, le=1)] = 1.0
-    rate: Positive = 2e-4
+    rate: Rate = 2e-4
 
 
 class OptimPart(_Part):
@@ -133,8 +134,8 @@ class OptimPart(_Part):
     updates: Count
     minutes: Positive | None = None
     batch: Count = 8
-    rate: Positive = 1e-3
-    last_rate: Positive = 1e-5
+    rate: Rate = 1e-3
+    last_rate: Rate = 1e-5
     warmup: Annotated[int, Field(ge=0)] = 200
     decay: Annotated[float, Field(ge=0)] = 1e-4
     clip: Positive = 1.0

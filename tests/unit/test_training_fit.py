@@ -7,13 +7,15 @@ import resource
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from tests.training_samples import shards  # noqa: E402
 from training import checkpoint, losses  # noqa: E402
-from training.errors import CheckpointError, Diverged, RecipeError, SplitError  # noqa: E402
+from training.data.shards import Writer  # noqa: E402
+from training.errors import CheckpointError, DataError, Diverged, RecipeError, SplitError  # noqa: E402
 from training.fit import BEST, LAST, Fit, finished  # noqa: E402
 from training.recipe import FOLDER, Recipe, load, parse  # noqa: E402
 
@@ -341,6 +343,33 @@ def test_a_second_stage_goes_on_from_the_first(data: Path, tmp_path: Path) -> No
 def test_a_wrong_recipe_is_told(text: str, what: str) -> None:
     with pytest.raises(RecipeError, match=what):
         parse(text, "r.yaml")
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        "{kind: pu, options: {size: t, gain: 0}}",
+        "{kind: pu, options: {size: t, gain: many}}",
+        "{kind: autoencoder, options: {channels: [], code: 4}}",
+        "{kind: autoencoder, options: {channels: [-1, 8, 8], code: 4}}",
+    ],
+)
+def test_options_that_make_no_network_are_told(data: Path, tmp_path: Path, network: str) -> None:
+    with pytest.raises(RecipeError, match="options"):
+        fit(recipe(network=network), data, tmp_path)
+
+
+@pytest.mark.parametrize("unit", ["HU", "arbitrary"])
+def test_shards_of_another_unit_are_refused(tmp_path: Path, unit: str) -> None:
+    span, level = ((0.0, 4.0), 0.5) if unit == "HU" else ((-1024.0, 3071.0), 40.0)
+    for part in ("truth", "validation"):
+        writer = Writer(tmp_path / f"toy-{part}")
+        writer.add("a", np.full((3, 64, 64), level, np.float32), (1.0, 1.0, 1.0), span=span)
+    told = parse(
+        TINY.format(name="tiny", network="{kind: pu}", updates=1).replace("unit: HU", f"unit: {unit}"), "x"
+    )
+    with pytest.raises(DataError, match=f"is for {unit}"):
+        fit(told, tmp_path, tmp_path)
 
 
 def test_the_card_does_not_make_other_weights() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from training.errors import RecipeError
@@ -21,6 +22,9 @@ KINDS: Mapping[str, Callable[..., nn.Module]] = {
     "u-net": UNet,
 }
 
+SMALLEST = 32
+"""Rows and columns of the slice that a new network is tried on."""
+
 
 def build(kind: str, **options: Any) -> nn.Module:
     """Build a network with fresh weights.
@@ -28,14 +32,23 @@ def build(kind: str, **options: Any) -> nn.Module:
     Raises
     ------
     RecipeError
-        There is no such kind, or it has no such option.
+        There is no such kind, it has no such option, or a network of these options cannot be run.
     """
     if kind not in KINDS:
         raise RecipeError(f"there is no network {kind!r}", hint=f"one of {', '.join(KINDS)}")
     try:
-        return KINDS[kind](**options)
+        made: nn.Module = KINDS[kind](**options)
     except (TypeError, KeyError) as e:
         raise RecipeError(f"network {kind}: {e} is no option of it") from e
+    except (ValueError, RuntimeError) as e:
+        raise RecipeError(f"network {kind} cannot be made of these options: {e}") from e
+    training = made.training
+    try:
+        with torch.no_grad():
+            made.eval()(torch.zeros(1, 3, SMALLEST, SMALLEST), torch.zeros(1, 1, SMALLEST, SMALLEST))
+    except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as e:
+        raise RecipeError(f"network {kind} cannot be run with these options: {e}") from e
+    return made.train(training)
 
 
 def n_parameters(network: nn.Module) -> int:
