@@ -201,7 +201,7 @@ def as_pdus(context_id: int, command_set: bytes, largest_pdu: int, *, is_command
     largest_pdu
         The peer's Maximum Length (bytes after the six of the PDU header); 0 is without limit.
     """
-    room = max(largest_pdu - 6, 2) if largest_pdu else len(command_set)
+    room = max((largest_pdu - 6) & ~1, 2) if largest_pdu else len(command_set)
     kind = 1 if is_command else 0
     pieces = [command_set[at : at + room] for at in range(0, len(command_set), room)]
     out = bytearray()

@@ -198,6 +198,20 @@ def test_no_request_does_harm(edits: list[tuple[int, int]], cut: int) -> None:
             continue
 
 
+@pytest.mark.parametrize("largest", [0, 7, 8, 9, 101, 4097, 16384])
+def test_fragments_are_even_but_for_the_last(largest: int) -> None:
+    """PS3.8 Annex E: DCMTK gives up on an odd one. A result of storage commitment has many fragments."""
+    data = bytes(range(256)) * 40 + b"x"
+    raw, pieces = as_pdus(1, data, largest, is_command=False), []
+    while raw:
+        (length,) = struct.unpack_from(">L", raw, 2)
+        assert length <= max(largest, 8) or not largest
+        pieces.append(raw[12 : 6 + length])
+        raw = raw[6 + length :]
+    assert b"".join(pieces) == data
+    assert not any(len(piece) % 2 for piece in pieces[:-1])
+
+
 # --- presentation contexts and file meta information -------------------------------------------------
 
 
