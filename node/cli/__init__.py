@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Annotated
 
 import typer
 
 from engines.errors import EngineError
+from node import __version__
 from node.cli import admin, backup, commitments, gpu, health, records, server, tools
 from node.cli.common import tell_error
 from node.errors import ConfigError, NodeError
 from node.log import configure
+from node.store.migrate import HEAD
 
 app = typer.Typer(
     name="luminode",
@@ -29,6 +32,22 @@ commitments.register(app)
 admin.register(app)
 health.register(app)
 backup.register(app)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"luminode {__version__}, database schema {HEAD}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Tell which version this is.")
+    ] = False,
+) -> None:
+    """What may stand before a verb."""
+
 
 EX_CONFIG = ConfigError.exit_status
 EX_FAILED = 1

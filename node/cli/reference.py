@@ -24,7 +24,8 @@ HEAD = """
 
 <!-- Generated from the verbs: `python -m node.cli.reference > docs/cli.md`. Do not edit. -->
 
-`luminode --help` lists the verbs, `luminode VERB --help` its options. `python -m node` is the same command.
+`luminode --help` lists the verbs, `luminode VERB --help` its options, `luminode --version` tells which version
+this is, and the schema of its database. `python -m node` is the same command.
 
 Verbs that need the configuration take `--config FILE` (`-c`), otherwise the file that the environment variable
 `LUMINODE_CONFIG` names, otherwise `./config.yaml`. Relative paths in it start at the working directory: use the

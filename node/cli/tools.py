@@ -126,7 +126,7 @@ def _check_database(config: Config) -> list[Finding]:
                 ok=True,
                 note=True,
                 text=error.message,
-                hint="`luminode serve` brings it up to date at its start: have a backup before",
+                hint="`luminode serve` brings it up to date at its start; only a backup from before leads back",
             )
         ]
     return [

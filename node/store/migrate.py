@@ -53,7 +53,7 @@ def require_current(database: Database) -> None:
         if _checked(connection) != HEAD:
             raise SchemaTooOld(
                 "the database's schema is older than this Luminode",
-                hint="make a backup, stop the node, then run `luminode db upgrade` or start the new one",
+                hint="stop the node, then start it anew, or run `luminode db upgrade`; a backup is made by the version before",
             )
 
 

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from engines import catalog
+from node import __version__
 from node.config.explain import keys, markdown
 from node.config.load import load
 from node.store import Store
+from node.store.migrate import HEAD
 from node.trial.phantoms import small_ct, write_series
 from tests.cli import luminode
 from tests.sites import CONFIG
@@ -402,3 +404,8 @@ def test_check_tells_of_a_gpu_whose_plan_is_missing_how_to_build_it(
     told = luminode("check", "--offline")
     assert "tensorrt_rtx fp16: ready for capability 8.6, 8.9" in told.out
     assert "no plan" not in told.out
+
+
+def test_the_version_is_told_without_a_configuration(site: Path) -> None:
+    (site / "config.yaml").unlink()
+    assert luminode("--version").out == f"luminode {__version__}, database schema {HEAD}\n"

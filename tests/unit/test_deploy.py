@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import getpass
 import importlib.util
 import json
+import os
+import pwd
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -300,3 +305,80 @@ def test_account_and_folders_are_made(tmp_path: Path) -> None:
         pytest.skip("needs root")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "var" / "lib" / "luminode").stat().st_mode & 0o777 == 0o700
+
+
+# the command for admins ---------------------------------------------------------------------------
+REPORT = """#!/bin/sh
+id -u
+pwd
+for argument; do echo "$argument"; done
+echo --
+env
+"""
+ENVIRONMENT = """\
+# DB_PASSWORD=old
+DB_PASSWORD=p$w;d#`id` 'x"
+QUOTED="two words"
+ALSO='single'
+not a line
+1=2
+"""
+
+
+@pytest.fixture
+def everywhere() -> Iterator[Path]:
+    """A folder that other users may look into."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "etc").mkdir()
+        (folder / "program").write_text(REPORT)
+        (folder / "program").chmod(0o755)
+        yield folder
+
+
+@dataclass(frozen=True)
+class Handed:
+    """What the command handed on."""
+
+    user: int
+    folder: str
+    arguments: list[str]
+    environment: dict[str, str]
+
+
+def _wrapped(folder: Path, user: str, *arguments: str) -> Handed:
+    """Run it with places of this test."""
+    text = (DEPLOY / "systemd" / "luminode.sh").read_text()
+    places = {"user": user, "home": folder, "etc": folder / "etc", "program": folder / "program"}
+    for name, value in places.items():
+        text, n = re.subn(rf"^{name}=.*$", f"{name}={value}", text, flags=re.MULTILINE)
+        assert n == 1
+    script = folder / "luminode.sh"
+    script.write_text(text)
+    told = subprocess.run(["sh", script, *arguments], capture_output=True, text=True, check=True)
+    before, _, environment = told.stdout.partition("--\n")
+    number, where, *words = before.splitlines()
+    named = (line.partition("=") for line in environment.splitlines())
+    return Handed(int(number), where, words, {name: value for name, _, value in named})
+
+
+def test_the_command_for_admins_is_the_node_itself_for_its_own_user(everywhere: Path) -> None:
+    told = _wrapped(everywhere, getpass.getuser(), "series", "show", "a b")
+    assert told.arguments == ["series", "show", "a b"]
+    assert told.folder == str(everywhere)
+    assert told.environment["LUMINODE_CONFIG"] == f"{everywhere}/etc/config.yaml"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+def test_the_command_for_admins_becomes_the_nodes_user_with_its_secrets(everywhere: Path) -> None:
+    (everywhere / "etc" / "environment").write_text(ENVIRONMENT)
+    (everywhere / "etc" / "environment").chmod(0o600)
+    told = _wrapped(everywhere, "nobody", "check", "--offline")
+    assert told.user == pwd.getpwnam("nobody").pw_uid
+    assert told.arguments == ["check", "--offline"]
+    environment = told.environment
+    assert environment["DB_PASSWORD"] == "p$w;d#`id` 'x\""
+    assert (environment["QUOTED"], environment["ALSO"]) == ("two words", "single")
+    assert environment["HOME"] == str(everywhere)
+    assert "1" not in environment
