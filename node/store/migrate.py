@@ -53,7 +53,7 @@ def require_current(database: Database) -> None:
         if _checked(connection) != HEAD:
             raise SchemaTooOld(
                 "the database's schema is older than this Luminode",
-                hint="stop the node, then start it anew, or run `luminode db upgrade`; a backup is made by the version before",
+                hint="stop the node, then start it, or run `luminode db upgrade`; its own version can still back it up",
             )
 
 
