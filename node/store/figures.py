@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, and_, func, or_, select
 
-from node.model import CommitmentState, DeliveryState, JobState, SeriesState
+from node.model import CommitmentState, DeliveryState, JobState, PledgeState, SeriesState
 from node.store import rows
 from node.store.db import Database
 from node.store.tables import (
@@ -25,6 +25,7 @@ from node.store.tables import (
     DeliveryRow,
     DerivedRow,
     JobRow,
+    PledgeRow,
     ProvenanceRow,
     SeriesRow,
 )
@@ -33,6 +34,10 @@ _UNDECIDED = (SeriesState.OPEN, SeriesState.CLOSED)
 UNFINISHED = tuple(s.value for s in (JobState.QUEUED, JobState.RUNNING, JobState.HELD, JobState.FAILED))
 UNSENT = tuple(s.value for s in (DeliveryState.PENDING, DeliveryState.SENDING, DeliveryState.FAILED))
 """States of jobs and deliveries that are counted as they are."""
+
+UNPLEDGED = tuple(s.value for s in (PledgeState.DUE, PledgeState.ASKED, PledgeState.RESENT))
+_TOLD_FOR = timedelta(days=7)
+"""How long an uncommitted delivery is told of: nobody may be left to see to it."""
 
 _WAITING = (DeliveryState.PENDING.value, DeliveryState.SENDING.value)
 _YOUNG_S = 60.0
@@ -72,6 +77,8 @@ class Figures:
         By destination, whether originals, and state; those that are sent or cancelled are left out.
     commitments
         By state.
+    pledges
+        What destinations are asked to commit to, by destination and state; GIVEN_UP for a week.
     """
 
     instances: int
@@ -82,6 +89,7 @@ class Figures:
     oldest_job: datetime | None
     deliveries: Mapping[tuple[str, bool, str], Waiting]
     commitments: Mapping[str, int]
+    pledges: Mapping[tuple[str, str], int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +164,7 @@ class FigureStore:
                 ).scalar_one(),
                 deliveries=_deliveries(connection),
                 commitments=_by_state(connection, CommitmentRow, tuple(CommitmentState)),
+                pledges=_pledges(connection, now),
             )
 
     def history(self, after: Place, limit: int) -> tuple[Sequence[Happening], Place]:
@@ -239,6 +248,16 @@ def _jobs(connection: Connection) -> dict[tuple[str, str], int]:
         .group_by(JobRow.engine, JobRow.state)
     )
     return {(engine, state): n for engine, state, n in found}
+
+
+def _pledges(connection: Connection, now: datetime) -> dict[tuple[str, str], int]:
+    wanted = or_(
+        PledgeRow.state.in_(UNPLEDGED),
+        and_(PledgeRow.state == PledgeState.GIVEN_UP.value, PledgeRow.give_up_at > now - _TOLD_FOR),
+    )
+    found = select(PledgeRow.destination, PledgeRow.state, func.count()).where(wanted)
+    grouped = connection.execute(found.group_by(PledgeRow.destination, PledgeRow.state))
+    return {(destination, state): n for destination, state, n in grouped}
 
 
 def _deliveries(connection: Connection) -> dict[tuple[str, bool, str], Waiting]:

@@ -15,7 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 from node import __version__
 from node.config.schema import Config
-from node.store.figures import UNFINISHED, UNSENT, Figures
+from node.store.figures import UNFINISHED, UNPLEDGED, UNSENT, Figures
 from node.web import parts as health
 from node.web.lookout import Look
 from node.web.parts import DESTINATION, Part
@@ -210,6 +210,14 @@ def _figures(view: View, figures: Figures) -> Iterator[Metric]:
         yield _labelled(
             GaugeMetricFamily, "luminode_commitments", "Requests for storage commitment on record.", ("state",),
             {(state,): n for state, n in figures.commitments.items()},
+        )  # fmt: skip
+
+    asked = [n for n, each in view.config.destinations.items() if each.kind == "dimse" and each.commit]
+    if asked or figures.pledges:
+        none = {(name, state): 0 for name in asked for state in (*UNPLEDGED, "GIVEN_UP")}
+        yield _labelled(
+            GaugeMetricFamily, "luminode_pledges", "Deliveries that a destination is asked to commit to.",
+            ("destination", "state"), none | dict(figures.pledges),
         )  # fmt: skip
 
 

@@ -66,7 +66,7 @@ def told(config: Config) -> dict[str, set[str]]:
     )
     figures = Figures(
         instances=9, n_bytes=9, settled=totals.settled, series={"OPEN": 1}, jobs={("ct-cnn", "HELD"): 1},
-        oldest_job=NOW, commitments={"GIVEN_UP": 1},
+        oldest_job=NOW, commitments={"GIVEN_UP": 1}, pledges={("pacs", "GIVEN_UP"): 1},
         deliveries={("orthanc", False, "PENDING"): Waiting(n=1, oldest=NOW)},
     )  # fmt: skip
     counts = Counts()

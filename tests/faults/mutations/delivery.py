@@ -123,6 +123,35 @@ MUTATIONS: tuple[Mutation, ...] = (
         new="",
         test="tests/contract/test_store_originals.py::test_nothing_is_removed_before_its_originals_are_sent",
     ),
+    Mutation(
+        invariant="R12",
+        what="what a PACS does not mention counts as committed",
+        file="node/store/pledges.py",
+        old="if uid not in told.committed or uid in told.failed",
+        new="if uid in told.failed",
+        test="tests/contract/test_store_pledges.py::test_what_is_missing_there_is_sent_again_alone",
+    ),
+    Mutation(
+        invariant="R12",
+        what="a request to a PACS is made under a Transaction UID that is not on record",
+        file="node/store/pledges.py",
+        old="transaction_uid=transaction_uid, delivery_id=delivery_id, at=now",
+        new='transaction_uid=transaction_uid + ".0", delivery_id=delivery_id, at=now',
+        test="tests/conformance/test_deliver_commit.py::"
+        "test_a_pacs_that_calls_back_is_heard_though_no_scanner_is_listed_by_its_title",
+    ),
+    Mutation(
+        invariant="R12",
+        what="files are removed while their PACS has not answered whether it holds them",
+        file="node/store/retention.py",
+        old="""    unsent = exists().where(
+        DeliveryRow.derived_id == DerivedRow.id,
+        or_(DeliveryRow.state.not_in(_SENT), pledges.awaited()),""",
+        new="""    unsent = exists().where(
+        DeliveryRow.derived_id == DerivedRow.id,
+        DeliveryRow.state.not_in(_SENT),""",
+        test="tests/contract/test_store_pledges.py::test_nothing_is_removed_before_its_destination_has_answered",
+    ),
 )
 
 UNEXERCISED: tuple[Unexercised, ...] = (
