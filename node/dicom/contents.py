@@ -83,10 +83,13 @@ _ANYWHERE: Final[tuple[tuple[str, Verdict], ...]] = (
     (r"MPR|CPR|REFORMAT(TED)?|CURVED", REFORMAT),
     (r"SUBTRACT(ED|ION)?|DIFFERENCE|DSA", SUBTRACTION),
     (r"MOSAIC|VFRAME|TILED", TILED),
-    (r"PHASE (MAP|MASK)|VELOCITY MAP", PHASE),
+    (r"PHASE (MAP|MASK)|VELOCITY MAP|FILT PHA(SE)?", PHASE),
     (r"MAPS?|PARAMETRIC|APPARENT DIFFUSION|FRACTIONAL ANISO.*|TENSOR|TRACTOGRAPHY", MAP),
     (r"(REL|R|C)?(CBF|CBV|MTT|TTP)|TMAX|K ?TRANS|KEP|I?AUC|T ?TEST|Z ?SCORE|STD ?DEV(IATION)?", MAP),
-    (r"PDFF|(FAT|WATER) FRACTION|R[12] ?STAR|T2 STAR UNSPECI.*|QSM|STIFFNESS|ELASTICITY|G ?FACTOR", MAP),
+    (
+        r"PDFF|(FAT|WATER) ?FRACTION|[TBR][0-2] ?MAP|ECV|R[12] ?STAR|T2 STAR UNSPECI.*|QSM|STIFFNESS|ELASTICITY|G ?FACTOR",
+        MAP,
+    ),
     (r"IODINE|VNC|VIRTUAL NON ?CONTRAST|Z ?EFF|EFFECTIVE Z|ELECTRON DENSITY|MATERIAL|PBV", MATERIAL),
     (r"MAT (SPECIFIC|REMOVED|FRACTIONAL|MODIFIED|VALUE BASED)|EFF ATOMIC NUM", MATERIAL),
     (r"DEEP RESOLVE|AICE|PIQE|DLIR|DLR", DENOISED),
@@ -97,7 +100,7 @@ _ALONE: Final[tuple[tuple[str, Verdict], ...]] = (
     (r"DOSE", DOSE),
     (r"SUBT?|BSI", SUBTRACTION),
     (r"PHASE|REAL|IMAGINARY", PHASE),
-    (r"E?ADC|FA|COL ?FA|PBP|GBP|AIF|FF", MAP),
+    (r"(PROC )?E?ADC( UNSPECI.*)?|FA|COL ?FA|PBP|GBP|AIF|FF", MAP),
     (r"RHO Z|EFF Z", MATERIAL),
     (r"UNI", RATIO),
     (r"DR[BGS]", DENOISED),
@@ -151,15 +154,32 @@ _MR_LOCALIZER: Final = re.compile(
     r"locali[sz]er|scout|\bsurvey\b|\blocator\b|\b(3|three|tri) ?pl(ane)?\b|\bloc\b|\bpilot\b", re.IGNORECASE
 )
 _DERIVED_WORDS: Final = tuple(
-    (re.compile(words, re.IGNORECASE), verdict)
-    for words, verdict in (
-        (r"\be?ADC\b|apparent diffusion|fractional aniso|\bFA ?map\b|\b[TR][12]\*? ?map\b", MAP),
-        (r"\b(rel|r|c)?(CBF|CBV)\b|\bMTT\b|\bTTP\b|\bTmax\b", MAP),
-        (r"\bsub(tracted|traction)?\b", SUBTRACTION),
-        (r"\bmi?n?ip\b|\bVRT?\b|\bMPVR\b", PROJECTION),
-        (r"\breformat(ted)?\b|\bCPR\b", REFORMAT),
+    (modalities.split(), re.compile(words, re.IGNORECASE), verdict)
+    for modalities, words, verdict in (
+        ("CT MR", r"\b[de]?ADC\b|apparent diffusion|fractional aniso|\bFA ?map\b|\b[TR][12]\*? ?map\b", MAP),
+        ("CT MR", r"\b(rel|r|c)?(CBF|CBV)\b|\bMTT\b|\bTTP\b|\bTmax\b", MAP),
+        ("CT MR", r"\b(cerebral|regional) blood (flow|volume)\b|\bmean transit\b|\btime to peak\b", MAP),
+        ("CT MR", r"\bk ?trans\b|\bkep\b|\biAUC\b|\bfunctool\b|\bpermeability\b", MAP),
+        ("CT MR", r"\bsub(tracted|traction)?\b(?! ?(mm|milli))", SUBTRACTION),
+        ("CT MR", r"\bmi?n?ip\b|\bVRT?\b|\bMPVR\b", PROJECTION),
+        ("CT MR", r"\breformat(ted)?\b|\bCPR\b", REFORMAT),
+        ("MR", r"\bmaps?\b|\b(field|param\w*) ?map|\bmapping\b|\b(average|isotropic) DC\b|\bFA( \(|$)", MAP),
+        ("MR", r"\bfat ?frac(tion)?\b|\bPDFF\b|\bR[12](\*| ?star)|\bQSM\b|\bECV\b|\bcT1\b", MAP),
+        ("MR", r"\bstiffness\b|\belasto\w+|\bMRE wave|\bconfidence\b", MAP),
+        ("MR", r"\bfilt pha(se)?\b", PHASE),
+        ("MR", r"^(COL|PJN|PROJ) ?:", PROJECTION),
+        (
+            "CT",
+            r"\biodine\b(?! ?\d)|\bVN[CU]\b|\bZ ?eff(ective)?\b|\brho ?z\b|\belectron density\b",
+            MATERIAL,
+        ),
+        ("CT", r"\b(lung ?)?PBV\b|\buric acid\b|\bcalcium supp", MATERIAL),
+        ("CT", r"\bMPR\b|\bcurved\b", REFORMAT),
+        ("CT", r"\bbone ?remov", SEGMENTED),
     )
 )
+"""Of derived series. Among MR T2* and MPR are also the names of sequences (T2* weighted, MPRAGE), and
+MRE is enterography."""
 _MONITORING: Final = re.compile(
     r"smart ?prep|sure ?start|bolus|\b(pre ?)?monitoring\b|\btracker\b|\btracking\b", re.IGNORECASE
 )
@@ -187,8 +207,8 @@ def by_description(text: str, modality: str, *, derived: bool) -> Verdict | None
     if modality == "MR" and _MR_LOCALIZER.search(told):
         return LOCALIZER
     if derived:
-        for pattern, verdict in _DERIVED_WORDS:
-            if pattern.search(told):
+        for modalities, pattern, verdict in _DERIVED_WORDS:
+            if modality in modalities and pattern.search(told):
                 return verdict
     return None
 

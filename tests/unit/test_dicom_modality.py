@@ -416,6 +416,97 @@ def test_derivation_codes_mean_what_the_standard_says() -> None:
     assert "113085" not in contents.DERIVATIONS
 
 
+_MEASURED = (
+    *(
+        "FatFrac: IDEAL IQ",
+        "R2*: IDEAL IQ",
+        "R2 Star: IDEAL IQ",
+        "ECV map",
+        "dADC",
+        "ep2d_tra_FA",
+        "FA (ASSET)",
+    ),
+    *(
+        "Average DC",
+        "Cerebral Blood Flow",
+        "PDFF",
+        "fat fraction",
+        "B1 map",
+        "MRE",
+        "Elastogram (kPa)",
+        "QSM",
+    ),
+    *("SUSCEPTIBILITY map", "Ktrans", "iAUC", "T2 mapping", "cT1", "Stiffness", "FUNCTOOL", "B0 fieldmap"),
+)
+"""Names of GE, Philips and Siemens series that are measurements, whose Image Type says OTHER."""
+
+
+@pytest.mark.parametrize("name", _MEASURED)
+def test_measurements_are_known_by_the_name_of_a_derived_series(name: str) -> None:
+    verdict = bar(mr("DERIVED\\PRIMARY\\OTHER", **told(SeriesDescription=(name,))))
+    assert verdict is contents.MAP
+    assert bar(mr("ORIGINAL\\PRIMARY\\OTHER", **told(SeriesDescription=(name,)))) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "verdict"),
+    [
+        *(
+            (name, contents.MATERIAL)
+            for name in ("Iodine (Water)", "VNC", "DE_LungPBV", "Z Effective", "Rho/Z")
+        ),
+        *((name, contents.MATERIAL) for name in ("Electron Density", "Iodine no Water [mg/ml]", "Uric Acid")),
+        *((name, contents.REFORMAT) for name in ("Coronal MPR", "sag mpr", "Curved")),
+        ("Bone Removed", contents.SEGMENTED),
+    ],
+)
+def test_what_is_made_of_a_ct_is_known_by_its_name(name: str, verdict: contents.Verdict) -> None:
+    assert bar(ct("DERIVED\\SECONDARY\\AXIAL", **told(SeriesDescription=(name,)))) is verdict
+    assert bar(ct("ORIGINAL\\PRIMARY\\AXIAL", **told(SeriesDescription=(name,)))) is None
+
+
+@pytest.mark.parametrize(("name", "verdict"), [("COL:TOF", contents.PROJECTION), ("PJN:TOF", contents.PROJECTION),
+                                               ("FILT_PHA: SWAN", contents.PHASE)])  # fmt: skip
+def test_what_ge_makes_of_an_angiography_or_a_swan(name: str, verdict: contents.Verdict) -> None:
+    assert bar(mr("DERIVED\\PRIMARY\\OTHER", **told(SeriesDescription=(name,)))) is verdict
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "WATER: IDEAL IQ",
+            "FAT: LAVA",
+            "InPhase: LAVA",
+            "trace DWI b1000",
+            "T1 SPACE",
+            "T1 SUB-millimeter",
+        ),
+        *(
+            "T2* GRE",
+            "t1_mpr_sag_iso",
+            "arterial phase",
+            "VIBE FA 10",
+            "MRE cor",
+            "anat-T1w",
+            "Confirm position",
+        ),
+    ],
+)
+def test_anatomy_that_was_derived_is_no_measurement(name: str) -> None:
+    assert bar(mr("DERIVED\\PRIMARY\\OTHER", **told(SeriesDescription=(name,)))) is None
+
+
+@pytest.mark.parametrize("name", ["Thorax 1.0 B30f", "MonoE 70keV", "Vein phase iodine 350", "ax VRTX"])
+def test_a_ct_that_was_derived_is_no_material(name: str) -> None:
+    assert bar(ct("DERIVED\\SECONDARY\\AXIAL", **told(SeriesDescription=(name,)))) is None
+
+
+@pytest.mark.parametrize("token", ["ADC_UNSPECIFIED", "PROC_ADC", "FATFRACTION", "T1MAP", "ECV"])
+def test_tokens_of_maps(token: str) -> None:
+    assert bar(mr(f"DERIVED\\PRIMARY\\{token}\\NONE")) is contents.MAP
+
+
 def test_reasons_are_one_sentence_for_an_admin() -> None:
     for verdict in vars(contents).values():
         if isinstance(verdict, Verdict):
