@@ -338,7 +338,11 @@ class Door(PynetdicomAssociation):  # type: ignore[misc]
 
     def _fault(self, fault: wire.Fault) -> None:
         """The peer broke the protocol."""
-        self._house.alarm.tell("assoc.fault", address=self.address, because=fault.because)
+        known = self.identity
+        who = {"calling_ae": known.calling_ae} if known is not None else {}  # else it may be anybody
+        self._house.alarm.tell(
+            "assoc.fault", event=known is not None, address=self.address, **who, because=fault.because
+        )
         self._give_up(fault.because, AssociationEnd.ABORTED, fault.reason)
 
     def _give_up(self, because: str, end: AssociationEnd, reason: int | None = None) -> None:

@@ -158,6 +158,21 @@ def test_what_is_no_title_is_rejected_by_the_book_and_told(door: House) -> None:
     wait_until(lambda: told() >= wanted, 10.0, "both are told")
 
 
+def test_a_scanner_that_is_cut_off_for_a_broken_protocol_is_an_event(door: House) -> None:
+    """Whoever has been let in is somebody's scanner, which now fails: not a line of the log alone."""
+    with door.peer() as peer:
+        peer.associate(CT)
+        peer.send(b"\4\0\xff\xff\xff\xff")
+        assert peer.read()[0] == 7
+    with door.peer() as stranger:
+        stranger.send(b"GET / HTTP/1.1\r\n\r\n")
+        assert stranger.read()[0] in (0, 7)
+    wait_until(lambda: door.store.events.list(name="assoc.fault"), 10.0, "an event")
+    door.quiet()
+    (event,) = door.store.events.list(name="assoc.fault")
+    assert (event.body["calling_ae"], event.body["because"]) == ("CT1", "PDU too long")
+
+
 # --- what is no image --------------------------------------------------------------------------------------
 
 
