@@ -13,6 +13,7 @@ from node.app.lastgood import keep, kept, last_good
 from node.config.live import LiveConfig, restart_needed, text_diff
 from node.config.load import LoadedConfig
 from node.config.schema import Config
+from node.config.snapshot import snapshot
 from node.errors import ConfigError, StoreError
 from node.log import configure, get_logger
 from node.store import Store
@@ -140,8 +141,23 @@ class Settings:
                 self._keep(last_good(self._store.spool.root), new)
             for warning in new.warnings:
                 log.warning("config.doubtful", told=str(warning))
+            self._tell_of_moved(self._store, new.config)
         for listener in self._listeners:
             listener(new.config)
+
+    def _tell_of_moved(self, store: Store, new: Config) -> None:
+        """Whoever mends an address expects that what waits goes there; it keeps the one that it was queued with."""
+        for name, before in self.config.destinations.items():
+            after = new.destinations.get(name)
+            if after is not None and snapshot(after, new) == snapshot(before, self.config):
+                continue
+            n = store.deliveries.waiting(name)
+            if n and after is not None:
+                hint = f"`luminode deliveries readdress {name}` sends them by the settings of now"
+                log.warning("config.deliveries_keep_address", destination=name, deliveries=n, hint=hint)
+            elif n:
+                hint = "they go on to where it was; `luminode deliveries cancel N` ends one"
+                log.warning("config.deliveries_go_on", destination=name, deliveries=n, hint=hint)
 
     def _keep(self, path: Path, loaded: LoadedConfig) -> None:
         try:

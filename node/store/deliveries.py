@@ -344,6 +344,15 @@ class Deliveries:
 
     # reading --------------------------------------------------------------------------------------
 
+    def waiting(self, destination: str) -> int:
+        """How many deliveries to a destination are on their way."""
+        on_their_way = (DeliveryState.PENDING.value, DeliveryState.SENDING.value)
+        with self._db.read() as connection:
+            counted = select(func.count()).where(
+                DeliveryRow.destination == destination, DeliveryRow.state.in_(on_their_way)
+            )
+            return int(connection.execute(counted).scalar_one())
+
     def get(self, delivery_id: int) -> Delivery | None:
         with self._db.read() as connection:
             row = connection.execute(rows.whole(DeliveryRow).where(DeliveryRow.id == delivery_id)).first()

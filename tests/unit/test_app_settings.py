@@ -20,6 +20,7 @@ from node.log import get_logger
 from node.store import Store
 from tests.cli import logging_kept
 from tests.sites import CONFIG
+from tests.storing import NOW, outbox
 
 JSON_LOG = CONFIG + "log: {format: json}\n"
 
@@ -188,3 +189,29 @@ def test_a_disk_that_refuses_is_told_and_no_reason_to_stop(config: Path, log: Lo
     (told,) = log()
     assert told["event"] == "config.last_good_not_kept"
     assert told["hint"]
+
+
+def test_an_edit_says_what_still_goes_to_where_a_destination_was(
+    site_store: Store, config: Path, log: Log
+) -> None:
+    outbox(site_store)
+    settings = Settings(config, "gather")
+    settings.record_in(site_store)
+    edited(
+        settings, config, JSON_LOG.replace("127.0.0.1:1", "127.0.0.1:2").replace("path: outbox", "path: out")
+    )
+    (told,) = [e for e in log() if e["event"].startswith("config.deliveries")]
+    assert (told["event"], told["destination"], told["deliveries"]) == (
+        "config.deliveries_keep_address",
+        "pacs",
+        1,
+    )
+    assert "deliveries readdress pacs" in told["hint"]
+    without = "".join(line for line in JSON_LOG.splitlines(True) if "kind: dimse" not in line)
+    edited(settings, config, without.replace("[outbox, pacs]", "[outbox]"))
+    (told,) = [e for e in log() if e["event"].startswith("config.deliveries")]
+    assert (told["event"], told["destination"], told["deliveries"]) == ("config.deliveries_go_on", "pacs", 1)
+    edited(settings, config, JSON_LOG)
+    site_store.deliveries.cancel(1, NOW)
+    edited(settings, config, JSON_LOG.replace("127.0.0.1:1", "127.0.0.1:3"))
+    assert [e for e in log() if e["event"].startswith("config.deliveries")] == []
