@@ -432,7 +432,7 @@ _MEASURED = (
         "PDFF",
         "fat fraction",
         "B1 map",
-        "MRE",
+        "MRE wave",
         "Elastogram (kPa)",
         "QSM",
     ),
