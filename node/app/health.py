@@ -159,11 +159,21 @@ class Pulse:
             "parts": dict(list(found.items())[:_PARTS]),
             **self._body(),
         }
+        if self._descriptor >= 0 and not self._is_there():
+            os.close(self._descriptor)
+            self._descriptor = -1
         if self._descriptor < 0:
             self._path.parent.mkdir(mode=0o700, exist_ok=True)
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             self._descriptor = os.open(self._path, flags, 0o600)
         os.pwrite(self._descriptor, json.dumps(told).encode().ljust(_SIZE), 0)
+
+    def _is_there(self) -> bool:
+        """Whether the file still has its name: somebody may have cleaned up, and nobody would read it any more."""
+        try:
+            return os.path.samestat(self._path.stat(), os.fstat(self._descriptor))
+        except OSError:
+            return False
 
 
 def _told(probe: Probe) -> str:
@@ -185,7 +195,10 @@ def health(spool: Path) -> list[Part]:
     """
     told = signs(spool)
     if not told:
-        return [Part(role=NODE, name="processes", told="the node does not run here", vital=True)]
+        what = "the node does not run here"
+        if not spool.is_dir():
+            what = f"there is no spool at {spool.absolute()}: run this where the node runs"
+        return [Part(role=NODE, name="processes", told=what, vital=True)]
     wanted: Sequence[str] = told[NODE].get("roles", ()) if NODE in told else ()
     parts: list[Part] = []
     for role in dict.fromkeys([*wanted, *told]):

@@ -310,6 +310,22 @@ def test_an_old_sign_of_life_is_none(spool: Path) -> None:
         assert [p.told for p in health(spool)] == ["no sign of life"], "of another boot, or torn"
 
 
+def test_signs_that_somebody_removed_come_again(spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health_room, "EVERY_S", 0.02)
+    with Pulse(spool, "x", vital={}):
+        for _ in range(2):
+            wait_until(lambda: told(spool) == {"process": ""}, 60, "it tells of itself", every_s=0.02)
+            (spool / "health" / "x.json").unlink()
+        wait_until(lambda: told(spool) == {"process": ""}, 60, "it tells of itself again", every_s=0.02)
+
+
+def test_the_wrong_folder_is_no_node_that_is_down(spool: Path) -> None:
+    (part,) = health(spool / "nowhere")
+    assert part.told == f"there is no spool at {spool}/nowhere: run this where the node runs"
+    (part,) = health(spool)
+    assert part.told == "the node does not run here"
+
+
 def test_a_role_that_never_told_anything_is_missed(spool: Path) -> None:
     with Pulse(spool, NODE, vital={}, body=lambda: {"roles": ["receive"]}):
         wait_until(lambda: bool(list((spool / "health").glob("*.json"))), 10, "written")
