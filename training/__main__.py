@@ -36,13 +36,15 @@ def _parser() -> argparse.ArgumentParser:
         "--data", type=Path, default=Path("var/training"), help="folder of the folders of shards"
     )
     parser.add_argument("--runs", type=Path, default=Path("var/runs"), help="folder of checkpoints and logs")
-    parser.add_argument("--threads", type=int, default=0, help="of torch; 0 leaves its choice")
+    parser.add_argument("--threads", type=verbs.whole(0), default=0, help="of torch; 0 leaves its choice")
     named = parser.add_subparsers(dest="verb", required=True)
     fit = named.add_parser("fit", help="train a recipe, or go on with it")
     fit.add_argument("recipe", help="a YAML file, or the name of a shipped recipe")
     fit.add_argument("--fresh", action="store_true", help="begin anew")
     fit.add_argument("--quiet", action="store_true", help="no progress bar")
-    fit.add_argument("--stop-after", type=int, default=None, help="updates to do in this run, at most")
+    fit.add_argument(
+        "--stop-after", type=verbs.whole(0), default=None, help="updates to do in this run, at most"
+    )
     fit.set_defaults(run=_fit)
     export = named.add_parser("export", help="ONNX files and card of an engine from a recipe's best weights")
     export.add_argument("recipes", nargs="+")

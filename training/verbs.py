@@ -39,6 +39,18 @@ def say(text: str) -> None:
     sys.stderr.write(f"{text}\n")
 
 
+def whole(least: int) -> Callable[[str], int]:
+    """A whole number of at least ``least``, for argparse."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value} is below {least}")
+        return value
+
+    return number
+
+
 def threads(asked: argparse.Namespace) -> None:
     """Give torch as many threads as were asked for."""
     import torch
@@ -108,7 +120,7 @@ def _tune(asked: argparse.Namespace) -> int:
 def _add_tune(verbs: Verbs) -> None:
     verb = verbs.add_parser("tune", help="search a recipe's best values, on validation shards only")
     verb.add_argument("recipe")
-    verb.add_argument("--trials", type=int, default=20, help="in all, with those of earlier runs")
+    verb.add_argument("--trials", type=whole(1), default=20, help="in all, with those of earlier runs")
     verb.add_argument("--space", default="defaults", help="a YAML file of what is varied, or `defaults`")
     verb.set_defaults(run=_tune)
 
@@ -152,7 +164,7 @@ def _add_generate(verbs: Verbs) -> None:
         "generate", help="new shards to widen a set, labelled synthetic, and whether they help"
     )
     verb.add_argument("recipe", help="of a generator: a YAML file, or generate-ct or generate-mr")
-    verb.add_argument("--n", type=int, default=250, help="shards in the folder when it is done")
+    verb.add_argument("--n", type=whole(1), default=250, help="shards in the folder when it is done")
     verb.add_argument(
         "--using", choices=["gan", "classical"], default="gan", help="drawn, or warped old ones"
     )
@@ -163,9 +175,9 @@ def _add_generate(verbs: Verbs) -> None:
         "--compare", metavar="RECIPE", help="train this recipe with and without, tell the difference"
     )
     verb.add_argument(
-        "--updates", type=int, default=0, help="of the compared trainings; default: the recipe's"
+        "--updates", type=whole(0), default=0, help="of the compared trainings; default: the recipe's"
     )
-    verb.add_argument("--seeds", type=int, default=2, help="pairs of compared trainings")
+    verb.add_argument("--seeds", type=whole(1), default=2, help="pairs of compared trainings")
     verb.set_defaults(run=_generate)
 
 
@@ -238,7 +250,7 @@ def _images(verb: argparse.ArgumentParser, name: str) -> None:
     verb.add_argument(
         "--licence", default="own images, not for others", help="of the images; it goes into the card"
     )
-    verb.add_argument("--slices", type=int, default=64, help="of a scan at most, from its middle")
+    verb.add_argument("--slices", type=whole(3), default=64, help="of a scan at most, from its middle")
     verb.add_argument(
         "--noisiest", type=float, default=0.0, help="leave out noisier scans: HU, or share of the scale"
     )
@@ -250,8 +262,8 @@ def _add_shards(verbs: Verbs) -> None:
     )
     verb.add_argument("what", choices=[*WHAT, "real"])
     verb.add_argument("images", type=Path, nargs="?", help="real: the folder of images")
-    verb.add_argument("--n", type=int, help="how many stacks; default: as the shipped recipes")
-    verb.add_argument("--seed", type=int, help="default: as the shipped recipes")
+    verb.add_argument("--n", type=whole(1), help="how many stacks; default: as the shipped recipes")
+    verb.add_argument("--seed", type=whole(0), help="default: as the shipped recipes")
     verb.add_argument("--labels", type=Path, help="mr: folder of NIfTI label maps")
     verb.add_argument("--modality", choices=["CT", "MR"], default="CT", help="real: which")
     _images(verb, "own")
@@ -282,9 +294,9 @@ def _add_retrain(verbs: Verbs) -> None:
     verb.add_argument("recipe")
     verb.add_argument("--images", type=Path, required=True, help="folder of DICOM or NIfTI")
     verb.add_argument("--alone", action="store_true", help="without the recipe's synthetic material")
-    verb.add_argument("--updates", type=int, default=0, help="default: the recipe's")
+    verb.add_argument("--updates", type=whole(0), default=0, help="default: the recipe's")
     verb.add_argument("--quiet", action="store_true", help="no progress bar")
-    verb.add_argument("--stop-after", type=int, default=None, help="updates to do in this run, at most")
+    verb.add_argument("--stop-after", type=whole(0), default=None, help="updates to do in this run, at most")
     _images(verb, "own")
     verb.set_defaults(run=_retrain)
 

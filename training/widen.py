@@ -171,6 +171,10 @@ def compare(
     validation = feed.opened(data, recipe.data.validation)
     if any(s.facts.get("synthetic") for s in validation):
         raise DataError("validation shards were generated: they judge nothing")
+    if len(validation) < 2:
+        raise DataError(
+            "one validation shard has no interval: it shows neither help nor harm", hint="add others"
+        )
     found: dict[str, list[dict[str, float]]] = {"without": [], "with": []}
     for seed in seeds:
         for which, added in (("without", []), ("with", [generated])):

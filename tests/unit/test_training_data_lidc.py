@@ -67,6 +67,15 @@ def test_what_is_left_out(found: Found) -> None:
     }
 
 
+def test_images_of_anyone_else_do_not_come_under_its_licence(tmp_path: Path) -> None:
+    root = write_lidc(tmp_path)
+    for path in (root / PATIENTS[0]).rglob("*.dcm"):
+        path.write_bytes(path.read_bytes().replace(PATIENTS[0].encode(), b"WARD-7 / 00017"))
+    found = lidc.load(root)
+    assert set(found.patients()) == {patient_key(p) for p in PATIENTS[1:]}
+    assert any("not of LIDC-IDRI" in reason for reason in found.reasons())
+
+
 def test_nodule_domains(found: Found) -> None:
     first, third = of(found, PATIENTS[0]).domains, of(found, PATIENTS[2]).domains
     assert [first[d] for d in lidc.NODULE_DOMAINS] == ["solid", "yes", "no", "high"]

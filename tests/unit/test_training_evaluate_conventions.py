@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import signal
@@ -274,6 +276,9 @@ def test_a_card_says_everything_on_one_line():
         "stored integers",
     ):
         assert part in line
+    one = replace(card, n_patients=1, estimate=averaging.estimate([38.1])).line()
+    assert "no interval" in one
+    assert "[" not in one, "an interval of no width would look as if all were known"
 
 
 def measured(seed: int, sigma: float) -> dict[str, tuple[metrics.SliceFigures, ...]]:

@@ -212,6 +212,13 @@ def test_the_comparison_is_of_equal_trainings(
         widen.compare(recipe, data, tmp_path / "runs", "bent")
     with pytest.raises(DataError, match="not generated"):
         widen.compare(parse(FIT, "small"), data, tmp_path / "runs", "toy-truth")
+    shard = shards.read(data / "toy-validation")[0]
+    whole = shard.crop(slice(None), slice(None), slice(None))
+    Writer(data / "single").add("one", whole, shard.spacing_mm, span=(-1024.0, 3071.0))
+    with pytest.raises(DataError, match="no interval"):
+        widen.compare(
+            parse(FIT.replace("toy-validation", "single"), "small"), data, tmp_path / "runs", "bent"
+        )
 
 
 def test_the_report_shows_the_comparison_or_that_there_is_none(

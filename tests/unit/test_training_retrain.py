@@ -129,7 +129,6 @@ def test_terms_of_patients_images_are_told(home: Path) -> None:
         (("--secret-file", "{}/none.txt"), "cannot be read"),
         (("--name", "../elsewhere"), "no name of a set"),
         (("--name", "Site A"), "no name of a set"),
-        (("--updates", "-3"), "optim.updates"),
         (("--images", "{}/nowhere"), "no folder"),
         (("--patient-pattern", "("), "patient pattern"),
         (("--split", "{}/none.json"), "no split can be read"),
@@ -143,6 +142,27 @@ def test_bad_arguments_are_told_in_words(
     assert run(home, tmp_path, *asked, *(w.replace("{}", str(tmp_path)) for w in words)) == 1
     assert said in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--threads", "-1", "fit", "toy"),
+        ("fit", "toy", "--stop-after", "-1"),
+        ("retrain", "toy", "--images", ".", "--updates", "-3"),
+        ("shards", "toy", "--n", "0"),
+        ("shards", "toy", "--seed", "-1"),
+        ("shards", "real", ".", "--slices", "2"),
+        ("tune", "toy", "--trials", "0"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_told(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(list(words))
+    assert caught.value.code == 2
+    assert "is below" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_written_is_told(

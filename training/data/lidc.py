@@ -20,6 +20,7 @@ from training.data.records import Finding, Found, LeftOut, Scan, folder_of, rela
 from training.errors import DataError
 
 LICENCE: Final = "CC BY 3.0 (LIDC-IDRI, The Cancer Imaging Archive, doi:10.7937/K9/TCIA.2015.LO9QL9SX)"
+PATIENTS: Final = "LIDC-IDRI-"
 NODULE_DOMAINS: Final = ("texture", "spiculated", "calcified", "malignancy")
 
 
@@ -54,7 +55,7 @@ def load(root: Path, *, annotations: Path | None = None) -> Found:
     folder_of(root)
     places = (root,) if annotations is None else (root, folder_of(annotations))
     readings = _readings(places)
-    found = dicom.index(root, wanted=_ct_only)
+    found = dicom.index(root, wanted=_of_lidc)
     scans = [_scan(stack, readings) for stack in found.stacks]
     linked = {stack.series_instance_uid for stack in found.stacks}
     slices = {s.sop_instance_uid for stack in found.stacks for s in (*stack.slices, *stack.left_out)}
@@ -67,8 +68,13 @@ def load(root: Path, *, annotations: Path | None = None) -> Found:
     return some(Found(scans=tuple(scans), left_out=left_out), "CT series of LIDC-IDRI")
 
 
-def _ct_only(header: Dataset) -> str:
-    return "" if headers.modality(header) == "CT" else "not CT"
+def _of_lidc(header: Dataset) -> str:
+    if headers.modality(header) != "CT":
+        return "not CT"
+    # Anyone else's images would come out under this set's licence, their patients' numbers hashed without a secret.
+    if not "".join(headers.values(header, "PatientID")).upper().startswith(PATIENTS):
+        return f"not of LIDC-IDRI: its Patient ID does not begin with {PATIENTS}"
+    return ""
 
 
 def _readings(places: Sequence[Path]) -> _Readings:

@@ -219,8 +219,11 @@ class MetricCard:
     def line(self) -> str:
         """Return the card on one line."""
         e = self.estimate
+        spread = f"[{e.low:.4g}, {e.high:.4g}] ({e.level:.0%} bootstrap over patients)"
+        if e.n < 2:  # of one value it would have no width, and look as if all were known
+            spread = "(of one patient: no interval)"
         return (
-            f"{self.figure} {e.mean:.4g} [{e.low:.4g}, {e.high:.4g}] ({e.level:.0%} bootstrap over patients); "
+            f"{self.figure} {e.mean:.4g} {spread}; "
             f"{self.domain}; window {self.window}, R {self.data_range:g}; mask {self.mask}; {self.dimensions}; "
             f"{self.averaging}; {self.rounding}; against {self.reference}; "
             f"{self.n_patients} patients, {self.n_slices} slices"
