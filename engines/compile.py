@@ -272,7 +272,11 @@ def states(catalog: Catalog, name: str, plans: Plans, gpus: Sequence[Gpu]) -> tu
             if precision not in files:
                 continue
             sha256 = files[precision][1]
-            seen = _elsewhere(plans, sha256, kind, version, profile) if not gpus else []
+            seen: list[Status] = []
+            try:
+                seen += _elsewhere(plans, sha256, kind, version, profile) if not gpus else []
+            except PlanMismatch as e:
+                told.append(_told(precision, kind, "refused", e.message, e.hint))
             for gpu in gpus:
                 try:
                     flavours.check_gpu(kind, gpu)
@@ -286,11 +290,14 @@ def states(catalog: Catalog, name: str, plans: Plans, gpus: Sequence[Gpu]) -> tu
 
 
 def _elsewhere(plans: Plans, sha256: str, kind: str, version: str, profile: str) -> list[Status]:
-    """The plans that were built ahead of time, as a GPU of their capabilities would find them."""
-    try:
-        keys = [k.key for k in plans.list() if k.kind == "plan" and k.key is not None]
-    except PlanMismatch:
-        return []
+    """The plans that were built ahead of time, as a GPU of their capabilities would find them.
+
+    Raises
+    ------
+    PlanMismatch
+        The folder is not to be trusted.
+    """
+    keys = [k.key for k in plans.list() if k.kind == "plan" and k.key is not None]
     mine = [k for k in keys if (k.onnx_sha256, k.flavour) == (sha256, kind)]
     return [plans.state(ahead_of_time(sha256, kind, version, k.capabilities, profile)) for k in mine]
 

@@ -26,7 +26,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Add what concerns plans to the command's arguments."""
     plans = parser.add_argument_group("plans of TensorRT (build, list, verify, bench)")
     plans.add_argument(
-        "--plans", type=Path, default=None, help="their folder; else in the user's cache, which no node reads"
+        "--plans",
+        type=_folder,
+        default=None,
+        help="their folder; else in the user's cache, which no node reads",
     )
     plans.add_argument("--flavour", choices=list(FLAVOURS), default="", help="else all that are installed")
     plans.add_argument(
@@ -43,6 +46,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     plans.add_argument(
         "--within", type=int, default=0, metavar="SECONDS", help="in the background; end after these"
     )
+
+
+def _folder(text: str) -> Path:
+    """A path that was meant: of an empty one, a variable that is not set, plans would go into the current folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("no folder is named")
+    return Path(text)
 
 
 def build(catalog: Catalog, names: Sequence[str], asked: argparse.Namespace) -> int:

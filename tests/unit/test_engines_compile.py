@@ -312,6 +312,9 @@ def test_a_folder_that_is_not_to_be_trusted_is_told(zoo: Path, plans: Plans) -> 
     failed = compiling.make(job, plans)
     assert (failed.state, failed.hint) == ("failed", f"chmod 700 {plans.folder}")
     assert list(plans.folder.iterdir()) == []
+    for gpus in ((), (CARD,)):
+        (told,) = (s for s in compiling.states(Catalog([zoo]), "ct-sample", plans, gpus) if s.flavour == RTX)
+        assert (told.state, told.hint) == ("refused", f"chmod 700 {plans.folder}"), gpus
 
 
 def test_states_are_told_for_the_gpus_that_are_here_or_for_what_was_built(zoo: Path, plans: Plans) -> None:
@@ -390,6 +393,7 @@ def test_build_from_end_to_end(tmp_path: Path) -> None:
         (["build", "--for", "86", "--precision", "int8"], 2, "int8"),
         (["build", "ct-nlm", "--for", "86"], 0, "nothing to build"),
         (["verify", "ct-cnn", "--runtime", "abacus"], 2, "abacus"),
+        (["build", "ct-cnn", "--for", "86", "--plans", ""], 2, "no folder is named"),
         pytest.param(["build", "ct-cnn"], 1, "no GPU here", marks=alone),
     ],
 )
