@@ -30,6 +30,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+READ_ONLY_HINT = (
+    "this place may only be read: a service of systemd has to name it in ReadWritePaths= (install.md)"
+)
+"""Where the system says EROFS: no owner and no mode helps against it."""
+
 
 class NodeError(Exception):
     """Root of all typed errors.

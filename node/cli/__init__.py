@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import Annotated
@@ -12,7 +13,7 @@ from engines.errors import EngineError
 from node import __version__
 from node.cli import admin, backup, commitments, gpu, health, records, server, tools
 from node.cli.common import tell_error
-from node.errors import ConfigError, NodeError
+from node.errors import READ_ONLY_HINT, ConfigError, NodeError
 from node.log import configure
 from node.store.migrate import HEAD
 
@@ -74,9 +75,8 @@ def run() -> None:
         sys.exit(0)
     except OSError as e:
         where = f": {e.filename}" if isinstance(e.filename, str) else ""
-        tell_error(
-            f"{e.strerror or type(e).__name__}{where}", "check path, owner, permissions and free space"
-        )
+        hint = READ_ONLY_HINT if e.errno == errno.EROFS else "check path, owner, permissions and free space"
+        tell_error(f"{e.strerror or type(e).__name__}{where}", hint)
         sys.exit(EX_FAILED)
     except Exception as e:
         # typer vendors click: its usage errors know how to show themselves.

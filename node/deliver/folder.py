@@ -21,7 +21,7 @@ from node.config.schema import FolderDestination
 from node.deliver.destination import DAMAGED, Echo, OnOutcome, Stop, refused
 from node.deliver.parcel import Parcel, ParcelDamaged
 from node.dicom.status import Status
-from node.errors import DeliveryError, PeerUnreachable
+from node.errors import READ_ONLY_HINT, DeliveryError, PeerUnreachable
 from node.model import Outcome
 from node.store.disk import make_folders
 
@@ -216,10 +216,14 @@ def _told(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in _OUT_OF_SPACE
+        hint = "Check that it exists and that the node may write there."
+        if error.errno in _OUT_OF_SPACE:
+            hint = "Make room there."
+        elif error.errno == errno.EROFS:
+            hint = READ_ONLY_HINT
         raise PeerUnreachable(
             f"the folder {root} cannot be written: {(error.strerror or type(error).__name__).lower()}",
-            hint="Make room there." if full else "Check that it exists and that the node may write there.",
+            hint=hint,
         ) from None
 
 

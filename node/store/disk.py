@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from node.errors import OutOfSpace, StoreError
+from node.errors import READ_ONLY_HINT, OutOfSpace, StoreError
 
 NETWORK_FILESYSTEMS = frozenset(
     {
@@ -128,4 +128,5 @@ def disk_error(error: OSError, step: str) -> StoreError:
     told = f"spool: {step} failed ({errno.errorcode.get(error.errno or 0, 'unknown')})"
     if error.errno in _FULL:
         return OutOfSpace(told, hint="free space on the spool's file system")
-    return StoreError(told)
+    hints = {errno.EROFS: READ_ONLY_HINT, errno.EACCES: "check who owns the spool, and who this is"}
+    return StoreError(told, hint=hints.get(error.errno or 0, ""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -12,8 +13,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
+from node.deliver.folder import _told as folder_told
+from node.errors import PeerUnreachable
 from node.store import Store
 from node.store.db import Database
+from node.store.disk import disk_error, filesystem_type
 from tests.cli import luminode
 from tests.pipeline.harness import REPOSITORY
 from tests.storing import received
@@ -130,3 +134,28 @@ def test_a_backup_says_what_it_could_not_find(site: Path, site_store: Store) -> 
     assert "1 files that are on record are not in the spool" in told.err
     with Database(f"sqlite:///{site}/copy/luminode.db").read() as connection:
         assert connection.execute(text("SELECT count(*) FROM instance")).scalar_one() == 2
+
+
+def test_a_place_that_may_only_be_read_is_told_as_what_it_is() -> None:
+    """As in the unit of systemd, where owner and mode are right and the file system is not."""
+    refused = OSError(errno.EROFS, os.strerror(errno.EROFS), "/data/spool")
+    assert "ReadWritePaths" in disk_error(refused, "open").hint
+    with pytest.raises(PeerUnreachable) as raised, folder_told(Path("/data/out")):
+        raise refused
+    assert "ReadWritePaths" in raised.value.hint
+    with pytest.raises(PeerUnreachable, match="permission denied") as raised, folder_told(Path("/data/out")):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+    assert "ReadWritePaths" not in raised.value.hint
+
+
+def test_a_mount_point_with_any_name_is_found_in_the_table_of_mounts(site: Path) -> None:
+    names = ("plain", "with space", "Bildgebung Süd", "back\\slash")
+    lines = [f"server:/x {site}/{name} nfs4 rw 0 0" for name in names]
+    table = "\n".join(
+        line.replace("\\", "\\134")
+        .replace(f"{site}/with space", f"{site}/with\\040space")
+        .replace("Bildgebung Süd", "Bildgebung\\040Süd")
+        for line in lines
+    )
+    for name in names:
+        assert filesystem_type(site / name / "spool", table) == "nfs4", name
