@@ -123,3 +123,18 @@ def test_what_background_is(unit: str, high: float, wanted: bool) -> None:
     found = Survey(sigma=numbers, high=numbers, share=numbers, frequency=numbers)
     assert noise.bare(found, unit, 1) is wanted  # type: ignore[arg-type]
     assert not noise.bare(found, unit, 0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "modality"), [("ct-cnn", "CT"), ("mr-cnn", "MR")])
+def test_slabs_of_any_size_agree_on_what_shows_nothing(name: str, modality: str, tmp_path: Path) -> None:
+    slices = series(modality, 7, size=SIZE)
+    slices[0].PixelData = quiet(0, 3.0).tobytes()
+    slices[3].PixelData = bytes(len(slices[3].PixelData))
+    slices[5].PixelData = np.where(disc(20), pixels(slices[5]), 0).astype(np.uint16).tobytes()
+    items, one = files(tmp_path / "in", slices), engine(name)
+    (tmp_path / "scratch").mkdir()
+    whole, *others = (chained(items, one, tmp_path / "scratch", slab=n) for n in (16, 1, 2, 3))
+    assert whole.report.n_skipped == 2
+    for other in others:
+        assert other.report.notes == whole.report.notes
+        assert all(np.array_equal(other.stored[uid], whole.stored[uid]) for uid in whole.stored)
