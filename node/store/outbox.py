@@ -13,6 +13,7 @@ from node.model import DeliveryState, DerivedInstance, JobState
 from node.store import provenance, rows
 from node.store.dialect import upsert
 from node.store.outcomes import tell_delivery
+from node.store.pledges import readdress_pledges
 from node.store.tables import (
     DeliveryRow,
     DerivedInstanceRow,
@@ -103,7 +104,8 @@ def readdress(connection: Connection, destination: str, settings: Mapping[str, A
     """Give what is not sent to a destination these settings, and send it anew, whole; returns how many deliveries.
 
     Whatever the old address confirmed says nothing of the new one; an instance that is there already does no harm.
-    What is just being sent is taken from whoever sends it. What has failed stays failed, for a person to retry.
+    What is just being sent is taken from whoever sends it. What has failed stays failed, for a person to retry. What
+    was sent and is not committed yet is asked for at the new address, and sent there if that does not hold it.
     """
     row = DeliveryRow
     open_ = (DeliveryState.PENDING.value, DeliveryState.SENDING.value, DeliveryState.FAILED.value)
@@ -126,7 +128,7 @@ def readdress(connection: Connection, destination: str, settings: Mapping[str, A
         )
         told = {"from": place(one.settings), "to": place(settings)}
         tell_delivery(connection, one.id, "delivery.readdressed", told, at)
-    return n
+    return n + readdress_pledges(connection, destination, settings, at)
 
 
 def readdress_jobs(connection: Connection, destination: str, settings: Mapping[str, Any]) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal
 
-from sqlalchemy import ColumnElement, Connection, and_, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, or_, select, update
 
 from node.dicom.commitment import Reference, Told
 from node.model import DeliveryState, Pledge, PledgeState
@@ -163,18 +163,14 @@ class Pledges:
                 return "unknown"
             lock = select(DeliveryRow.state).where(DeliveryRow.id == asked.delivery_id).with_for_update()
             state = connection.execute(lock).scalar_one()
-            one = _read(
-                connection.execute(
-                    rows.whole(PledgeRow).where(PledgeRow.delivery_id == asked.delivery_id)
-                ).one()
-            )
             if state == DeliveryState.COMMITTED.value:
                 return "committed"
-            opened_at = connection.execute(
-                select(PledgeRow.opened_at).where(PledgeRow.delivery_id == one.delivery_id)
-            ).scalar_one()
-            if state != DeliveryState.SENT.value or asked.at < opened_at:
+            row = connection.execute(
+                rows.whole(PledgeRow).where(PledgeRow.delivery_id == asked.delivery_id)
+            ).first()
+            if row is None or state != DeliveryState.SENT.value or asked.at < row.opened_at:
                 return "stale"
+            one = _read(row)
             table, mine = instances_of(connection, one.delivery_id)
             uids = rows.pairs(connection.execute(select(table.sop_instance_uid, table.id).where(mine)).all())
             missing = {
@@ -283,6 +279,28 @@ def open_pledge(connection: Connection, delivery_id: int, at: datetime) -> None:
         delivery_id=delivery_id, destination=one.destination, rounds=0, **fresh
     )
     connection.execute(row.on_conflict_do_update(index_elements=["delivery_id"], set_=fresh))
+
+
+def readdress_pledges(
+    connection: Connection, destination: str, settings: Mapping[str, Any], at: datetime
+) -> int:
+    """Ask a destination with other settings for what it has not answered for yet; returns for how many deliveries.
+
+    Where those ask for no commitment any more, nothing is waited for.
+    """
+    mine = and_(DeliveryRow.destination == destination, awaited())
+    n = 0
+    for one in connection.execute(select(DeliveryRow.id, DeliveryRow.settings).where(mine)).all():
+        if one.settings == dict(settings):
+            continue
+        n += 1
+        change = update(DeliveryRow).where(DeliveryRow.id == one.id)
+        connection.execute(change.values(settings=dict(settings)))
+        if settings.get("commit"):
+            _set(connection, one.id, state=PledgeState.DUE.value, not_before=at, failure="")
+        else:
+            connection.execute(delete(PledgeRow).where(PledgeRow.delivery_id == one.id))
+    return n
 
 
 def reset_rounds(connection: Connection, delivery_id: int) -> None:

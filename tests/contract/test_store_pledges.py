@@ -210,3 +210,26 @@ def test_counts_are_by_destination(store: Store) -> None:
     assert store.pledges.counts() == {("pacs", PledgeState.DUE): 1}
     assert replace(ask(store, "2.25.1", after(2)), references=()).destination == "pacs"
     assert store.pledges.counts() == {("pacs", PledgeState.ASKED): 1}
+
+
+def test_a_pacs_that_moved_is_asked_where_it_is_now(store: Store) -> None:
+    one = sent(store)
+    ask(store, "2.25.1", after(2))
+    moved = {**PACS["pacs"], "address": "elsewhere:104"}
+    store.deliveries.readdress("pacs", moved, after(10))
+    asking = ask(store, "2.25.2", after(11))
+    assert asking.settings["address"] == "elsewhere:104"
+    assert store.pledges.result(told("2.25.2", uids(asking)[:1]), after(12)) == "resent"
+    found = store.deliveries.get(one.id)
+    assert found is not None
+    assert found.settings["address"] == "elsewhere:104"
+
+
+def test_a_destination_that_is_asked_no_more_is_waited_for_no_more(store: Store) -> None:
+    one = sent(store)
+    asking = ask(store, "2.25.1", after(2))
+    store.deliveries.readdress("pacs", {**PACS["pacs"], "commit": False}, after(10))
+    assert store.pledges.get(one.id) is None
+    assert store.pledges.due(after(1e5)) == []
+    assert store.pledges.result(told("2.25.1", uids(asking)), after(11)) == "stale"
+    assert [event.name for event in store.events.list()] == []
