@@ -230,9 +230,11 @@ def from_parts(parts: Mapping[str, Iterable[str]]) -> Split:
 
 
 def save(split: Split, path: Path) -> None:
-    """Write the split with its hash, as JSON."""
+    """Write the split with its hash, as JSON; whole or not at all, since half a split is none."""
     content = {**split.content(), "split_hash": split.split_hash}
-    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="ascii")
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="ascii")
+    part.replace(path)
 
 
 def load(path: Path) -> Split:
