@@ -79,6 +79,9 @@ def check(
             findings.append(
                 Finding(what=f"destination {name}", ok=answer.ok, text=answer.text, hint=answer.hint)
             )
+            if answer.doubt:
+                doubt = Finding(what=f"destination {name}", ok=True, note=True, text=answer.doubt)
+                findings.append(doubt)
     if json:
         print_json(findings)
     else:

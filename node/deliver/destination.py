@@ -22,13 +22,14 @@ class Echo:
     """What came of asking a destination whether it is there.
 
     ``parts`` are seconds by step. ``text`` is for people: who answered, or what went wrong. ``hint`` tells
-    a person what to do about it.
+    a person what to do about it. ``doubt`` is what it will not do that it is configured for, "" if nothing.
     """
 
     ok: bool
     seconds: float
     text: str
     hint: str = ""
+    doubt: str = ""
     parts: tuple[tuple[str, float], ...] = ()
 
 

@@ -22,6 +22,7 @@ from node.deliver.destination import DAMAGED, Echo, OnOutcome, Stop, no_answer, 
 from node.deliver.parcel import Ahead, Body, MemoryBody, Parcel, ParcelDamaged, open_parcel
 from node.deliver.pdu import VERIFICATION
 from node.deliver.sender import MOST_CONTEXTS, Context, Peer, Sender, associate
+from node.dicom.commitment import PUSH_MODEL
 from node.dicom.status import Status, describe, storage_outcome
 from node.dicom.transcode import J2K_LOSSLESS, transcode
 from node.errors import AssociationRejected, DeliveryError, InstanceRefused, NodeError, PeerUnreachable
@@ -169,11 +170,16 @@ class Dimse:
         """Ask by C-ECHO (PS3.7 9.1.5) whether it is there; never raises a DeliveryError."""
         start = time.monotonic()
         parts: list[tuple[str, float]] = []
+        hint = doubt = ""
+        classes = (VERIFICATION, PUSH_MODEL) if self._settings.commit else (VERIFICATION,)
         try:
             peer = peer_of(self._settings, self._calling_ae)
-            sender = associate(peer, [(VERIFICATION, s) for s in FALLBACKS])
+            sender = associate(peer, [(c, s) for c in classes for s in FALLBACKS])
             parts.append(("associate", time.monotonic() - start))
-            if sender.accepted:
+            offered = {accepted for accepted, _ in sender.accepted}
+            if PUSH_MODEL in classes and PUSH_MODEL not in offered:
+                doubt = "does not offer storage commitment, though `commit` is set: nothing there gets COMMITTED"
+            if VERIFICATION in offered:
                 asked = time.monotonic()
                 status = sender.echo()
                 parts.append(("echo", time.monotonic() - asked))
@@ -188,9 +194,8 @@ class Dimse:
             text = f"is there, and takes no further association now: {text}" if ok else text
         except NodeError as error:
             ok, text, hint = False, error.message, error.hint
-        else:
-            hint = ""
-        return Echo(ok=ok, seconds=time.monotonic() - start, text=text, hint=hint, parts=tuple(parts))
+        seconds = time.monotonic() - start
+        return Echo(ok=ok, seconds=seconds, text=text, hint=hint, doubt=doubt, parts=tuple(parts))
 
 
 class DimseLine:

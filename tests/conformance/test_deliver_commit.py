@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from node.config.schema import Config, DimseDestination
+from node.deliver.files import echo
 from node.model import Delivery, DeliveryState, Pledge, PledgeState
 from node.store import Store
 from tests.committing import MODEL, Pacs
@@ -97,6 +98,12 @@ def test_a_pacs_without_the_service_is_told_of_and_the_delivery_stays_sent(
     assert now is not None
     assert now.state is DeliveryState.SENT
     assert "does not offer storage commitment" in pledge(store, one).failure
+    asked = echo(DimseDestination.model_validate(pacs.settings(commit=True)), calling_ae="LUMINODE")
+    assert asked.ok  # it is there all the same
+    assert "does not offer storage commitment" in asked.doubt
+    with Pacs("never").running() as other:
+        asked = echo(DimseDestination.model_validate(other.settings()), calling_ae="LUMINODE")
+        assert (asked.ok, asked.doubt) == (True, "")
 
 
 def test_a_pacs_that_refuses_the_request_is_asked_again_later(sqlite_store: Store) -> None:
