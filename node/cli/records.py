@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from node.cli.again import cancel_all, ended, retry_held, tell_ended
 from node.cli.common import (
     ConfigOption,
     JsonOption,
@@ -25,7 +26,6 @@ from node.cli.story import pledge_in_words, told, waits_for
 from node.config.snapshot import snapshot
 from node.errors import StoreError, TransitionRefused
 from node.model import Action, Decision, Delivery, DeliveryState, JobState, SeriesState
-from node.store import Store
 from node.store.deliveries import Deliveries
 from node.store.jobs import Jobs
 from node.store.outbox import place
@@ -193,7 +193,9 @@ def series_retry(number: IdArgument, config: ConfigOption = None) -> None:
             raise _missing("series", number)
         with _state_told(store.series, number):
             store.series.reopen_for_routing(number, _now())
+        stopped = ended(store, [job.id for job in store.jobs.list(series_id=number, limit=1000)])
     out.print(f"series {number} will be routed again")
+    tell_ended(stopped)
 
 
 def series_cancel(number: IdArgument, config: ConfigOption = None) -> None:
@@ -201,24 +203,8 @@ def series_cancel(number: IdArgument, config: ConfigOption = None) -> None:
     with opened(config) as store:
         if store.series.get(number) is None:
             raise _missing("series", number)
-        n = _cancel_all(store, number)
+        n = cancel_all(store, number)
     out.print(f"series {number}: {n} cancelled")
-
-
-def _cancel_all(store: Store, number: int) -> int:
-    n = 0
-    for job in store.jobs.list(series_id=number, limit=1000):
-        if job.state not in (JobState.DONE, JobState.CANCELLED):
-            store.jobs.cancel(job.id, _now())
-            n += 1
-        derived = store.deliveries.derived_of_job(job.id)
-        if derived is None:
-            continue
-        for d in store.deliveries.list(derived_id=derived.id):
-            if d.state not in (DeliveryState.SENT, DeliveryState.COMMITTED, DeliveryState.CANCELLED):
-                store.deliveries.cancel(d.id, _now())
-                n += 1
-    return n
 
 
 # jobs ---------------------------------------------------------------------------------------------
@@ -288,7 +274,7 @@ def jobs_retry(
         raise typer.BadParameter("give a number, or --held")
     with opened(config) as store:
         if number is None:
-            n, refused = _retry_held(store)
+            n, refused = retry_held(store)
             told = f"{n} jobs are queued"
             out.print(told + (f", {refused} cannot be: what they need was removed" if refused else ""))
             return
@@ -296,22 +282,9 @@ def jobs_retry(
             raise _missing("jobs", number)
         with _state_told(store.jobs, number):
             store.jobs.retry(number, _now())
+        stopped = ended(store, [number])
     out.print(f"job {number} is queued")
-
-
-def _retry_held(store: Store) -> tuple[int, int]:
-    """Queue all that is HELD; (how many, how many could not be)."""
-    n = refused = 0
-    before: int | None = None
-    while held := store.jobs.list([JobState.HELD], before_id=before):
-        before = held[-1].id
-        for job in held:
-            try:
-                store.jobs.retry(job.id, _now())
-                n += 1
-            except TransitionRefused:
-                refused += 1
-    return n, refused
+    tell_ended(stopped)
 
 
 def jobs_cancel(number: IdArgument, config: ConfigOption = None) -> None:

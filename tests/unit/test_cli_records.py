@@ -282,3 +282,16 @@ def test_events_of_a_series_are_shown(store: Store) -> None:
         "warning", "late.instances", {"n": 2}, datetime(2026, 1, 1, tzinfo=UTC), series_id=closed
     )
     assert "warning late.instances {'n': 2}" in luminode("series", "show", closed).out
+
+
+def test_a_retry_says_which_deliveries_it_does_not_bring_back(store: Store) -> None:
+    outbox(store, destinations=("archive", "pacs"))
+    assert luminode("jobs", "retry", 1).out == "job 1 is queued\n"
+    store.jobs.cancel(1, NOW)
+    assert luminode("series", "cancel", 1).out == "series 1: 2 cancelled\n"
+    stays = "".join(
+        f"delivery {n} to {name} stays CANCELLED: `luminode deliveries retry {n}` sends it\n"
+        for n, name in ((2, "pacs"), (1, "archive"))
+    )
+    assert luminode("series", "retry", 1).out == f"series 1 will be routed again\n{stays}"
+    assert luminode("jobs", "retry", 1).out == f"job 1 is queued\n{stays}"
