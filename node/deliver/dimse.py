@@ -178,7 +178,9 @@ class Dimse:
             parts.append(("associate", time.monotonic() - start))
             offered = {accepted for accepted, _ in sender.accepted}
             if PUSH_MODEL in classes and PUSH_MODEL not in offered:
-                doubt = "does not offer storage commitment, though `commit` is set: nothing there gets COMMITTED"
+                doubt = (
+                    "does not offer storage commitment, though `commit` is set: nothing there gets COMMITTED"
+                )
             if VERIFICATION in offered:
                 asked = time.monotonic()
                 status = sender.echo()
