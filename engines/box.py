@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 from threading import Lock
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from engines.base import Floats, Mask
 
 Flat = npt.NDArray[np.float32]
+K = TypeVar("K", bound=np.generic)
 
 
 class Pool:
@@ -203,7 +204,7 @@ class Weights:
     def __init__(self, mask: Mask) -> None:
         self.mask = mask.copy()
         self.whole = bool(mask.all())
-        self._kept: dict[object, Floats] = {}
+        self._kept: dict[object, npt.NDArray[Any]] = {}
 
     @property
     def ones(self) -> Floats:
@@ -214,7 +215,7 @@ class Weights:
         """One over how many pixels of each window count, 0 where none does; not to be written to."""
         return self.once(radius, lambda: _inverse(_box(self.ones, radius)))
 
-    def once(self, what: object, make: Callable[[], Floats]) -> Floats:
+    def once(self, what: object, make: Callable[[], npt.NDArray[K]]) -> npt.NDArray[K]:
         """Something that follows from the mask alone, made when it is asked for first."""
         found = self._kept.get(what)
         if found is None:

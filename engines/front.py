@@ -15,7 +15,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from threading import BoundedSemaphore
 from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -38,6 +37,7 @@ from engines.errors import VolumeUnsuitable
 from engines.ladder import Refusal
 from engines.restore import Outcome, Residual, Slice, plain, restored
 from engines.sinc import repeated
+from engines.turns import Turns
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -137,9 +137,9 @@ class Enhancer:
         """See :class:`engines.ladder.OnGpu`."""
         self._core = core
         self._threads = threads
-        self._turn = BoundedSemaphore(max(1, core.calls))
+        self._turn = Turns(max(1, core.calls))
         self._n_hands = n_hands = max(1, threads // 2)
-        self._hands = BoundedSemaphore(n_hands)
+        self._hands = Turns(n_hands)
         # Of all calls: where a slab ends, threads go on with the next one. Those that wait for the core or for a hand
         # are beyond the number that is at work.
         self._pool = ThreadPoolExecutor(max(1, threads) + n_hands, thread_name_prefix="engine")
@@ -236,7 +236,7 @@ class Enhancer:
         blank = self._blank(volume, found, first)
         barred = {i: blank.get(i) or guards.gate(float(sigmas[i]), self._card, scale) for i in kept}
         looked = frozenset(i for i in kept if looks(first + i, len(found)))
-        outcomes = self._outcomes(volume, barred, blank, sigmas, scale, params.strength, tile, looked)
+        outcomes = self._outcomes(volume, out, barred, blank, sigmas, scale, params.strength, tile, looked)
         for i, outcome in outcomes.items():
             out.take(i, outcome.values)
         slices = [_told(outcomes[i], found, first + i) for i in kept]
@@ -262,6 +262,7 @@ class Enhancer:
     def _outcomes(
         self,
         volume: Volume,
+        out: _Result,
         reasons: Mapping[int, str],
         blank: Collection[int],
         sigmas: Floats,
@@ -292,8 +293,9 @@ class Enhancer:
         def finished(i: int, residual: Residual) -> Outcome:
             with self._hands:
                 return restored(
-                    residual.values, slices[i], self._card, strength, looked=i in looked, worst=residual.worst
-                )
+                    residual.values, slices[i], self._card, strength, looked=i in looked,
+                    worst=residual.worst, into=out.places[i],
+                )  # fmt: skip
 
         def one(i: int) -> Outcome:
             given = slices[i]
@@ -419,7 +421,6 @@ class _Result:
     def __init__(self, volume: Volume, kept: range, factor: int) -> None:
         part = _part(volume, kept)
         z, y, x = part.shape
-        self._start = kept.start
         dz, dy, dx = volume.spacing_mm
         self.volume = replace(
             part,
@@ -427,9 +428,11 @@ class _Result:
             spacing_mm=(dz, dy / factor, dx / factor),
             valid=part.valid if factor == 1 else repeated(part.valid),
         )
+        self.places: dict[int, Floats] = dict(zip(kept, self.volume.values, strict=True))
 
     def take(self, i: int, values: Floats) -> None:
-        self.volume.values[i - self._start] = values
+        if values is not self.places[i]:  # most were made there
+            self.places[i][:] = values
 
 
 def beside(

@@ -43,7 +43,9 @@ def fill(values: Floats, valid: Mask, unit: Unit) -> Floats:
     """Replace what is not valid, so that the padding value cannot matter (G4)."""
     if valid.all():
         return values
-    return np.where(valid, values, np.float32(FILL[unit]))
+    filled = values.copy()
+    np.copyto(filled, np.float32(FILL[unit]), where=~valid)
+    return filled
 
 
 def finite(residual: Floats) -> Floats:
@@ -208,10 +210,11 @@ def hold_regions(
     most = np.float32(largest)
     for _ in range(SETTLING):
         means = regions.means(residual)
-        if _worst(means) <= tolerance:
+        high, low = float(means.max()), float(means.min())
+        if max(high, -low) <= tolerance:
             return residual
-        over = regions.over(means, kept)
-        under = regions.over(np.negative(means, out=means), kept)
+        over = regions.over(means, kept) if high > kept else None
+        under = regions.over(np.negative(means, out=means), kept) if -low > kept else None
         moved = residual if over is None else np.add(residual, over, out=over)
         if under is not None:
             moved = np.subtract(moved, under, out=under)
@@ -300,9 +303,9 @@ def guarded_detail(
     return safe if weakest == 1.0 else safe * np.float32(weakest)
 
 
-def blend(values: Floats, residual: Floats, strength: float) -> Floats:
-    """Return values - strength * residual (G1, G9); what does not change keeps its bits."""
-    taken = np.float32(strength) * residual
+def blend(values: Floats, residual: Floats, strength: float, into: Floats | None = None) -> Floats:
+    """Return values - strength * residual (G1, G9), in ``into`` if it is there; what does not change keeps its bits."""
+    taken = np.multiply(residual, np.float32(strength), out=into)
     blended: Floats = np.subtract(values, taken, out=taken)
     return blended
 
@@ -356,14 +359,15 @@ def check(
     """
     if after.shape != before.shape or after.dtype != np.float32:
         raise OutputImplausible("the result has another shape or kind than the image")
-    n, change, (least, most), (low, high) = _changed(before, after, valid)
+    n, change, (least, most) = _changed(before, after, valid)
     if n == 0:
         return 0.0, 0.0
-    # The subtraction rounds in float32: half a unit in the last place of the largest value.
-    slack = max(high, -low) * 2.0**-22
-    moved = max(most, -least)
-    if moved > strength * float(largest) * (1 + 1e-5) + slack:
-        raise OutputImplausible(f"a voxel moved by {moved:g}, more than this engine may")
+    moved, allowed = max(most, -least), strength * float(largest) * (1 + 1e-5)
+    if moved > allowed:
+        # The subtraction rounds in float32: half a unit in the last place of the largest value.
+        low, high = _ends(before if n == before.size else before[valid])
+        if moved > allowed + max(high, -low) * 2.0**-22:
+            raise OutputImplausible(f"a voxel moved by {moved:g}, more than this engine may")
     mean = float(change.sum()) / n
     # Regions at the rim overlap less than those within: their bound is not quite that of the whole.
     if abs(mean) > 1.5 * LARGEST_MEAN_CHANGE[unit] * scale:
@@ -379,29 +383,28 @@ def _ends(values: Floats) -> _Ends:
     return float(values.min()), float(values.max())
 
 
-def _changed(before: Floats, after: Floats, valid: Mask) -> tuple[int, Floats, _Ends, _Ends]:
-    """How many voxels are valid, the change of these, its ends, and those of their values before; of others, if there,
-    are 0 in both."""
+def _changed(before: Floats, after: Floats, valid: Mask) -> tuple[int, Floats, _Ends]:
+    """How many voxels are valid, the change of these, and its ends; the change of others, if there, is 0."""
     weights = weights_of(valid)
     with np.errstate(invalid="ignore", over="ignore"):
         change = after - before
-        moved, seen = _ends(change), _ends(before if weights.whole else before * weights.ones)
+        moved = _ends(change)
     if weights.whole:
         if not np.isfinite(moved).all():
             raise _no_numbers()
-        return change.size, change, moved, seen
+        return change.size, change, moved
     n = int(np.count_nonzero(valid))
-    if not np.isfinite((moved, seen)).all():  # what is not valid may be anything
+    if not np.isfinite(moved).all():  # what is not valid may be anything
         change = change[valid]
         if not np.isfinite(change).all():
             raise _no_numbers()
         if not np.array_equal(after[~valid], before[~valid], equal_nan=True):
             raise _padding()
         if n:
-            moved, seen = _ends(change), _ends(before[valid])
+            moved = _ends(change)
     elif ((change != 0) & ~valid).any():
         raise _padding()
-    return n, change, moved, seen
+    return n, change, moved
 
 
 def _no_numbers() -> OutputImplausible:

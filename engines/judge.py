@@ -120,18 +120,19 @@ def _own(given: Volume, after: Floats, sigmas: Floats, changed: npt.NDArray[np.i
     own slice (first differences along the rows, edges clipped at four times their noise) and not with another's.
     Slices that are the same fit equally well.
     """
-    start = range(given.shape[0])[keep].start
+    start, n_given = range(given.shape[0])[keep].start, given.shape[0]
     step = max(1, given.shape[1] * given.shape[2] // SAMPLES)
-    textures, taken = [], []
-    for i in range(given.shape[0]):
-        top = np.float32(4 * np.sqrt(2) * sigmas[i]) if np.isfinite(sigmas[i]) else np.float32(0)
-        textures.append(np.clip(_texture(given.values[i], given.valid[i], step), -top, top))
-    for i in changed:
-        where = start + int(i)
-        taken.append(_texture(given.values[where] - after[i], given.valid[where], step))
-    if len(textures) < 2 or not taken or textures[0].size < LEAST:
+    n_sampled = -(-given.shape[1] // step) * (given.shape[2] - 1)
+    if n_given < 2 or not changed.size or n_sampled < LEAST:
         return
-    t, r = np.stack(textures), np.stack(taken)
+    t, r = (np.empty((n, n_sampled), np.float32) for n in (n_given, changed.size))
+    for texture, values, valid, sigma in zip(t, given.values, given.valid, sigmas, strict=True):
+        top = np.float32(4 * np.sqrt(2) * sigma) if np.isfinite(sigma) else np.float32(0)
+        _texture(values[::step], valid[::step], texture)
+        np.clip(texture, -top, top, out=texture)
+    for taken, i in zip(r, changed, strict=True):
+        where = start + int(i)
+        _texture(given.values[where, ::step] - after[i, ::step], given.valid[where, ::step], taken)
     power = _products(r, t)  # residual of slice i with the texture of slice j
     size = np.sqrt(_squares(r)[:, None] * _squares(t)[None, :])
     fit = np.divide(power, size, out=np.zeros_like(power), where=size > 0)
@@ -162,12 +163,10 @@ def _squares(lines: Floats) -> npt.NDArray[np.float64]:
     return np.array([np.square(line).sum() for line in lines], np.float64)
 
 
-def _texture(values: Floats, valid: Mask, step: int) -> Floats:
-    """First differences along every ``step``-th row; 0 beside what is not valid."""
-    rows, ok = values[::step], valid[::step]
+def _texture(rows: Floats, valid: Mask, out: Floats) -> None:
+    """First differences along rows, one after the other in ``out``; 0 beside what is not valid."""
+    difference = out.reshape(rows.shape[0], rows.shape[1] - 1)
     with np.errstate(invalid="ignore"):
-        difference = np.diff(rows, axis=1)
-    if not ok.all():
-        difference = np.where(ok[:, 1:] & ok[:, :-1], difference, np.float32(0))
-    flat: Floats = difference.ravel()
-    return flat
+        np.subtract(rows[:, 1:], rows[:, :-1], out=difference)
+    if not valid.all():
+        difference[~(valid[:, 1:] & valid[:, :-1])] = 0

@@ -29,6 +29,7 @@ from scipy.fft import dct
 from scipy.special import gammaincinv
 
 from engines.base import Floats, Mask, Survey, Unit, Volume
+from engines.box import weights_of
 
 BLOCK = 12
 QUANTILE = 0.05
@@ -176,6 +177,12 @@ class _Cells:
         return out.reshape(BLOCK, BLOCK, -1)
 
 
+def _counts(cells: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
+    """How many pixels of each cell are True; no byte is too small for those of a block."""
+    counts: npt.NDArray[np.uint8] = cells.view(np.uint8).sum(axis=(0, 1), dtype=np.uint8)
+    return counts
+
+
 def _admitted(
     cells: _Cells,
     whole: npt.NDArray[np.bool_] | None,
@@ -185,8 +192,8 @@ def _admitted(
 ) -> npt.NDArray[np.bool_]:
     """Which blocks may speak: wholly valid, not clipped or masked, tissue (CT) or signal (MR)."""
     (lowest, highest), pixels = extremes, cells.pixels
-    stuck = ((pixels <= lowest) | (pixels >= highest)).sum(axis=(0, 1), dtype=np.int32)
-    fit = cells.over_blocks(stuck) < 0.02 * BLOCK**2
+    stuck = (pixels <= lowest) | (pixels >= highest)
+    fit = cells.over_blocks(_counts(stuck)) < 0.02 * BLOCK**2
     if whole is not None:
         fit &= whole
     mean = cells.over_blocks(pixels.sum(axis=(0, 1))) / np.float32(BLOCK**2)
@@ -269,10 +276,12 @@ def estimate(
     if min(values.shape) < BLOCK or not valid.any():
         return NOTHING
     stride = BLOCK // 2 if min(values.shape) >= 128 else BLOCK // 4
-    cells, every = _Cells(values, stride), bool(valid.all())
-    whole = None
+    cells, weights = _Cells(values, stride), weights_of(valid)
+    every, whole = weights.whole, None
     if not every:
-        whole = cells.over_blocks((~_Cells(valid, stride).pixels).sum(axis=(0, 1), dtype=np.int32)) == 0
+        whole = weights.once(
+            ("blocks", stride), lambda: cells.over_blocks(_counts(~_Cells(valid, stride).pixels)) == 0
+        )
     if seen is None:
         seen = values if every else values[valid]
     if unit == "arbitrary" and top is None:
@@ -311,7 +320,7 @@ def survey(volume: Volume) -> Survey:
     return Survey(
         sigma=np.array([n.sigma for n in found], np.float32),
         high=np.array(tops, np.float32),
-        share=volume.valid.mean(axis=(1, 2), dtype=np.float64).astype(np.float32),
+        share=np.array([np.count_nonzero(v) / v.size for v in volume.valid], np.float32),
         frequency=np.array([n.frequency for n in found], np.float32),
     )
 

@@ -149,6 +149,7 @@ def restored(
     *,
     looked: bool,
     worst: float | None = None,
+    into: Floats | None = None,
 ) -> Outcome:
     """Finish a slice.
 
@@ -161,6 +162,8 @@ def restored(
         ``card.scale`` 2. Whatever it says, :func:`engines.guards.check` looks at the result.
     looked
         Whether the noise is to be measured afterwards.
+    into
+        Where a slice that is changed is laid down, (y, x) or (2 y, 2 x); None: in an array of its own.
 
     Raises
     ------
@@ -203,7 +206,7 @@ def restored(
             tolerance=bounds.tolerance,
         )
         safe = np.negative(detail)
-    after = guards.blend(before, safe, strength)
+    after = guards.blend(before, safe, strength, into)
     change = guards.check(
         before, after, valid, largest=largest, strength=strength, unit=one.unit, scale=one.scale
     )

@@ -147,7 +147,7 @@ def pixel_format(source: SourceLike) -> PixelFormat:
     )
 
 
-def decode(source: SourceLike, frames: range | None = None) -> Integers:
+def decode(source: SourceLike, frames: range | None = None, *, fmt: PixelFormat | None = None) -> Integers:
     """Stored values of an instance.
 
     Parameters
@@ -156,6 +156,8 @@ def decode(source: SourceLike, frames: range | None = None) -> Integers:
         Decoding a part of a large multi-frame object reads only that part.
     frames
         Indices (from 0) to decode; None means all.
+    fmt
+        What :func:`pixel_format` says of the source, where that was asked already.
 
     Returns
     -------
@@ -170,7 +172,7 @@ def decode(source: SourceLike, frames: range | None = None) -> Integers:
         If the pixels cannot be decoded, are cut short, or :func:`pixel_format` refuses them.
     """
     s = Source.open(source)
-    fmt = pixel_format(s)
+    fmt = pixel_format(s) if fmt is None else fmt
     wanted = range(fmt.n_frames) if frames is None else frames
     if wanted and not (0 <= wanted[0] < fmt.n_frames and 0 <= wanted[-1] < fmt.n_frames):
         raise ValueError("no such frame")
@@ -183,7 +185,9 @@ def decode(source: SourceLike, frames: range | None = None) -> Integers:
     return out
 
 
-def to_values(stored: Integers, fmt: PixelFormat, *, first: int = 0) -> Values:
+def to_values(
+    stored: Integers, fmt: PixelFormat, *, first: int = 0, into: tuple[Floats, Mask] | None = None
+) -> Values:
     """Stored values -> values in HU or arbitrary units.
 
     Parameters
@@ -194,9 +198,13 @@ def to_values(stored: Integers, fmt: PixelFormat, *, first: int = 0) -> Values:
         Of the same instance.
     first
         Index of the instance's frame that ``stored[0]`` is.
+    into
+        Where values and valid are to be put, of the shape of ``stored``; None: into new arrays.
     """
-    values = np.empty(stored.shape, np.float32)
-    valid = _valid(stored, fmt)
+    if into is None:
+        into = np.empty(stored.shape, np.float32), np.empty(stored.shape, np.bool_)
+    values, valid = into
+    _valid(stored, fmt, valid)
     for i, frame in enumerate(stored):
         slope, intercept = fmt.slope[first + i], fmt.intercept[first + i]
         _forward(frame, slope, intercept, values[i])
@@ -299,18 +307,22 @@ def _forward(frame: Integers, slope: float, intercept: float, out: Floats) -> No
     np.add(np.multiply(frame, slope, dtype=np.float64), intercept, out=out, casting="unsafe")
 
 
-def _valid(stored: Integers, fmt: PixelFormat) -> Mask:
-    valid = np.ones(stored.shape, np.bool_)
-    if fmt.padding is not None:
+def _valid(stored: Integers, fmt: PixelFormat, valid: Mask) -> None:
+    if fmt.padding is None:
+        valid[:] = True
+    else:
         low, high = fmt.padding
-        np.not_equal(stored, low, out=valid) if low == high else np.copyto(
-            valid, (stored < low) | (stored > high)
-        )
-    if fmt.bits_stored < fmt.bits_allocated:
+        if low == high:
+            np.not_equal(stored, low, out=valid)
+        else:
+            np.logical_or(stored < low, stored > high, out=valid)
+    if fmt.bits_stored == fmt.bits_allocated:
+        return
+    # Few scanners store what their bits do not hold: its ends tell of all of a frame.
+    if stored.size and stored.max() > fmt.maximum:
         valid &= stored <= fmt.maximum
-        if fmt.signed:
-            valid &= stored >= fmt.minimum
-    return valid
+    if fmt.signed and stored.size and stored.min() < fmt.minimum:
+        valid &= stored >= fmt.minimum
 
 
 def _leave_padding(out: Integers, before: Integers, valid: Mask, padding: tuple[int, int]) -> None:

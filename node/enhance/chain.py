@@ -263,7 +263,7 @@ class Work:
         surveying = _Surveying(self, slabs, lanes)
         parts = ((slab, emitter.part(slab[0].stack, *slab[1:])) for slab in surveying.ahead(slabs))
         making = in_order(
-            lambda part: self._new(*part), ((s[0], *part) for s, part in parts if part), lanes, name="slab"
+            lambda part: self._new(*part), ((s[0], *part) for s, part in parts if part), lanes, name="slab", more=1
         )  # fmt: skip
         done = 0
         with closing(surveying), closing(making):

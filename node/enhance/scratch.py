@@ -183,7 +183,7 @@ class Scratch:
         fmt = pixel_format(source)
         if max(fmt.rows, fmt.columns) * self._scale > MOST:
             raise SeriesError(f"{fmt.rows} x {fmt.columns} pixels cannot be doubled")
-        stored = decode(source, range(min(_frames_at_once(fmt), fmt.n_frames)))
+        stored = decode(source, range(min(_frames_at_once(fmt), fmt.n_frames)), fmt=fmt)
         return Opened(item, source, fmt, stored, b"" if fmt.overlay_bits else head)
 
     def take(self, opened: Opened, threads: int = 1) -> Iterator[float]:
@@ -196,7 +196,9 @@ class Scratch:
         place = Place(item=item, fmt=fmt, at=self._end, head=head)
         step = _frames_at_once(fmt)
         left = [range(n, min(n + step, fmt.n_frames)) for n in range(step, fmt.n_frames, step)]
-        others = in_order(partial(decode, opened.source), left, min(threads, len(left)), name="decode")
+        others = in_order(
+            partial(decode, opened.source, fmt=fmt), left, min(threads, len(left)), name="decode"
+        )
         done = 0
         with closing(others):
             for stored in chain([opened.stored], others):
@@ -236,8 +238,9 @@ class Scratch:
                 raise SeriesError("a header tells of frames that its pixels do not have")
             stored = np.empty((1, *shape[1:]), place.fmt.dtype)
             self._before.read(place.at + frame * place.frame_bytes, stored)
-            told = to_values(stored, place.fmt, first=frame)
-            values[i], valid[i], step[i] = told.values[0], told.valid[0], told.step[0]
+            one = slice(i, i + 1)
+            told = to_values(stored, place.fmt, first=frame, into=(values[one], valid[one]))
+            step[one] = told.step
             kept.append(stored)
         volume = Volume(
             values=values,

@@ -217,9 +217,9 @@ def test_large_frames_are_decoded_a_few_at_a_time(
     (item,) = files(tmp_path / "in", [ds])
     asked: list[range] = []
 
-    def decode(source: Any, frames: range) -> Any:
+    def decode(source: Any, frames: range, **known: Any) -> Any:
         asked.append(frames)
-        return pixels.decode(source, frames)
+        return pixels.decode(source, frames, **known)
 
     monkeypatch.setattr("node.enhance.scratch.decode", decode)
     with Scratch(scratch) as kept:
