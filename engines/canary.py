@@ -15,6 +15,8 @@ import hashlib
 import json
 import sys
 import time
+import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -38,6 +40,10 @@ _STEP = 1 / 32
 
 _RIM = 32
 """Pixels at each border of the question that are not compared: what is kept stays small."""
+
+
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+"""What comes of reading a file of arrays that is not there, cut off or damaged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,9 +72,21 @@ class Answer:
 
 @lru_cache(maxsize=2)
 def question(modality: str) -> Volume:
-    """The canary of a modality, CT or MR."""
-    with np.load(FOLDER / f"{modality.lower()}.npz", allow_pickle=False) as kept:
-        values = kept["values"].astype(np.float32)
+    """The canary of a modality, CT or MR.
+
+    Raises
+    ------
+    CanaryRefused
+        It cannot be read.
+    """
+    path = FOLDER / f"{modality.lower()}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            values = kept["values"].astype(np.float32)
+    except _DAMAGED as e:
+        raise CanaryRefused(f"the canary {path.name} cannot be read", hint="install the release again") from e
+    if values.shape != SHAPE:
+        raise CanaryRefused(f"the canary {path.name} is another one", hint="install the release again")
     return Volume(
         values=values,
         spacing_mm=(1.0, 0.8, 0.8),
@@ -170,7 +188,7 @@ def kept(card: Card) -> Floats | None:
                 return None
             values: Floats = found["values"].astype(np.float32) * np.float32(_STEP)
             return values
-    except (OSError, ValueError, KeyError):
+    except _DAMAGED:
         return None
 
 

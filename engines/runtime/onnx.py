@@ -123,6 +123,11 @@ class OnnxNetwork:
             import onnxruntime as ort
         except ImportError as e:
             raise RuntimeUnavailable("ONNX Runtime is not installed", hint="pip install onnxruntime") from e
+        except Exception as e:  # A library that does not load raises whatever its loader likes.
+            raise RuntimeUnavailable(
+                f"ONNX Runtime does not load ({type(e).__name__})",
+                hint="install it again: pip install onnxruntime",
+            ) from e
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1

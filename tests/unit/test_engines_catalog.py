@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,11 +15,11 @@ import numpy as np
 import pytest
 
 from engines import __main__ as command
-from engines import bench, known
+from engines import bench, canary, known
 from engines.base import Params
 from engines.card import digest, read
 from engines.catalog import ZOO, Catalog
-from engines.errors import CardInvalid, EngineError, RuntimeUnavailable, WeightsMismatch
+from engines.errors import CanaryRefused, CardInvalid, EngineError, RuntimeUnavailable, WeightsMismatch
 from tests import laws, onnx_samples
 
 SHIPPED = Catalog.default().names()
@@ -272,3 +273,37 @@ def test_a_seal_that_cannot_be_read_is_told_and_blocks_nobody(zoo: Path, tmp_pat
     (fault,) = catalog.faults().values()
     assert "seal.json" in fault.message
     assert fault.hint
+
+
+@pytest.mark.parametrize("harm", ["cut", "emptied", "flipped", "gone", "text"])
+@pytest.mark.parametrize("name", ["ct", "ct-tv"])
+def test_a_damaged_canary_is_told_and_a_damaged_answer_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, harm: str
+) -> None:
+    folder = shutil.copytree(canary.FOLDER, tmp_path / "canaries")
+    path = folder / f"{name}.npz"
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    path.write_bytes(
+        {
+            "cut": whole[:middle],
+            "emptied": b"",
+            "flipped": whole[:middle] + bytes([whole[middle] ^ 0xFF]) + whole[middle + 1 :],
+            "gone": b"",
+            "text": b"not here",
+        }[harm]
+    )
+    if harm == "gone":
+        path.unlink()
+    monkeypatch.setattr(canary, "FOLDER", folder)
+    canary.question.cache_clear()
+    engine = Catalog.default().load("ct-tv", threads=1)
+    try:
+        if name == "ct":
+            with pytest.raises(CanaryRefused, match="cannot be read") as caught:
+                canary.prove(engine)
+            assert caught.value.hint
+        else:
+            assert canary.prove(engine).against == "itself"
+    finally:
+        canary.question.cache_clear()
