@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import Thread
 from typing import Any
 
 from pydicom.dataset import Dataset
 from pynetdicom import AE, build_role, evt
+from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     CTImageStorage,
     StorageCommitmentPushModel,
@@ -130,7 +132,8 @@ def listening(**more: Any) -> Iterator[Scanner]:
 class Pacs:
     """A PACS by pynetdicom with storage commitment.
 
-    ``answers``: on the association that asks, on one of its own, or not at all. ``lost``: instances of which it says
+    ``answers``: on the association that asks, on one of its own, or not at all; ``aborts`` as soon as it has taken the
+    request. ``lost``: instances of which it says
     that they are not there, until they come again.
     """
 
@@ -202,6 +205,10 @@ class Pacs:
                 event.assoc.send_n_event_report(result, told, MODEL, INSTANCE)
             return status, None
 
+        def said(event: Any) -> None:
+            if self.answers == "aborts" and self.asked and isinstance(event.pdu, P_DATA_TF):
+                Thread(target=event.assoc.abort, daemon=True).start()
+
         def released(event: Any) -> None:
             if self.answers == "calls":
                 for transaction in list(wanted):
@@ -212,6 +219,7 @@ class Pacs:
         ae.add_supported_context(StorageCommitmentPushModel)
         handlers = [
             (evt.EVT_C_STORE, self.store), (evt.EVT_N_ACTION, action), (evt.EVT_RELEASED, released),
+            (evt.EVT_PDU_SENT, said),
         ]  # fmt: skip
         server = ae.start_server((HOST, self.port), block=False, evt_handlers=handlers)
         try:

@@ -75,6 +75,7 @@ class Deliverer:
                 ticker.wait(_LOOK_S)
         finally:
             ticker.close()
+            pledges.end()
             self.drain(drain_s)
             commitments.stop(2.0)
             pledges.stop(2.0)

@@ -7,6 +7,7 @@ that hangs holds up nobody else.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from node.deliver.kinds import settings_of
 from node.deliver.sender import associate
 from node.dicom.commitment import PUSH_INSTANCE, PUSH_MODEL, REQUEST, ActionStatus, read_report, request
 from node.dicom.status import describe
-from node.errors import ContextNotAccepted, DeliveryError, HeaderFault, NodeError, StoreError
+from node.errors import ContextNotAccepted, DeliveryError, HeaderFault, NodeError, PeerUnreachable, StoreError
 from node.failpoints import failpoint
 from node.log import get_logger
 from node.store import Store, owners
@@ -39,6 +40,10 @@ _FIRST_S: Final = 5.0
 _AT_MOST_S: Final = 3600.0
 _TIMES: Final = 4
 """So often it is asked within ``commit_within`` if it takes the request and never answers."""
+
+
+class _NotTaken(DeliveryError):
+    """The destination is there, and did not take this one request: others may fare better."""
 
 
 class Pledges:
@@ -63,6 +68,10 @@ class Pledges:
 
     def start(self) -> None:
         self._thread.start()
+
+    def end(self) -> None:
+        """Ask for nothing more."""
+        self._stop.set()
 
     def stop(self, within_s: float) -> None:
         """End; what is under way is given up after ``within_s`` seconds, and asked again by the next process."""
@@ -122,7 +131,7 @@ class Pledges:
         failpoint("deliver.before_pledge_asked")
         try:
             if not one.references:
-                raise DeliveryError("what was delivered is no longer on record")
+                raise _NotTaken("what was delivered is no longer on record")
             again_s = self._request(one)
         except StoreError:
             raise
@@ -131,7 +140,7 @@ class Pledges:
             most = ceiling_s(failures, first_s=_FIRST_S, at_most_s=_AT_MOST_S)
             pause = full_jitter_s(failures, first_s=_FIRST_S, at_most_s=_AT_MOST_S, chance=random.random())
             until = self._now() + timedelta(seconds=max(pause, most / 4))
-            store.later(one, self._owner, until, error.message)
+            store.later(one, self._owner, until, error.message, alone=isinstance(error, _NotTaken))
             if failures == 1 or error.message != one.failure:
                 log.warning(
                     "pledge.not_asked", delivery=one.delivery_id, destination=name, why=error.message,
@@ -166,11 +175,15 @@ class Pledges:
 
             data = request(one.transaction_uid, one.references, syntax)
             context = sender.accepted[PUSH_MODEL, syntax]
-            answer = sender.action(context, PUSH_MODEL, PUSH_INSTANCE, REQUEST, data, on_event)
+            try:
+                answer = sender.action(context, PUSH_MODEL, PUSH_INSTANCE, REQUEST, data, on_event)
+            except PeerUnreachable as error:
+                raise _NotTaken(error.message, hint=error.hint) from None
             if answer.status:
-                raise ContextNotAccepted(f"it answered the request with {describe(answer.status)}")
+                raise _NotTaken(f"it answered the request with {describe(answer.status)}")
             if sender.is_open:
-                sender.listen(LISTEN_S, on_event, self._stop.is_set)
+                with contextlib.suppress(PeerUnreachable):  # it has taken the request, however it leaves
+                    sender.listen(LISTEN_S, on_event, self._stop.is_set)
         finally:
             sender.release()
         return float(settings.commit_within) / _TIMES

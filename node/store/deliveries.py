@@ -19,7 +19,7 @@ from node.store.derived import read_derived
 from node.store.dialect import hold_files
 from node.store.originals import Cargo
 from node.store.outcomes import progress, read_outcomes, tell_delivery, write_outcomes
-from node.store.pledges import open_pledge, reset_rounds
+from node.store.pledges import drop_pledge, open_pledge, reset_pledge
 from node.store.tables import DeliveryRow, DerivedRow, JobRow, OutcomeRow, SeriesRow
 
 Settled = Literal["sent", "more", "waits"]
@@ -319,7 +319,7 @@ class Deliveries:
                 values={"attempt": 0, "not_before": at, "created_at": at, "failure": "", "finished_at": None},
             )  # fmt: skip
             moves.must(moved, f"delivery {delivery_id}")
-            reset_rounds(connection, delivery_id)
+            reset_pledge(connection, delivery_id)
 
     def cancel(self, delivery_id: int, at: datetime) -> None:
         """A person's end of a delivery that was not sent.
@@ -333,6 +333,7 @@ class Deliveries:
                 connection, DeliveryRow, delivery_id, DeliveryState.CANCELLED, values={"finished_at": at}
             )
             moves.must(moved, f"delivery {delivery_id}")
+            drop_pledge(connection, delivery_id)
 
     def readdress(self, destination: str, settings: Mapping[str, Any], at: datetime) -> Readdressed:
         """A person's move of all that is not sent to where a destination is now. See `outbox.readdress`."""

@@ -9,17 +9,18 @@ from __future__ import annotations
 import builtins
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Text, and_, cast, delete, exists, func, or_, select, update
+from sqlalchemy.orm import aliased
 
 from node.dicom.commitment import Reference, Told
 from node.model import DeliveryState, Pledge, PledgeState
 from node.store import events, moves, owners, rows
 from node.store.clock import WATCH
 from node.store.db import Database
-from node.store.dialect import upsert
+from node.store.dialect import hold_files, upsert
 from node.store.outcomes import instances_of, tell_delivery
 from node.store.tables import AskedRow, DeliveryRow, OutcomeRow, PledgeRow
 
@@ -30,6 +31,9 @@ SOON: Final = timedelta(seconds=2)
 """After the last C-STORE response: many a PACS looks at what it got only when the association has ended."""
 
 _FAR: Final = timedelta(days=31)
+_VOID: Final = datetime(1970, 1, 1, tzinfo=UTC)
+"""When a request was made whose answer says nothing any more. No clock is asked: two hosts have two."""
+
 _OPEN: Final = (PledgeState.DUE.value, PledgeState.ASKED.value, PledgeState.RESENT.value)
 _WAITS: Final = (PledgeState.DUE.value, PledgeState.ASKED.value)
 
@@ -112,29 +116,43 @@ class Pledges:
             attempt=one.attempt + 1, failure="",
         )  # fmt: skip
 
-    def later(self, one: Asking, owner: str, until: datetime, failure: str, *, tried: bool = True) -> bool:
-        """The destination did not take the request: it and all others wait until then."""
-        moved = self._move(
-            one, owner, not_before=until, failure=rows.clean(failure), attempt=one.attempt + tried
-        )
+    def later(self, one: Asking, owner: str, until: datetime, failure: str, *, alone: bool = False) -> bool:
+        """The destination did not take the request: it waits until then.
+
+        Parameters
+        ----------
+        alone
+            The destination is there, and it is this request that it did not take. Else all that is to be asked at the
+            same address waits as well.
+        """
+        moved = self._move(one, owner, not_before=until, failure=rows.clean(failure), attempt=one.attempt + 1)
+        if alone or not moved:
+            return moved
+        theirs, its = aliased(DeliveryRow), aliased(DeliveryRow)
+        where = select(cast(its.settings, Text)).where(its.id == one.delivery_id).scalar_subquery()
         with self._db.write() as connection:
             others = and_(
                 PledgeRow.destination == one.destination,
                 PledgeRow.state.in_(_WAITS),
                 PledgeRow.lease_until.is_(None),
                 PledgeRow.not_before < until,
+                exists().where(theirs.id == PledgeRow.delivery_id, cast(theirs.settings, Text) == where),
             )
             connection.execute(update(PledgeRow).where(others).values(not_before=until))
         return moved
 
     def give_up(self, now: datetime) -> builtins.list[Pledge]:
         """-> GIVEN_UP, with an alarm, for all that no answer came for in all that time; returns them."""
-        late = and_(PledgeRow.state.in_(_WAITS), PledgeRow.give_up_at <= now, PledgeRow.lease_until.is_(None))
+        late = and_(PledgeRow.state.in_(_WAITS), PledgeRow.give_up_at <= now, _free(now))
         with self._db.read() as connection:
             if connection.execute(select(PledgeRow.delivery_id).where(late).limit(1)).first() is None:
                 return []
         with self._db.write() as connection:
-            moved = update(PledgeRow).where(late).values(state=PledgeState.GIVEN_UP.value)
+            moved = (
+                update(PledgeRow)
+                .where(late)
+                .values(state=PledgeState.GIVEN_UP.value, lease_owner="", lease_until=None)
+            )
             moved = moved.returning(*PledgeRow.__table__.columns)
             found = connection.execute(moved.execution_options(synchronize_session=False))
             given_up = [_read(row) for row in found]
@@ -154,6 +172,7 @@ class Pledges:
         """
 
         def work(connection: Connection) -> Answer:
+            hold_files(connection)
             asked = connection.execute(
                 select(AskedRow.delivery_id, AskedRow.at).where(
                     AskedRow.transaction_uid == told.transaction_uid
@@ -161,14 +180,15 @@ class Pledges:
             ).first()
             if asked is None:
                 return "unknown"
-            lock = select(DeliveryRow.state).where(DeliveryRow.id == asked.delivery_id).with_for_update()
-            state = connection.execute(lock).scalar_one()
+            lock = select(DeliveryRow.state).where(DeliveryRow.id == asked.delivery_id)
+            # With the key shared: a claim holds its pledge while it refers to the delivery.
+            state = connection.execute(lock.with_for_update(key_share=True)).scalar_one()
             if state == DeliveryState.COMMITTED.value:
                 return "committed"
             row = connection.execute(
                 rows.whole(PledgeRow).where(PledgeRow.delivery_id == asked.delivery_id)
             ).first()
-            if row is None or state != DeliveryState.SENT.value or asked.at < row.opened_at:
+            if row is None or state != DeliveryState.SENT.value or asked.at == _VOID:
                 return "stale"
             one = _read(row)
             table, mine = instances_of(connection, one.delivery_id)
@@ -190,7 +210,8 @@ class Pledges:
             why = _why(missing, len(uids))
             if one.rounds >= MOST_ROUNDS:
                 _set(connection, one.delivery_id, state=PledgeState.GIVEN_UP.value, failure=why)
-                _alarm(connection, one, why, at)
+                if (one.state, one.failure) != (PledgeState.GIVEN_UP, why):  # else it is only told once more
+                    _alarm(connection, one, why, at)
                 return "given_up"
             ids = [uids[uid] for uid in missing]
             for start in range(0, len(ids), 500):
@@ -261,20 +282,11 @@ def open_pledge(connection: Connection, delivery_id: int, at: datetime) -> None:
     one = connection.execute(
         select(DeliveryRow.destination, DeliveryRow.settings).where(DeliveryRow.id == delivery_id)
     ).one()
-    if not one.settings.get("commit"):
+    _void(connection, delivery_id)
+    if not one.settings.get("commit"):  # any more: it was readdressed while it was sent again
+        drop_pledge(connection, delivery_id)
         return
-    within = timedelta(seconds=float(one.settings.get("commit_within", 0)))
-    fresh = {
-        "state": PledgeState.DUE.value,
-        "attempt": 0,
-        "opened_at": at,
-        "not_before": at + SOON,
-        "give_up_at": at + within,
-        "asked_at": None,
-        "lease_owner": "",
-        "lease_until": None,
-        "failure": "",
-    }
+    fresh = _fresh(one.settings, at, SOON)
     row = upsert(connection, PledgeRow).values(
         delivery_id=delivery_id, destination=one.destination, rounds=0, **fresh
     )
@@ -296,16 +308,22 @@ def readdress_pledges(
         n += 1
         change = update(DeliveryRow).where(DeliveryRow.id == one.id)
         connection.execute(change.values(settings=dict(settings)))
+        _void(connection, one.id)  # what was asked elsewhere says nothing of here
         if settings.get("commit"):
-            _set(connection, one.id, state=PledgeState.DUE.value, not_before=at, failure="")
+            _set(connection, one.id, **_fresh(settings, at, timedelta(0)))
         else:
-            connection.execute(delete(PledgeRow).where(PledgeRow.delivery_id == one.id))
+            drop_pledge(connection, one.id)
     return n
 
 
-def reset_rounds(connection: Connection, delivery_id: int) -> None:
-    """A person sends a delivery again: what was tried before does not count."""
-    _set(connection, delivery_id, rounds=0)
+def reset_pledge(connection: Connection, delivery_id: int) -> None:
+    """A person sends a delivery again: what was tried before does not count; nothing is asked before all is there."""
+    _set(connection, delivery_id, state=PledgeState.RESENT.value, rounds=0)
+
+
+def drop_pledge(connection: Connection, delivery_id: int) -> None:
+    """Nothing is asked for a delivery any more."""
+    connection.execute(delete(PledgeRow).where(PledgeRow.delivery_id == delivery_id))
 
 
 def awaited() -> ColumnElement[bool]:
@@ -316,10 +334,35 @@ def awaited() -> ColumnElement[bool]:
 
 def _due(now: datetime) -> ColumnElement[bool]:
     late: ColumnElement[bool] = or_(PledgeRow.not_before <= now, PledgeRow.not_before > now + _FAR)
+    return and_(PledgeRow.state.in_(_WAITS), late, _free(now), PledgeRow.give_up_at > now)
+
+
+def _free(now: datetime) -> ColumnElement[bool]:
+    """Nobody is at it: a lease that ran out is nobody's."""
     free: ColumnElement[bool] = PledgeRow.lease_until.is_(None)
     if WATCH.settled:
         free = or_(free, PledgeRow.lease_until <= now, PledgeRow.lease_until > now + _FAR)
-    return and_(PledgeRow.state.in_(_WAITS), late, free, PledgeRow.give_up_at > now)
+    return free
+
+
+def _fresh(settings: Mapping[str, Any], at: datetime, after: timedelta) -> dict[str, Any]:
+    """A pledge for which nobody was asked yet."""
+    return {
+        "state": PledgeState.DUE.value,
+        "attempt": 0,
+        "opened_at": at,
+        "not_before": at + after,
+        "give_up_at": at + timedelta(seconds=float(settings.get("commit_within", 0))),
+        "asked_at": None,
+        "lease_owner": "",
+        "lease_until": None,
+        "failure": "",
+    }
+
+
+def _void(connection: Connection, delivery_id: int) -> None:
+    """Answers to what was asked before are of no use."""
+    connection.execute(update(AskedRow).where(AskedRow.delivery_id == delivery_id).values(at=_VOID))
 
 
 def _set(connection: Connection, delivery_id: int, **values: Any) -> None:

@@ -120,6 +120,22 @@ def test_a_pacs_that_refuses_the_request_is_asked_again_later(sqlite_store: Stor
     assert pledge(store, one).state is PledgeState.DUE
 
 
+def test_a_pacs_that_takes_the_request_and_hangs_up_has_taken_it(
+    sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node.deliver.pledges.LISTEN_S", 20.0)
+    store, pacs = sqlite_store, Pacs("aborts")
+    with pacs.running(), delivering(store):
+        one = delivery(store, {"pacs": pacs.settings()}, n=2)[0]
+        wait_until(
+            lambda: store.pledges.get(one.id) is not None and pledge(store, one).attempt > 0,
+            30,
+            "it was asked",
+        )
+    found = pledge(store, one)
+    assert (found.state, found.failure) == (PledgeState.ASKED, "")
+
+
 def test_only_a_destination_that_is_asked_comes_in_unlisted_and_only_to_tell(sqlite_store: Store) -> None:
     with house(sqlite_store, door(free_port())) as there:
         with Peer(there.port) as peer:  # by its title, but to store

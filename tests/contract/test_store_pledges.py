@@ -233,3 +233,110 @@ def test_a_destination_that_is_asked_no_more_is_waited_for_no_more(store: Store)
     assert store.pledges.due(after(1e5)) == []
     assert store.pledges.result(told("2.25.1", uids(asking)), after(11)) == "stale"
     assert [event.name for event in store.events.list()] == []
+
+
+def removable(store: Store) -> tuple[int, ...]:
+    return store.retention.purgeable(received_before=after(1e6), derived_before=after(1e6)).derived
+
+
+def test_what_is_sent_again_and_then_asked_for_no_more_is_not_kept_for_ever(store: Store) -> None:
+    one = sent(store)
+    asking = ask(store, "2.25.1", after(2))
+    assert store.pledges.result(told("2.25.1", uids(asking)[:1]), after(3)) == "resent"
+    store.deliveries.readdress("pacs", {**PACS["pacs"], "commit": False}, after(4))
+    resent(store, one, after(5))
+    assert store.pledges.get(one.id) is None
+    assert removable(store) == (one.derived_id,)
+
+
+def test_what_is_cancelled_while_it_is_sent_again_is_waited_for_no_more(store: Store) -> None:
+    one = sent(store)
+    asking = ask(store, "2.25.1", after(2))
+    assert store.pledges.result(told("2.25.1", uids(asking)[:1]), after(3)) == "resent"
+    store.deliveries.cancel(one.id, after(4))
+    assert store.pledges.counts() == {}
+
+
+def test_the_old_address_commits_to_nothing_at_the_new_one(store: Store) -> None:
+    one = sent(store)
+    asking = ask(store, "2.25.1", after(2))
+    store.deliveries.readdress("pacs", {**PACS["pacs"], "address": "elsewhere:104"}, after(990))
+    assert store.pledges.result(told("2.25.1", uids(asking)), after(991)) == "stale"
+    assert state(store, one) == (DeliveryState.SENT, PledgeState.DUE)
+    assert store.pledges.give_up(after(1001)) == []  # it has all its time anew
+    again = ask(store, "2.25.2", after(1002))
+    assert store.pledges.result(told("2.25.2", uids(again)), after(1003)) == "committed"
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_nothing_is_asked_nor_given_up_while_a_person_has_it_sent_again(store: Store, asked: bool) -> None:
+    one = sent(store)
+    if asked:
+        ask(store, "2.25.1", after(2))
+    store.deliveries.retry(one.id, after(3))
+    assert store.pledges.due(after(900)) == []
+    assert store.pledges.give_up(after(1001)) == []
+    resent(store, one, after(1002))
+    assert state(store, one) == (DeliveryState.SENT, PledgeState.DUE)
+    assert store.pledges.due(after(1004)) == ["pacs"]
+
+
+def test_what_a_dead_process_of_another_host_held_is_given_up_as_well(store: Store) -> None:
+    one = sent(store)
+    assert store.pledges.claim("pacs", "2.25.1", "elsewhere/b/1/1/pledge", 60, after(990)) is not None
+    assert store.pledges.give_up(after(1001)) == []
+    assert [each.delivery_id for each in store.pledges.give_up(after(1051))] == [one.id]
+    assert removable(store) == (one.derived_id,)
+
+
+def test_one_request_that_is_refused_holds_up_no_other(store: Store) -> None:
+    one, two = sent(store), delivery(store, PACS, n=2, series=2, at=NOW)[0]
+    resent(store, two, NOW)
+    refused = store.pledges.claim("pacs", "2.25.1", "p1", 60, after(2))
+    assert refused is not None
+    assert store.pledges.later(refused, "p1", after(50), "0213H", alone=True)
+    other = store.pledges.claim("pacs", "2.25.2", "p1", 60, after(2))
+    assert other is not None
+    assert {refused.delivery_id, other.delivery_id} == {one.id, two.id}
+
+
+def test_an_address_that_is_dead_holds_up_nothing_at_another(store: Store) -> None:
+    sent(store)
+    moved = {"pacs": {**PACS["pacs"], "address": "elsewhere:104"}}
+    two = delivery(store, moved, n=2, series=2, at=NOW)[0]
+    resent(store, two, NOW)
+    dead = store.pledges.claim("pacs", "2.25.1", "p1", 60, after(2))
+    assert dead is not None
+    assert store.pledges.later(dead, "p1", after(50), "nobody listens there")
+    assert store.pledges.due(after(2)) == ["pacs"]
+
+
+def test_who_lost_its_lease_puts_off_nothing(store: Store) -> None:
+    sent(store)
+    two = delivery(store, PACS, n=2, series=2, at=NOW)[0]
+    resent(store, two, NOW)
+    slow = store.pledges.claim("pacs", "2.25.1", "p1", 60, after(2))
+    assert slow is not None
+    assert store.pledges.result(told("2.25.1", uids(slow)), after(3)) == "committed"
+    assert not store.pledges.later(slow, "p1", after(500), "it broke off")
+    assert store.pledges.due(after(3)) == ["pacs"]
+
+
+def test_a_clock_that_is_behind_the_one_of_who_sent_makes_no_answer_stale(store: Store) -> None:
+    """Two hosts on one database, or a clock that was put right by more than a month."""
+    one = sent(store, after(40 * 86400))
+    asking = ask(store, "2.25.1", NOW)
+    assert store.pledges.result(told("2.25.1", uids(asking)), after(1)) == "committed"
+    assert state(store, one) == (DeliveryState.COMMITTED, PledgeState.KEPT)
+
+
+def test_what_is_told_twice_is_one_alarm(store: Store) -> None:
+    one = sent(store)
+    for n in range(MOST_ROUNDS):
+        asking = ask(store, f"2.25.{n}", after(10 * n + 5))
+        assert store.pledges.result(told(f"2.25.{n}", uids(asking)[:2]), after(10 * n + 6)) == "resent"
+        resent(store, one, after(10 * n + 7))
+    asking = ask(store, "2.25.99", after(100))
+    for _ in range(2):
+        assert store.pledges.result(told("2.25.99", uids(asking)[:2]), after(101)) == "given_up"
+    assert [event.name for event in store.events.list()].count("delivery.uncommitted") == 1
