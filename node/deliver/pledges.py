@@ -81,9 +81,12 @@ class Pledges:
                 thread.join(within_s / (1 + len(self._busy)))
 
     def _run(self) -> None:
-        tidy_in = 0.0
+        tidy_in, begun = 0.0, False
         while not self._stop.is_set():
             try:
+                if not begun:
+                    self._begin()
+                    begun = True
                 tidy_in -= _LOOK_S
                 if tidy_in <= 0:
                     tidy_in = _TIDY_S
@@ -112,6 +115,12 @@ class Pledges:
             log.error("pledge.store_failed", destination=name, why=error.message)
         except Exception as error:
             log.error("pledge.failed", destination=name, error=type(error).__name__)
+
+    def _begin(self) -> None:
+        self._store.pledges.release_dead()
+        n = self._store.pledges.resume(self._now())
+        if n:
+            log.warning("pledge.once_more", deliveries=n, hint="their time ran out while the node was away")
 
     def tidy(self) -> None:
         """Take back what dead processes held, give up on destinations that never answered."""

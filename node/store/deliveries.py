@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Text, cast, func, select, update
+from sqlalchemy import Connection, Text, cast, func, or_, select, update
 from sqlalchemy.orm import aliased
 
 from node.errors import StoreError, TransitionRefused
@@ -19,7 +19,7 @@ from node.store.derived import read_derived
 from node.store.dialect import hold_files
 from node.store.originals import Cargo
 from node.store.outcomes import progress, read_outcomes, tell_delivery, write_outcomes
-from node.store.pledges import drop_pledge, open_pledge, reset_pledge
+from node.store.pledges import awaited, drop_pledge, open_pledge, reset_pledge
 from node.store.tables import DeliveryRow, DerivedRow, JobRow, OutcomeRow, SeriesRow
 
 Settled = Literal["sent", "more", "waits"]
@@ -346,11 +346,11 @@ class Deliveries:
     # reading --------------------------------------------------------------------------------------
 
     def waiting(self, destination: str) -> int:
-        """How many deliveries to a destination are on their way."""
-        on_their_way = (DeliveryState.PENDING.value, DeliveryState.SENDING.value)
+        """How many deliveries to a destination are on their way, or sent and not committed to yet."""
+        on_their_way = DeliveryRow.state.in_((DeliveryState.PENDING.value, DeliveryState.SENDING.value))
         with self._db.read() as connection:
             counted = select(func.count()).where(
-                DeliveryRow.destination == destination, DeliveryRow.state.in_(on_their_way)
+                DeliveryRow.destination == destination, or_(on_their_way, awaited())
             )
             return int(connection.execute(counted).scalar_one())
 

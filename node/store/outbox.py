@@ -120,6 +120,7 @@ def readdress(connection: Connection, destination: str, settings: Mapping[str, A
         values: dict[str, Any] = {"settings": dict(settings), "lease_owner": "", "lease_until": None}
         if one.state != DeliveryState.FAILED.value:
             values |= {"state": DeliveryState.PENDING.value, "not_before": at, "wakes": False, "failure": ""}
+            values["created_at"] = at  # the new address has all of `retry.for`
         connection.execute(update(row).where(row.id == one.id).values(**values))
         connection.execute(
             update(OutcomeRow)

@@ -30,6 +30,9 @@ MOST_ROUNDS: Final = 3
 SOON: Final = timedelta(seconds=2)
 """After the last C-STORE response: many a PACS looks at what it got only when the association has ended."""
 
+ONCE_MORE: Final = timedelta(hours=1)
+"""For the answer of a destination whose time ran out while this node was away."""
+
 _FAR: Final = timedelta(days=31)
 _VOID: Final = datetime(1970, 1, 1, tzinfo=UTC)
 """When a request was made whose answer says nothing any more. No clock is asked: two hosts have two."""
@@ -140,6 +143,19 @@ class Pledges:
             )
             connection.execute(update(PledgeRow).where(others).values(not_before=until))
         return moved
+
+    def resume(self, now: datetime) -> int:
+        """What nobody was here to hear about when its time ran out is asked for once more; returns for how many.
+
+        For a process that begins: after a long absence all that waits would be given up unasked.
+        """
+        late = and_(PledgeRow.state.in_(_WAITS), PledgeRow.give_up_at <= now, _free(now))
+        with self._db.read() as connection:
+            if connection.execute(select(PledgeRow.delivery_id).where(late).limit(1)).first() is None:
+                return 0
+        anew = {"not_before": now, "give_up_at": now + ONCE_MORE, "lease_owner": "", "lease_until": None}
+        with self._db.write() as connection:
+            return connection.execute(update(PledgeRow).where(late).values(**anew)).rowcount
 
     def give_up(self, now: datetime) -> builtins.list[Pledge]:
         """-> GIVEN_UP, with an alarm, for all that no answer came for in all that time; returns them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import urllib.request
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from tests.parcels import delivery
 from tests.peers import HOST, OrthancPeer, StoreScp, free_port, program, wait_until
 from tests.receiving import config, house
 from tests.senders import CT, IMPLICIT, Peer, associate_rq, data_set
+from tests.storing import delivered
 
 
 @pytest.fixture(autouse=True)
@@ -134,6 +135,22 @@ def test_a_pacs_that_takes_the_request_and_hangs_up_has_taken_it(
         )
     found = pledge(store, one)
     assert (found.state, found.failure) == (PledgeState.ASKED, "")
+
+
+def test_a_node_that_was_away_for_longer_than_it_waits_asks_before_it_gives_up(sqlite_store: Store) -> None:
+    store, pacs = sqlite_store, Pacs("early")
+    long_ago = datetime.now(UTC) - timedelta(days=3)
+    one = delivery(store, {"pacs": pacs.settings()}, n=2, at=long_ago)[0]
+    claimed = store.deliveries.claim("d1", 30, long_ago)
+    assert claimed is not None
+    outcomes = delivered(store, claimed, "d1")
+    store.deliveries.finish(one.id, "d1", claimed.attempt, long_ago, outcomes=outcomes)
+    found = store.deliveries.derived(one.derived_id)
+    assert found is not None
+    pacs.stored = {each.sop_instance_uid: 1 for each in found.instances}
+    with pacs.running(), delivering(store):
+        wait_until(committed(store, one), 40, "the delivery is committed")
+    assert [event.name for event in store.events.list()] == []
 
 
 def test_only_a_destination_that_is_asked_comes_in_unlisted_and_only_to_tell(sqlite_store: Store) -> None:

@@ -273,6 +273,8 @@ def test_what_waits_goes_where_a_person_says_and_what_was_sent_stays(store: Stor
     moved = store.deliveries.readdress("pacs", new, after(10))
     assert (moved.deliveries, moved.jobs) == (3, 1)
     assert not store.deliveries.record_outcomes(held[0].id, "a", held[0].attempt, held[1])
+    moved_at = {d.id: d.created_at for d in store.deliveries.list()}
+    assert moved_at[waiting] == moved_at[sending] == after(10)  # the new address has all of `retry.for`
     told = {d.id: (str(d.state), d.settings == new) for d in store.deliveries.list()}
     assert told == {
         waiting: ("PENDING", True), failed: ("FAILED", True), sending: ("PENDING", True), sent: ("SENT", False)

@@ -72,6 +72,7 @@ def test_who_is_not_asked_owes_nothing(store: Store) -> None:
 def test_a_delivery_is_committed_when_every_instance_is_named(store: Store) -> None:
     one = sent(store)
     assert store.pledges.due(NOW) == []  # a moment after the last answer
+    assert store.deliveries.waiting("pacs") == 1
     assert store.pledges.due(after(2)) == ["pacs"]
     asking = ask(store, "2.25.1", after(2))
     assert len(asking.references) == 3
@@ -82,6 +83,7 @@ def test_a_delivery_is_committed_when_every_instance_is_named(store: Store) -> N
     assert state(store, one) == (DeliveryState.COMMITTED, PledgeState.KEPT)
     kinds = [r.kind for r in store.provenance.story(uids(asking)[0]).records]
     assert kinds.count("series.committed") == 1
+    assert store.deliveries.waiting("pacs") == 0
     assert store.pledges.due(after(1e6)) == []
     assert store.pledges.give_up(after(1e6)) == []
 
@@ -340,3 +342,15 @@ def test_what_is_told_twice_is_one_alarm(store: Store) -> None:
     for _ in range(2):
         assert store.pledges.result(told("2.25.99", uids(asking)[:2]), after(101)) == "given_up"
     assert [event.name for event in store.events.list()].count("delivery.uncommitted") == 1
+
+
+def test_after_a_long_absence_a_destination_is_asked_once_more(store: Store) -> None:
+    one = sent(store)
+    ask(store, "2.25.1", after(2))
+    assert store.pledges.resume(after(999)) == 0
+    assert store.pledges.resume(after(1e5)) == 1
+    assert store.pledges.give_up(after(1e5)) == []
+    asking = ask(store, "2.25.2", after(1e5), again_s=1e5)
+    assert store.pledges.give_up(after(1e5 + 3599)) == []
+    assert store.pledges.result(told("2.25.2", uids(asking)), after(1e5 + 3600)) == "committed"
+    assert state(store, one) == (DeliveryState.COMMITTED, PledgeState.KEPT)
