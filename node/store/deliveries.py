@@ -337,11 +337,14 @@ class Deliveries:
 
     def readdress(self, destination: str, settings: Mapping[str, Any], at: datetime) -> Readdressed:
         """A person's move of all that is not sent to where a destination is now. See `outbox.readdress`."""
-        with self._db.write() as connection:
+
+        def work(connection: Connection) -> Readdressed:
             return Readdressed(
                 deliveries=outbox.readdress(connection, destination, settings, at),
                 jobs=outbox.readdress_jobs(connection, destination, settings),
             )
+
+        return self._db.transact(work)
 
     # reading --------------------------------------------------------------------------------------
 

@@ -110,7 +110,10 @@ def readdress(connection: Connection, destination: str, settings: Mapping[str, A
     row = DeliveryRow
     open_ = (DeliveryState.PENDING.value, DeliveryState.SENDING.value, DeliveryState.FAILED.value)
     waiting = connection.execute(
-        select(row.id, row.state, row.settings).where(row.destination == destination, row.state.in_(open_))
+        select(row.id, row.state, row.settings)
+        .where(row.destination == destination, row.state.in_(open_))
+        .order_by(row.id)
+        .with_for_update(key_share=True)  # else it may be sent, or cancelled, before it is changed
     )
     n = 0
     for one in waiting.all():

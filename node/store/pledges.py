@@ -317,8 +317,10 @@ def readdress_pledges(
     Where those ask for no commitment any more, nothing is waited for.
     """
     mine = and_(DeliveryRow.destination == destination, awaited())
+    found = select(DeliveryRow.id, DeliveryRow.settings).where(mine).order_by(DeliveryRow.id)
+    found = found.with_for_update(key_share=True)  # else it may be COMMITTED before it is changed
     n = 0
-    for one in connection.execute(select(DeliveryRow.id, DeliveryRow.settings).where(mine)).all():
+    for one in connection.execute(found).all():
         if one.settings == dict(settings):
             continue
         n += 1

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
+from sqlalchemy import update
 
 from node.dicom.commitment import Told
 from node.model import Delivery, DeliveryState, PledgeState
 from node.store import Store
 from node.store.pledges import MOST_ROUNDS, Asking
+from node.store.tables import DeliveryRow, PledgeRow
 from tests.parcels import delivery
 from tests.storing import NOW, after, delivered
 
@@ -353,4 +357,19 @@ def test_after_a_long_absence_a_destination_is_asked_once_more(store: Store) -> 
     asking = ask(store, "2.25.2", after(1e5), again_s=1e5)
     assert store.pledges.give_up(after(1e5 + 3599)) == []
     assert store.pledges.result(told("2.25.2", uids(asking)), after(1e5 + 3600)) == "committed"
+    assert state(store, one) == (DeliveryState.COMMITTED, PledgeState.KEPT)
+
+
+def test_what_is_committed_while_a_person_readdresses_it_is_asked_for_no_more(store: Store) -> None:
+    one = sent(store)
+    ask(store, "2.25.1", after(2))
+    moved = {**PACS["pacs"], "address": "elsewhere:104"}
+    with ThreadPoolExecutor(1) as person:
+        with store.database.write() as connection:
+            of = DeliveryRow.id == one.id
+            connection.execute(update(DeliveryRow).where(of).values(state=DeliveryState.COMMITTED.value))
+            connection.execute(update(PledgeRow).values(state=PledgeState.KEPT.value))
+            readdressed = person.submit(store.deliveries.readdress, "pacs", moved, after(5))
+            time.sleep(0.2)  # it looks, and waits
+        assert readdressed.result(60).deliveries == 0
     assert state(store, one) == (DeliveryState.COMMITTED, PledgeState.KEPT)
