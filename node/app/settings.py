@@ -156,7 +156,7 @@ class Settings:
                 hint = f"`luminode deliveries readdress {name}` sends them by the settings of now"
                 log.warning("config.deliveries_keep_address", destination=name, deliveries=n, hint=hint)
             elif n:
-                hint = "they go on to where it was; `luminode deliveries cancel N` ends one; commitments are heard no more"
+                hint = "they go on to where it was, no commitment is heard; `luminode deliveries cancel N` ends one"
                 log.warning("config.deliveries_go_on", destination=name, deliveries=n, hint=hint)
 
     def _keep(self, path: Path, loaded: LoadedConfig) -> None:
