@@ -346,7 +346,10 @@ class Delivery:
 
 
 class PledgeState(StrEnum):
-    """``DUE > ASKED > KEPT``; ``ASKED > RESENT > DUE`` where something is missing there; ``GIVEN_UP`` at any time."""
+    """``DUE > ASKED > KEPT``; ``ASKED > RESENT > DUE`` where something is missing there; ``GIVEN_UP`` at any time.
+
+    From each of them to RESENT where a person sends all of it again.
+    """
 
     DUE = "DUE"
     ASKED = "ASKED"

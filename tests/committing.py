@@ -133,8 +133,7 @@ class Pacs:
     """A PACS by pynetdicom with storage commitment.
 
     ``answers``: on the association that asks, on one of its own, or not at all; ``aborts`` as soon as it has taken the
-    request. ``lost``: instances of which it says
-    that they are not there, until they come again.
+    request. ``lost``: instances of which it says that they are not there, until they come again.
     """
 
     answers: str
