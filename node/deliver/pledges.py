@@ -155,6 +155,8 @@ class Pledges:
                     "pledge.not_asked", delivery=one.delivery_id, destination=name, why=error.message,
                     hint=error.hint or "it is tried again",
                 )  # fmt: skip
+            if isinstance(error, _NotTaken):  # it may be busy: what else there is comes one after the other
+                self._stop.wait(_LOOK_S)
             return True
         failpoint("deliver.pledge_asked")
         now = self._now()
