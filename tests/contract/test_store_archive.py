@@ -207,7 +207,8 @@ def test_an_archive_of_the_schema_before_is_upgraded(database_url: str, tmp_path
         with store.database.write() as connection:
             for name in ADDED:
                 connection.exec_driver_sql(f"DROP INDEX {name}")
-            connection.exec_driver_sql("DROP TABLE commitment")
+            for table in ("commitment", "pledge", "asked"):
+                connection.exec_driver_sql(f"DROP TABLE {table}")
             connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0003'")
         with pytest.raises(StoreError, match="older"):
             require_current(store.database)
