@@ -166,7 +166,7 @@ class Lane:
             # Not a try: it waits with the others until the breaker lets one through.
             again = known.looks_again(clock)
             store.deliveries.release(delivery.id, self._owner, delivery.attempt, again)
-            store.deliveries.postpone(delivery.id, again)
+            store.deliveries.postpone(self.name, delivery.settings, again)
             return True
         self.current = delivery
         self._doubtful = False
@@ -290,7 +290,7 @@ class Lane:
             wakes = self._originals and not way.known.breaker.failures
             store.retry_later(it.id, self._owner, it.attempt, not_before, verdict.failure, wakes=wakes)
             if way.known.breaker.failures:
-                store.postpone(it.id, way.known.reopens(self._clock))
+                store.postpone(self.name, it.settings, way.known.reopens(self._clock))
             log.warning(
                 "delivery.delayed", **about, attempt=it.attempt, why=verdict.failure,
                 pause_s=round((not_before - now).total_seconds(), 1),

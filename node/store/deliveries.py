@@ -9,12 +9,11 @@ from datetime import datetime
 from typing import Any, Literal
 
 from sqlalchemy import Connection, Text, cast, func, or_, select, update
-from sqlalchemy.orm import aliased
 
 from node.errors import StoreError, TransitionRefused
 from node.model import Delivery, DeliveryState, DerivedSeries, Outcome
 from node.store import moves, originals, outbox, rows
-from node.store.db import Database
+from node.store.db import Database, to_json
 from node.store.derived import read_derived
 from node.store.dialect import hold_files
 from node.store.originals import Cargo
@@ -248,20 +247,21 @@ class Deliveries:
                 values={"attempt": attempt - 1, "not_before": at, "wakes": False},
             )  # fmt: skip
 
-    def postpone(self, delivery_id: int, until: datetime) -> int:
-        """Put off all that waits for the place of this delivery, by its settings, until that time; returns how
-        many. One by one they would be claimed and put back at each try of a destination that is away."""
-        theirs, its = DeliveryRow, aliased(DeliveryRow)
-        where = select(cast(its.settings, Text)).where(its.id == delivery_id).scalar_subquery()
-        name = select(its.destination).where(its.id == delivery_id).scalar_subquery()
+    def postpone(self, destination: str, settings: Mapping[str, Any], until: datetime) -> int:
+        """Put off all that waits for a destination with these settings until that time; returns how many. One by one
+        they would be claimed and put back at each try of a destination that is away.
+
+        The settings are those that were tried: a delivery may have been given others meanwhile.
+        """
+        row = DeliveryRow
         with self._db.write() as connection:
             return connection.execute(
-                update(theirs)
+                update(row)
                 .where(
-                    theirs.state == DeliveryState.PENDING.value,
-                    theirs.destination == name,
-                    theirs.not_before < until,
-                    cast(theirs.settings, Text) == where,
+                    row.state == DeliveryState.PENDING.value,
+                    row.destination == destination,
+                    row.not_before < until,
+                    cast(row.settings, Text) == to_json(dict(settings)),
                 )
                 .values(not_before=until, wakes=False)
                 .execution_options(synchronize_session=False)

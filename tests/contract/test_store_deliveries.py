@@ -243,11 +243,23 @@ def test_what_waits_for_one_place_is_put_off_together(store: Store) -> None:
     first = claimed(store, destination="pacs")
     assert store.deliveries.retry_later(first.id, "d1", 1, after(900), "nobody there")
     second = claimed(store, destination="pacs")
-    assert store.deliveries.postpone(second.id, after(20)) == 2
+    assert store.deliveries.postpone("pacs", second.settings, after(20)) == 2
     assert store.deliveries.due_destinations(after(1)) == ["other"]
     assert claimed(store, now=after(20), destination="pacs").id not in (first.id, second.id)
     assert state(store, second.id) is DeliveryState.SENDING
-    assert store.deliveries.postpone(99, after(60)) == 0
+    assert store.deliveries.postpone("pacs", {"kind": "folder", "path": "out/pac"}, after(60)) == 0
+
+
+def test_what_was_given_another_address_meanwhile_is_not_put_off_with_the_old_one(store: Store) -> None:
+    for series in (1, 2):
+        outbox(store, series=series, n=1)
+    first = claimed(store)
+    moved = {"kind": "folder", "path": "elsewhere"}
+    assert store.deliveries.readdress("pacs", moved, after(1)).deliveries == 2
+    assert not store.deliveries.retry_later(first.id, "d1", 1, after(900), "nobody there")
+    assert store.deliveries.postpone("pacs", first.settings, after(900)) == 0
+    assert store.deliveries.due_destinations(after(1)) == ["pacs"]
+    assert store.deliveries.postpone("pacs", moved, after(900)) == 2
 
 
 def test_what_waits_goes_where_a_person_says_and_what_was_sent_stays(store: Store) -> None:

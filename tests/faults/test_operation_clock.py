@@ -337,18 +337,21 @@ def test_two_nodes_run_a_task_once_in_its_slot(
 
 
 SLOW = """
-import sys, time
+import os, sys, time
 from datetime import UTC, datetime
 from pathlib import Path
 from node.config.schema import Config
 from node.housekeep import Housekeeper, _every
 from node.store import Store
 
+def tell(word):  # a line of its own, whatever another thread is writing
+    os.write(1, f"\\n{word} {time.monotonic()}\\n".encode())
+
 class Slow(Housekeeper):
     def report(self):
-        print("begin", time.monotonic(), flush=True)
+        tell("begin")
         time.sleep(1.2)
-        print("end", time.monotonic(), flush=True)
+        tell("end")
 
 with Store.open(sys.argv[1], Path(sys.argv[2])) as store:
     keeper = Slow(store, Config)

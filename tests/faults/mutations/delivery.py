@@ -22,7 +22,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         invariant="R29",
         what="what waits for a place that is away is put off one by one",
         file="node/deliver/lane.py",
-        old="                store.postpone(it.id, way.known.reopens(self._clock))",
+        old="                store.postpone(self.name, it.settings, way.known.reopens(self._clock))",
         new="                pass",
         test=f"{_OUTAGE}::test_a_queue_that_is_put_off_keeps_what_goes_to_another_address",
     ),
