@@ -116,7 +116,8 @@ class Desk:
         self._owner = f"{owners.me('receive')}/{association.id}"[:128]
         self._message = 0
         self._telling: Commitment | None = None
-        self._look_at = 0.0
+        # Not at once: some requestors (pynetdicom) abort when a message comes together with the acceptance.
+        self._look_at = time.monotonic() + _LOOK_S
 
     def answer(self, context_id: int, request: Request, *, authorized: bool) -> None:
         """Write a request down, and only then say that it was taken."""
