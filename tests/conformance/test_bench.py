@@ -13,6 +13,7 @@ from tests.bench.memory import fit
 from tests.bench.page import BARS, page
 from tests.bench.telling import WHOLE, slower
 from tests.bench.traffic import CT512, Template, part10
+from tests.faults.scale import FULL
 from tests.peers import needs
 
 
@@ -36,15 +37,16 @@ def test_the_harness_makes_its_page(tmp_path: Path) -> None:
 
 def test_what_goes_through_a_whole_node_makes_its_page(tmp_path: Path) -> None:
     needs("storescp")
-    only = ["memory", "four", "engine", "profile"]
+    only = ["memory", "four", "engine", "profile"] if FULL else ["memory", "engine"]
     given = ["--only", ",".join(only), "--scale", "0.01", "--rounds", "1", "--out", str(tmp_path)]
     assert bench.main([*given, "--dir", str(tmp_path), "--engine", "ct-tv"]) == 0
     sections = json.loads((tmp_path / "performance.json").read_text())["sections"]
     assert set(sections) == set(only)
     assert all(one["peak"]["worker"][0] > 1e7 for one in sections["memory"]["runs"])
-    assert all(len(rates) == 1 for rates in sections["four"]["rates"].values())
     assert all(one["n_given"] == one["n"] for one in sections["engine"]["engines"].values())
-    assert all(sections["profile"][name]["rows"] for name in ("receive", "job"))
+    if FULL:
+        assert all(len(rates) == 1 for rates in sections["four"]["rates"].values())
+        assert all(sections["profile"][name]["rows"] for name in ("receive", "job"))
     text = (tmp_path / "performance.md").read_text()
     assert all(f"## {head}" in text for name, head, _ in WHOLE if name in only)
 
