@@ -320,7 +320,9 @@ def test_receiving_and_removing_at_once_never_leave_a_row_without_its_file(
     remover.start()
     n_acknowledged = 0
     try:
-        for _ in range(25):
+        for turn in range(1000):  # on a busy machine retention is faster most of the time
+            if turn >= 25 and n_acknowledged > 3:
+                break
             batch = [received(store, n) for n in (1, 2, 3)]
             try:
                 told = store.reception.record(batch)
