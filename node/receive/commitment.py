@@ -21,7 +21,7 @@ from node.dicom.commitment import (
     read_request,
     report,
 )
-from node.errors import HeaderFault, ReceiveError, StoreError
+from node.errors import ReceiveError, StoreError
 from node.failpoints import failpoint
 from node.log import get_logger
 from node.model import Association, Commitment, CommitmentState
@@ -196,8 +196,6 @@ class Desk:
                 failed=len(told.failed),
                 outcome=what,
             )
-        except HeaderFault as refused:
-            status, comment = refused.status, refused.message
         except ReceiveError as refused:
             status, comment = refused.status, refused.message
         except StoreError as error:

@@ -7,12 +7,12 @@ What it says it does not hold is sent again, a few times; then it is for a perso
 from __future__ import annotations
 
 import builtins
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
-from sqlalchemy import ColumnElement, Connection, Text, and_, cast, delete, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Text, and_, cast, delete, exists, or_, select, update
 from sqlalchemy.orm import aliased
 
 from node.dicom.commitment import Reference, Told
@@ -229,27 +229,7 @@ class Pledges:
                 if (one.state, one.failure) != (PledgeState.GIVEN_UP, why):  # else it is only told once more
                     _alarm(connection, one, why, at)
                 return "given_up"
-            ids = [uids[uid] for uid in missing]
-            for start in range(0, len(ids), 500):
-                connection.execute(
-                    update(OutcomeRow)
-                    .where(
-                        OutcomeRow.delivery_id == one.delivery_id,
-                        OutcomeRow.instance_id.in_(ids[start : start + 500]),
-                    )
-                    .values(done=False, retryable=True, comment="not committed: sent again")
-                )
-            again = {"attempt": 0, "not_before": at, "created_at": at, "failure": "", "finished_at": None}
-            moves.must(
-                moves.move(connection, DeliveryRow, one.delivery_id, DeliveryState.PENDING, values=again),
-                f"delivery {one.delivery_id}",
-            )
-            _set(
-                connection, one.delivery_id, state=PledgeState.RESENT.value, rounds=one.rounds + 1,
-                failure=why,
-            )  # fmt: skip
-            told_so = {"delivery": one.delivery_id, "destination": one.destination, "why": why}
-            events.add(connection, "warning", "delivery.not_committed", told_so, at)
+            _send_again(connection, one, [uids[uid] for uid in missing], why, at)
             return "resent"
 
         return self._db.transact(work)
@@ -275,13 +255,6 @@ class Pledges:
             ).first()
             return _read(row) if row is not None else None
 
-    def counts(self) -> dict[tuple[str, PledgeState], int]:
-        """How many there are in each state, by destination."""
-        with self._db.read() as connection:
-            found = select(PledgeRow.destination, PledgeRow.state, func.count())
-            grouped = connection.execute(found.group_by(PledgeRow.destination, PledgeRow.state))
-            return {(destination, PledgeState(state)): n for destination, state, n in grouped}
-
     def _move(self, one: Asking, owner: str, **values: Any) -> bool:
         with self._db.write() as connection:
             mine = and_(
@@ -291,6 +264,27 @@ class Pledges:
             )
             values = {"lease_owner": "", "lease_until": None, **values}
             return bool(connection.execute(update(PledgeRow).where(mine).values(**values)).rowcount)
+
+
+def _send_again(connection: Connection, one: Pledge, ids: Sequence[int], why: str, at: datetime) -> None:
+    """SENT -> PENDING, with these instances missing."""
+    for start in range(0, len(ids), 500):
+        connection.execute(
+            update(OutcomeRow)
+            .where(
+                OutcomeRow.delivery_id == one.delivery_id,
+                OutcomeRow.instance_id.in_(ids[start : start + 500]),
+            )
+            .values(done=False, retryable=True, comment="not committed: sent again")
+        )
+    again = {"attempt": 0, "not_before": at, "created_at": at, "failure": "", "finished_at": None}
+    moves.must(
+        moves.move(connection, DeliveryRow, one.delivery_id, DeliveryState.PENDING, values=again),
+        f"delivery {one.delivery_id}",
+    )
+    _set(connection, one.delivery_id, state=PledgeState.RESENT.value, rounds=one.rounds + 1, failure=why)
+    told_so = {"delivery": one.delivery_id, "destination": one.destination, "why": why}
+    events.add(connection, "warning", "delivery.not_committed", told_so, at)
 
 
 def open_pledge(connection: Connection, delivery_id: int, at: datetime) -> None:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from pynetdicom.sop_class import _STORAGE_CLASSES
 
 from node.config.network import Peer as Allowed
-from node.store import Store
 from tests.peers import wait_until
-from tests.receiving import House, config, house
+from tests.receiving import House, config
 from tests.senders import (
     CT,
     EXPLICIT,
@@ -34,22 +30,6 @@ RETIRED = (
     "1.2.840.10008.5.1.4.1.1.12.3", "1.2.840.10008.5.1.4.1.1.129", "1.2.840.10008.5.1.4.1.1.200.1",
 )  # fmt: skip
 """Some that pynetdicom has no name for; the last is new."""
-
-
-@pytest.fixture(scope="module")
-def shared(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    folder = tmp_path_factory.mktemp("door")
-    shutil.copy(sqlite_template, folder / "luminode.db")
-    with Store.open(f"sqlite:///{folder}/luminode.db", folder / "spool") as store, house(store) as one:
-        yield one
-
-
-@pytest.fixture
-def door(shared: House) -> Iterator[House]:
-    """A receiver with an empty store; the same one for all, for it takes longer to start than to test."""
-    yield shared
-    shared.receiver.apply(shared.config)
-    shared.forget()
 
 
 # --- who closes late -----------------------------------------------------------------------------------
